@@ -1,0 +1,25 @@
+"""Every error that hf_freeze raises on purpose.
+
+A message says what was given, what was found, and what to do. All derive from `ValueError`, so that code which
+already guards a Trainer set-up against bad values needs no new `except`.
+"""
+
+
+class FreezeError(ValueError):
+    """Base of every error that hf_freeze raises."""
+
+
+class SelectionError(FreezeError):
+    """A selection cannot be read, or picks nothing in this model."""
+
+
+class PlanError(FreezeError):
+    """A plan, its groups or its arguments contradict themselves or the model."""
+
+
+class UnsupportedSetupError(FreezeError):
+    """The training set-up cannot honour the plan: wrapper, optimizer, precision or quantisation."""
+
+
+class FreezeViolation(FreezeError):  # noqa: N818 - a fixed public name; it reports a finding, not a mistaken call
+    """A frozen parameter or buffer moved, a trainable one did not, or replicas differ."""

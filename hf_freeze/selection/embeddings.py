@@ -1,0 +1,65 @@
+"""What makes the first layer's input: embedding tables and modules, and the stem in front of a layer stack."""
+
+import re
+from collections.abc import Iterator
+
+from torch import nn
+
+from hf_freeze.selection.stacks import Stack
+
+_EMBEDDING_PARAMETER = re.compile(r".*(embed|mask_emb|(^|_)(cls|mask|distillation|dist|class)_token).*", re.IGNORECASE)
+
+
+def ancestors(name: str) -> Iterator[str]:
+    """A dotted name's prefixes, shortest first, itself included."""
+    segments = name.split(".")
+    return (".".join(segments[:depth]) for depth in range(1, len(segments) + 1))
+
+
+def names_an_embedding(parameter_name: str) -> bool:
+    """Tell a bare parameter that is an embedding by its own name: `cls_token`, `mask_emb`, `position_embeddings`."""
+    return bool(_EMBEDDING_PARAMETER.fullmatch(parameter_name.rpartition(".")[2]))
+
+
+def embedding_paths(model: nn.Module, stacks: tuple[Stack, ...]) -> frozenset[str]:
+    """Paths of modules that are embeddings by type or by name, and hold no layer stack."""
+    holders = set().union(*map(_holders, stacks))
+    return frozenset(
+        path
+        for path, module in model.named_modules(remove_duplicate=False)
+        if path and path not in holders and _is_embedding(path, module)
+    )
+
+
+def _is_embedding(path: str, module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Embedding)
+        or "embed" in path.rpartition(".")[2].lower()
+        or "embed" in type(module).__name__.lower()
+    )
+
+
+def stem_paths(model: nn.Module, stacks: tuple[Stack, ...]) -> frozenset[str]:
+    """Paths of modules that a tower registers before its layers.
+
+    A tower is the largest module that holds exactly one stack.
+    """
+    holders = [_holders(stack) for stack in stacks]
+    stem: set[str] = set()
+    for mine in holders:
+        others = set().union(*(theirs for theirs in holders if theirs is not mine))
+        for parent in mine - others:
+            stem.update(_children_before(model, parent, mine))
+    return frozenset(stem)
+
+
+def _holders(stack: Stack) -> set[str]:
+    return {prefix for member in stack.members for prefix in ["", *ancestors(member)]}
+
+
+def _children_before(model: nn.Module, parent: str, on_the_way: set[str]) -> Iterator[str]:
+    for name, _ in model.get_submodule(parent).named_children():
+        path = f"{parent}.{name}" if parent else name
+        if path in on_the_way:
+            return
+        yield path

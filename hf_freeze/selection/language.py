@@ -1,0 +1,384 @@
+"""The selection language: a short text that picks parameters by name, role or layer.
+
+    selection := one string, or a list of strings read in order; a later entry overrides an earlier one
+    entry     := ["!"] term ("&" term)*              "!x" takes x out; "a & b" is the intersection
+    term      := "all" | role | [path "."] "layers[" index "]" | dotted path with "*" | "re:" regex
+    index     := python index or slice, or a comma list of them: layers[0], layers[-2:], layers[0,5,-1]
+
+Everything here is text and sets: what the names, roles and layers of a model are is asked of a `Vocabulary`
+(`model_map.ModelMap` is the one for real models).
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from typing import Protocol, TypeAlias
+
+from hf_freeze.errors import SelectionError
+
+Selection: TypeAlias = str | Sequence[str]
+
+ROLES = ("head", "backbone", "embeddings", "layers", "norms", "biases", "adapters")
+
+
+class Specificity(IntEnum):
+    """How directly a selection named a parameter; decides whether it may thaw what was handed in frozen."""
+
+    EVERYTHING = 0
+    ROLE = 1
+    NAMED = 2
+
+
+class LayerStack(Protocol):
+    """A repeated block stack: where it is, and which parameters each of its layers owns."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def layers(self) -> tuple[frozenset[str], ...]: ...
+
+
+class Vocabulary(Protocol):
+    """What the language can talk about: names, roles and stacks of one model.
+
+    Parameters are identified by their canonical name, the first that `named_parameters` gives to the tensor.
+    """
+
+    @property
+    def spellings(self) -> Mapping[str, frozenset[str]]:
+        """Canonical name -> every exact way to write it (ties, PEFT wrapping)."""
+
+    @property
+    def short_spellings(self) -> Mapping[str, frozenset[str]]:
+        """Canonical name -> its spellings without the base model's prefix, tried when the exact ones fail."""
+
+    @property
+    def roles(self) -> Mapping[str, frozenset[str]]: ...
+    @property
+    def stacks(self) -> Sequence[LayerStack]:
+        """The stacks that `layers` means."""
+
+    @property
+    def minor_stacks(self) -> Sequence[LayerStack]:
+        """Stacks that only a path in front can reach, such as a convolutional feature extractor."""
+
+
+class Term(Protocol):
+    """One condition; picks canonical names out of a vocabulary."""
+
+    @property
+    def specificity(self) -> Specificity: ...
+    def pick(self, words: Vocabulary) -> frozenset[str]: ...
+
+
+@dataclass(frozen=True)
+class Everything:
+    """`all`."""
+
+    specificity = Specificity.EVERYTHING
+
+    def pick(self, words: Vocabulary) -> frozenset[str]:
+        return frozenset(words.spellings)
+
+
+@dataclass(frozen=True)
+class Role:
+    """`head`, `norms`, ..."""
+
+    name: str
+    specificity = Specificity.ROLE
+
+    def pick(self, words: Vocabulary) -> frozenset[str]:
+        return words.roles[self.name]
+
+
+@dataclass(frozen=True)
+class DottedPath:
+    """`bert.encoder.layer.1`: the path and everything below it; `*` stays inside one segment."""
+
+    text: str
+    specificity = Specificity.NAMED
+
+    def pick(self, words: Vocabulary) -> frozenset[str]:
+        return _match(_path_pattern(self.text), words)
+
+
+@dataclass(frozen=True)
+class Regex:
+    """`re:...`: a full match on the parameter name."""
+
+    pattern: re.Pattern[str]
+    specificity = Specificity.NAMED
+
+    def pick(self, words: Vocabulary) -> frozenset[str]:
+        return _match(self.pattern, words)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """`layers[-2:]`, `encoder.layers[0]`: layers of the one stack there is, or of the stack inside a part."""
+
+    text: str
+    path: str
+    indices: tuple[int | slice, ...]
+    specificity = Specificity.NAMED
+
+    def pick(self, words: Vocabulary) -> frozenset[str]:
+        stack = self._stack(words)
+        picked: set[str] = set()
+        for index in self.indices:
+            picked.update(*self._layers(stack, index))
+        return frozenset(picked)
+
+    def _layers(self, stack: LayerStack, index: int | slice) -> tuple[frozenset[str], ...]:
+        count = len(stack.layers)
+        if isinstance(index, slice):
+            found = stack.layers[index]
+            if not found:
+                raise SelectionError(f"{self.text!r} is an empty slice: {_stack_sizes([stack])}.")
+            return found
+        if not -count <= index < count:
+            raise SelectionError(
+                f"{self.text!r}: index {index} is out of range: {_stack_sizes([stack])}, "
+                f"so an index runs from {-count} to {count - 1}."
+            )
+        return (stack.layers[index],)
+
+    def _stack(self, words: Vocabulary) -> LayerStack:
+        if not self.path:
+            return self._only(words.stacks, words)
+        for stacks in (words.stacks, words.minor_stacks):
+            inside = [stack for stack in stacks if _is_inside(stack, _path_pattern(self.path), words)]
+            if inside:
+                return self._only(inside, words)
+        if not DottedPath(self.path).pick(words):
+            raise SelectionError(_no_match(self.text, self.path, words))
+        raise SelectionError(f"{self.text!r}: there is no stack of layers inside {self.path!r}. {_what_stacks(words)}")
+
+    def _only(self, stacks: Sequence[LayerStack], words: Vocabulary) -> LayerStack:
+        if len(stacks) == 1:
+            return stacks[0]
+        if not stacks:
+            raise SelectionError(f"{self.text!r}: {_what_stacks(words)}")
+        index = self.text[self.text.rindex("[") :]
+        choices = ", ".join(repr(f"{_short_path(stack.path)}.layers{index}") for stack in stacks)
+        raise SelectionError(
+            f"{self.text!r} could mean several stacks: {_stack_sizes(stacks)}. Say which: {choices}, "
+            "or use 'layers' for the layers of all of them."
+        )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One string of a selection: terms whose intersection is added, or taken out."""
+
+    text: str
+    terms: tuple[Term, ...]
+    takes_out: bool
+
+    @property
+    def specificity(self) -> Specificity:
+        return max(term.specificity for term in self.terms)
+
+    def pick(self, words: Vocabulary) -> frozenset[str]:
+        """Pick the names; raise `SelectionError` when a term or the intersection is empty."""
+        picked = frozenset(words.spellings)
+        for term in self.terms:
+            found = term.pick(words)
+            if not found:
+                raise SelectionError(_no_match(self.text, _term_text(term), words))
+            picked &= found
+        if not picked:
+            raise SelectionError(
+                f"{self.text!r} matches nothing: its terms match parameters each, but none that all of them match."
+            )
+        return picked
+
+
+@dataclass(frozen=True)
+class Picked:
+    """What a selection says of each parameter: picked, taken out again, or (absent from both) not mentioned."""
+
+    names: Mapping[str, Specificity]
+    taken_out: Mapping[str, Specificity]
+
+
+def evaluate(selection: Selection, words: Vocabulary) -> Picked:
+    """Read a selection against a model's vocabulary.
+
+    Raises `SelectionError` when an entry cannot be parsed or matches nothing, or when nothing is left.
+    """
+    picked: dict[str, Specificity] = {}
+    taken_out: dict[str, Specificity] = {}
+    for entry in parse(selection):
+        into, out_of = (taken_out, picked) if entry.takes_out else (picked, taken_out)
+        for name in entry.pick(words):
+            out_of.pop(name, None)
+            into[name] = entry.specificity
+    if not picked:
+        raise SelectionError(
+            f"{selection!r} selects nothing: every entry takes out ('!') what no entry before it put in. "
+            "Begin with what to pick, for example ['all', '!norms']."
+        )
+    return Picked(picked, taken_out)
+
+
+def parse(selection: Selection) -> tuple[Entry, ...]:
+    """Parse a selection into entries, without any model; raises `SelectionError`.
+
+    >>> [entry.takes_out for entry in parse(["backbone", "!layers[-2:] & norms"])]
+    [False, True]
+    """
+    texts = [selection] if isinstance(selection, str) else list(selection)
+    if not texts:
+        raise SelectionError("An empty list selects nothing. Name what to select, for example ['head'] or ['all'].")
+    return tuple(_parse_entry(text) for text in texts)
+
+
+@lru_cache(maxsize=512)
+def _parse_entry(text: str) -> Entry:
+    if not isinstance(text, str):
+        raise SelectionError(f"A selection is a string or a list of strings; {text!r} is a {type(text).__name__}.")
+    stripped = text.strip()
+    takes_out = stripped.startswith("!")
+    terms = [term.strip() for term in stripped.removeprefix("!").split("&")]
+    return Entry(text, tuple(_parse_term(term, text) for term in terms), takes_out)
+
+
+_LAYERS = re.compile(r"(?:(?P<path>.+)\.)?layers\[(?P<index>.*)\]")
+_PATH = re.compile(r"[\w*-]+(\.[\w*-]+)*")
+
+
+def _parse_term(term: str, entry: str) -> Term:
+    if not term:
+        raise SelectionError(f"{entry!r} has an empty term. {_GRAMMAR}")
+    if term.startswith("re:"):
+        return _parse_regex(term, entry)
+    if term.startswith("!"):
+        raise SelectionError(
+            f"{entry!r}: '!' stands only at the start of an entry. Write two entries: "
+            f"[{entry.split('&')[0].strip()!r}, {term!r}]."
+        )
+    if term == "all":
+        return Everything()
+    if term in ROLES:
+        return Role(term)
+    if layers := _LAYERS.fullmatch(term):
+        return Layers(entry, layers["path"] or "", tuple(_parse_index(layers["index"], entry)))
+    if not _PATH.fullmatch(term):
+        raise SelectionError(f"{entry!r} is not a selection: {term!r} cannot be read. {_GRAMMAR}")
+    return DottedPath(term)
+
+
+_GRAMMAR = (
+    f"An entry is 'all', a role ({', '.join(ROLES)}), layers[index], a dotted path with '*', or re:regex; "
+    "'!' in front takes it out, '&' intersects. Several entries are several strings in a list."
+)
+
+
+def _parse_regex(term: str, entry: str) -> Regex:
+    try:
+        return Regex(re.compile(term.removeprefix("re:")))
+    except re.error as error:
+        raise SelectionError(f"{entry!r} is not a valid regular expression: {error}.") from error
+
+
+def _parse_index(text: str, entry: str) -> Iterator[int | slice]:
+    for part in text.split(","):
+        bounds = [bound.strip() for bound in part.split(":")]
+        try:
+            numbers = [int(bound) if bound else None for bound in bounds]
+            if len(numbers) == 1 and numbers[0] is not None:
+                yield numbers[0]
+                continue
+            if not 2 <= len(numbers) <= 3 or numbers[2:] == [0]:
+                raise ValueError
+        except ValueError:
+            raise SelectionError(
+                f"{entry!r}: {part.strip()!r} is not an index or a slice. "
+                "Write layers[0], layers[-2:], layers[:6] or layers[0,5,-1]."
+            ) from None
+        yield slice(*numbers)
+
+
+@lru_cache(maxsize=512)
+def _path_pattern(path: str) -> re.Pattern[str]:
+    segments = (re.escape(segment).replace(r"\*", r"[^.]*") for segment in path.split("."))
+    return re.compile(r"\.".join(segments) + r"(\..+)?")
+
+
+def _match(pattern: re.Pattern[str], words: Vocabulary) -> frozenset[str]:
+    for spellings in (words.spellings, words.short_spellings):
+        found = frozenset(name for name, ways in spellings.items() if any(map(pattern.fullmatch, ways)))
+        if found:
+            return found
+    return frozenset()
+
+
+def _is_inside(stack: LayerStack, pattern: re.Pattern[str], words: Vocabulary) -> bool:
+    members = frozenset().union(*stack.layers)
+    return members <= _match(pattern, words)
+
+
+def _term_text(term: Term) -> str:
+    match term:
+        case Everything():
+            return "all"
+        case Role(name):
+            return name
+        case DottedPath(text):
+            return text
+        case Regex(pattern):
+            return f"re:{pattern.pattern}"
+    return str(getattr(term, "text", term))
+
+
+def _no_match(entry: str, term: str, words: Vocabulary) -> str:
+    where = repr(entry) if entry == term else f"{entry!r}: {term!r}"
+    start = f"{where} matches none of the {len(words.spellings)} parameters."
+    if term in ROLES:
+        known = ", ".join(role for role in ROLES if words.roles[role])
+        return f"{start} This model has {known or 'no role'}; name the parameters by a dotted path instead."
+    return f"{start} Nearest: {', '.join(map(repr, _nearest(term, words)))}."
+
+
+def _nearest(term: str, words: Vocabulary) -> list[str]:
+    """Existing names that look most like a mistyped one: roles, module paths and parameter names."""
+    term = term.removeprefix("re:").lower()
+    candidates = dict.fromkeys([*(role for role in ROLES if words.roles[role]), *_all_paths(words)])
+    by_lower = {candidate.lower(): candidate for candidate in candidates}
+    near = difflib.get_close_matches(term, by_lower, n=3, cutoff=0.5)
+    near += [path for path in by_lower if path.rpartition(".")[2] == term.rpartition(".")[2]][:3]
+    near = near or difflib.get_close_matches(term, by_lower, n=3, cutoff=0.0)
+    return list(dict.fromkeys(by_lower[path] for path in near))[:3]
+
+
+def _all_paths(words: Vocabulary) -> Iterator[str]:
+    for spellings in (words.short_spellings, words.spellings):
+        for ways in spellings.values():
+            for way in sorted(ways):
+                yield from _ancestors(way)
+
+
+def _ancestors(name: str) -> Iterator[str]:
+    segments = name.split(".")
+    return (".".join(segments[:depth]) for depth in range(1, len(segments) + 1))
+
+
+def _what_stacks(words: Vocabulary) -> str:
+    stacks = [*words.stacks, *words.minor_stacks]
+    if not stacks:
+        return "this model has no repeated stack of layers; name its modules by a dotted path instead."
+    return f"The stacks are: {_stack_sizes(stacks)}."
+
+
+def _stack_sizes(stacks: Iterable[LayerStack]) -> str:
+    return ", ".join(f"{stack.path!r} has {len(stack.layers)} layers" for stack in stacks)
+
+
+def _short_path(path: str) -> str:
+    """The part that holds the stack: `model.encoder.layers` -> `model.encoder`."""
+    return path.rpartition(".")[0] or path

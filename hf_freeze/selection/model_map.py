@@ -1,0 +1,156 @@
+"""What the parts of a model are: names, roles, layer stacks and ties, for any `nn.Module`.
+
+`map_model` looks once at a model and returns plain names and sets (`ModelMap`), the vocabulary that selections are
+evaluated against. Each tensor is known by its canonical name, the first that `named_parameters` gives to it, and
+belongs to exactly one part: head, embeddings, layers or rest.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import nn
+
+from hf_freeze.selection import peft_support
+from hf_freeze.selection.embeddings import ancestors, embedding_paths, names_an_embedding, stem_paths
+from hf_freeze.selection.frozen_marks import frozen_by_us
+from hf_freeze.selection.heads import base_path, head_paths
+from hf_freeze.selection.norms import norm_names
+from hf_freeze.selection.stacks import Stack, find_stacks
+
+PARTS = ("head", "embeddings", "layers", "rest")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMap:
+    """The names of a model and what they mean; the vocabulary of selections. Sets hold canonical names."""
+
+    spellings: Mapping[str, frozenset[str]]
+    short_spellings: Mapping[str, frozenset[str]]
+    ties: Mapping[str, tuple[str, ...]]
+    parts: Mapping[str, str]
+    roles: Mapping[str, frozenset[str]]
+    stacks: tuple[Stack, ...]
+    minor_stacks: tuple[Stack, ...]
+    frozen_at_hand_in: frozenset[str]
+    frozen_by_peft: frozenset[str]
+    inactive: frozenset[str]
+    not_floating: frozenset[str]
+
+    def every_alias(self, canonical: Iterable[str]) -> frozenset[str]:
+        """Every name, aliases of tied weights included, of the tensors that these canonical names stand for."""
+        return frozenset(alias for name in canonical for alias in self.ties[name])
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside DDP, DataParallel, DeepSpeed and torch.compile wrappers."""
+    unwrapped: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
+    return unwrapped
+
+
+def map_model(model: nn.Module) -> ModelMap:
+    """Map a `PreTrainedModel`, a PEFT model or any `nn.Module`, wrapped or not."""
+    model = unwrap(model)
+    by_name = dict(model.named_parameters(remove_duplicate=False))
+    ties = _ties(by_name)
+    canonical = {alias: name for name, aliases in ties.items() for alias in aliases}
+
+    def tensors(names: Iterable[str]) -> frozenset[str]:
+        return frozenset(canonical[name] for name in names)
+
+    def on_tensors(found: tuple[Stack, ...]) -> tuple[Stack, ...]:
+        return tuple(replace(stack, layers=tuple(map(tensors, stack.layers))) for stack in found)
+
+    heads = head_paths(model)
+    main, minor = map(on_tensors, find_stacks(model, outside=heads))
+    parts = _parts(model, ties, heads=heads, stacks=main)
+    adapters = tensors(peft_support.adapter_names(model))
+    inactive = tensors(peft_support.shadowed_names(model))
+    frozen = frozenset(name for name in ties if not by_name[name].requires_grad) - tensors(frozen_by_us(model))
+    return ModelMap(
+        spellings=_spellings(ties),
+        short_spellings=_short_spellings(ties, base_path(model)),
+        ties=ties,
+        parts=parts,
+        roles=_roles(parts, ties, norms=tensors(norm_names(model)), adapters=adapters, inactive=inactive),
+        stacks=main,
+        minor_stacks=minor,
+        frozen_at_hand_in=frozen,
+        frozen_by_peft=(frozen & tensors(peft_support.frozen_by_peft(model))) - adapters,
+        inactive=inactive,
+        not_floating=frozenset(name for name in ties if not by_name[name].is_floating_point()),
+    )
+
+
+def _ties(by_name: Mapping[str, torch.Tensor]) -> dict[str, tuple[str, ...]]:
+    aliases: dict[int, list[str]] = {}
+    for name, parameter in by_name.items():
+        aliases.setdefault(id(parameter), []).append(name)
+    return {names[0]: tuple(names) for names in aliases.values()}
+
+
+def _spellings(ties: Mapping[str, tuple[str, ...]]) -> dict[str, frozenset[str]]:
+    return {
+        name: frozenset(way for alias in aliases for way in (alias, peft_support.plain_name(alias)))
+        for name, aliases in ties.items()
+    }
+
+
+def _short_spellings(ties: Mapping[str, tuple[str, ...]], base: str) -> dict[str, frozenset[str]]:
+    prefix = f"{peft_support.plain_name(f'{base}.')}"
+    plain = {name: map(peft_support.plain_name, aliases) for name, aliases in ties.items()}
+    return {
+        name: frozenset(way.removeprefix(prefix) for way in ways if way.startswith(prefix)) if base else frozenset()
+        for name, ways in plain.items()
+    }
+
+
+def _parts(
+    model: nn.Module, ties: Mapping[str, tuple[str, ...]], *, heads: frozenset[str], stacks: tuple[Stack, ...]
+) -> dict[str, str]:
+    """Give every tensor exactly one part. A tensor tied between the base and the head belongs to the base."""
+    in_layers = frozenset().union(*(layer for stack in stacks for layer in stack.layers))
+    embedding = embedding_paths(model, stacks) | stem_paths(model, stacks)
+
+    def part(name: str) -> str:
+        in_base = [alias for alias in ties[name] if not _below(alias, heads)]
+        if name in in_layers:
+            return "layers"
+        if not in_base:
+            return "head"
+        is_embedding = any(_below(alias, embedding) or names_an_embedding(alias) for alias in in_base)
+        return "embeddings" if is_embedding else "rest"
+
+    return {name: part(name) for name in ties}
+
+
+def _below(name: str, paths: frozenset[str]) -> bool:
+    return any(prefix in paths for prefix in ancestors(name))
+
+
+_BIAS = re.compile(r"(.*_)?bias(_(ih|hh|hr)_l\d+(_reverse)?|_[kv])?")
+
+
+def _roles(
+    parts: Mapping[str, str],
+    ties: Mapping[str, tuple[str, ...]],
+    *,
+    norms: frozenset[str],
+    adapters: frozenset[str],
+    inactive: frozenset[str],
+) -> dict[str, frozenset[str]]:
+    own = frozenset(parts) - adapters - inactive
+    head = frozenset(name for name in own if parts[name] == "head")
+    return {
+        "head": head,
+        "backbone": own - head,
+        "embeddings": frozenset(name for name in own if parts[name] == "embeddings"),
+        "layers": frozenset(name for name, part in parts.items() if part == "layers") - inactive,
+        "norms": norms - inactive - adapters,
+        "biases": frozenset(
+            name for name in own if any(_BIAS.fullmatch(alias.rpartition(".")[2]) for alias in ties[name])
+        ),
+        "adapters": adapters,
+    }

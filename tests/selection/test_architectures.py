@@ -1,0 +1,41 @@
+"""The model map against the hand-written table of architectures."""
+
+import pytest
+
+from hf_freeze.selection.model_map import PARTS, ModelMap, map_model
+from tests.selection.architectures import ARCHITECTURES, Architecture
+
+every_architecture = pytest.mark.parametrize("row", ARCHITECTURES, ids=lambda row: row.name)
+
+
+def canonical_below(mapped: ModelMap, paths: tuple[str, ...]) -> set[str]:
+    prefixes = tuple(f"{path}." for path in paths)
+    return {name for name, aliases in mapped.ties.items() if any(f"{alias}.".startswith(prefixes) for alias in aliases)}
+
+
+@every_architecture
+def test_every_parameter_belongs_to_the_part_that_the_table_says(row: Architecture) -> None:
+    mapped = map_model(row.build())
+
+    stated = dict.fromkeys(canonical_below(mapped, row.rest), "rest")
+    stated |= dict.fromkeys(canonical_below(mapped, row.embeddings), "embeddings")
+    stated |= dict.fromkeys(canonical_below(mapped, row.head) - stated.keys(), "head")
+    stated = {name: stated.get(name, "layers") for name in mapped.parts}
+
+    wrong = {name: (part, stated[name]) for name, part in mapped.parts.items() if part != stated[name]}
+    assert not wrong, "name: (found, stated)"
+    assert set(mapped.parts.values()) <= set(PARTS)
+
+
+@every_architecture
+def test_layer_stacks_norms_and_biases_are_those_of_the_table(row: Architecture) -> None:
+    mapped = map_model(row.build())
+
+    assert {stack.path: len(stack.layers) for stack in mapped.stacks} == row.stacks
+    assert frozenset().union(*(layer for stack in mapped.stacks for layer in stack.layers)) == mapped.roles["layers"]
+    assert len(mapped.roles["norms"]) == row.norms
+    assert len(mapped.roles["biases"]) == row.biases
+
+
+def test_the_table_names_at_least_forty_architectures() -> None:
+    assert len({row.name for row in ARCHITECTURES}) == len(ARCHITECTURES) >= 40
