@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,7 +41,7 @@ def _heads(model: nn.Module, *, nested: bool = False) -> Iterator[str]:
 
 def _base_classes(model: PreTrainedModel) -> tuple[type[PreTrainedModel], ...]:
     """The classes that `AutoModel` would build for this configuration; Funnel has two."""
-    found = MODEL_MAPPING.get(type(model.config), ())
+    found: Any = MODEL_MAPPING.get(type(model.config), ())
     return found if isinstance(found, tuple) else (found,)
 
 

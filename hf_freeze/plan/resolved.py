@@ -1,0 +1,101 @@
+"""A plan held against a model: which parameters train in each stage."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from hf_freeze.errors import PlanError
+from hf_freeze.plan.stages import FreezePlan
+from hf_freeze.plan.tables import as_table, describe_parts
+from hf_freeze.plan.trainable import all_but, changed, trainable_only
+from hf_freeze.selection.language import parse
+from hf_freeze.selection.model_map import ModelMap, map_model, unwrap
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedPlan:
+    """The trainable parameters of every stage; index 0 is the start, index i the plan's stage i.
+
+    `stages` holds canonical names (one a tensor), `names[i]` and `ever_trainable` every alias of tied weights.
+    `str()` is a table.
+    """
+
+    plan: FreezePlan
+    words: ModelMap = field(repr=False)
+    sizes: Mapping[str, int] = field(repr=False)
+    stages: tuple[frozenset[str], ...]
+
+    @cached_property
+    def names(self) -> tuple[frozenset[str], ...]:
+        """Names per stage, every alias of tied weights among them."""
+        return tuple(map(self.words.every_alias, self.stages))
+
+    @cached_property
+    def ever_trainable(self) -> frozenset[str]:
+        """Names of what trains in some stage, every alias of tied weights among them."""
+        return frozenset().union(*self.names)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of what trains when; two spellings of one plan share it."""
+        times = ["start", *(stage.time for stage in self.plan.stages)]
+        content = [[when, sorted(names)] for when, names in zip(times, self.stages, strict=True)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    @cached_property
+    def declared(self) -> dict[str, frozenset[str]]:
+        """Entry of the plan -> the tensors that it asked to train."""
+        asked = [self.plan.trainable, *(stage.unfreeze for stage in self.plan.stages)]
+        entries = [entry for selection in asked if selection is not None for entry in parse(selection)]
+        ever = frozenset().union(*self.stages)
+        return {entry.text: entry.pick(self.words) & ever for entry in entries if not entry.takes_out}
+
+    def __str__(self) -> str:
+        total = sum(self.sizes.values())
+        rows = [("stage", "starts", "trainable", "share", "what trains")]
+        for index, names in enumerate(self.stages):
+            count = sum(self.sizes[name] for name in names)
+            when = self.plan.stages[index - 1].when if index else "start"
+            rows.append(
+                (str(index), when, f"{count:,}", f"{count / max(total, 1):.1%}", describe_parts(names, self.words))
+            )
+        return as_table(rows)
+
+
+def resolve(plan: FreezePlan, model: "nn.Module") -> ResolvedPlan:
+    """Hold `plan` against `model`; see `FreezePlan.resolve`."""
+    model = unwrap(model)
+    words = map_model(model)
+    first = trainable_only(plan.trainable, words) if plan.trainable is not None else all_but(plan.freeze or (), words)
+    stages = [first]
+    _refuse_nothing(first, plan, "from the start", words)
+    for stage in plan.stages:
+        after = changed(stages[-1], words, unfreeze=stage.unfreeze, freeze=stage.freeze)
+        if after == stages[-1]:
+            raise PlanError(
+                f"The stage at {stage.when} changes nothing: unfreeze={stage.unfreeze!r}, freeze={stage.freeze!r}, and "
+                "the parameters are so already or stay frozen because the model handed in had them frozen. Remove it."
+            )
+        _refuse_nothing(after, plan, f"from {stage.when}", words)
+        stages.append(after)
+    by_name = dict(model.named_parameters())
+    sizes = {name: getattr(by_name[name], "ds_numel", by_name[name].numel()) for name in words.parts}
+    return ResolvedPlan(plan=plan, words=words, sizes=sizes, stages=tuple(stages))
+
+
+def _refuse_nothing(trainable: frozenset[str], plan: FreezePlan, when: str, words: ModelMap) -> None:
+    if trainable:
+        return
+    declared = f"freeze={plan.freeze!r}" if plan.freeze is not None else f"trainable={plan.trainable!r}"
+    handed_in = len(words.frozen_at_hand_in)
+    raise PlanError(
+        f"Nothing would train {when}: {declared} leaves none of the {len(words.parts)} parameters trainable. "
+        f"{handed_in} of them were already frozen in the model handed in; 'all' and roles leave those as they are, "
+        "a dotted path or re: thaws them."
+    )

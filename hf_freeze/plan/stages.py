@@ -1,0 +1,213 @@
+"""The declaration: what trains, and how that changes over the run. Knows no model.
+
+A plan is a function of time, not a chain of events: every stage has a time at which it starts, and asking twice for
+the stage at one step gives the same answer. That is what makes resuming exact.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import yaml
+
+from hf_freeze.errors import PlanError
+from hf_freeze.selection.language import Selection, parse
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hf_freeze.plan.resolved import ResolvedPlan
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """The moment when a metric has stopped improving, counted in evaluations since the stage before began.
+
+    `patience` evaluations in a row without an improvement by more than `min_delta` end the wait, and so do
+    `max_epochs` epochs. `greater_is_better=None` infers the direction as the Trainer does: a metric whose name ends
+    in "loss" falls. `restore_best` rewinds the weights to the best checkpoint of the stage before thawing.
+    """
+
+    metric: str
+    _: KW_ONLY
+    patience: int = 1
+    min_delta: float = 0.0
+    max_epochs: float | None = None
+    greater_is_better: bool | None = None
+    restore_best: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.metric or not isinstance(self.metric, str):
+            raise PlanError(
+                f"Plateau(metric={self.metric!r}): name a metric that evaluation logs, such as 'eval_loss'."
+            )
+        if self.patience < 1 or self.min_delta < 0 or (self.max_epochs is not None and self.max_epochs <= 0):
+            raise PlanError(f"{self!r}: patience is at least 1, min_delta at least 0, max_epochs above 0.")
+
+    @property
+    def rises(self) -> bool:
+        """Whether a larger value is an improvement."""
+        return not self.metric.endswith("loss") if self.greater_is_better is None else self.greater_is_better
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """From its time on, `unfreeze` trains and `freeze` no longer does.
+
+    Exactly one time: `epoch` (starts after that many epochs; 0.5 is half of one), `step` (after that many optimizer
+    steps), `fraction` of the run, or `plateau`.
+    """
+
+    epoch: float | None = None
+    step: int | None = None
+    fraction: float | None = None
+    plateau: Plateau | None = None
+    unfreeze: Selection | None = None
+    freeze: Selection | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("epoch", "step", "fraction", "plateau") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise PlanError(
+                f"A stage has exactly one of epoch, step, fraction and plateau; this one has "
+                f"{' and '.join(given) or 'none'}: {self!r}."
+            )
+        if self.unfreeze is None and self.freeze is None:
+            raise PlanError(f"A stage says what to unfreeze, what to freeze, or both; this one says neither: {self!r}.")
+        if (self.fraction is not None and not 0 < self.fraction < 1) or (self.epoch or 0) < 0 or (self.step or 0) < 0:
+            raise PlanError(f"{self.when}: a fraction lies between 0 and 1, an epoch or a step is not negative.")
+        for selection in filter(None, (self.unfreeze, self.freeze)):
+            parse(selection)
+
+    @property
+    def time(self) -> dict[str, Any]:
+        """The one time that is set, as JSON-able values."""
+        name = next(name for name in ("epoch", "step", "fraction", "plateau") if getattr(self, name) is not None)
+        return {name: asdict(self.plateau) if self.plateau else getattr(self, name)}
+
+    @property
+    def when(self) -> str:
+        """The stage's time as text: `epoch 1`, `step 500`, `fraction 0.3`, `plateau of eval_loss`."""
+        if self.plateau is not None:
+            return f"plateau of {self.plateau.metric}"
+        ((name, value),) = self.time.items()
+        return f"{name} {value:g}"
+
+    def start(self, *, max_steps: int, steps_per_epoch: int | None) -> int | None:
+        """Return the number of optimizer steps before the stage, or None for a plateau, which cannot be known ahead."""
+        if self.step is not None:
+            return self.step
+        if self.fraction is not None:
+            return _whole_steps(self.fraction * max_steps)
+        if self.epoch is not None:
+            if steps_per_epoch is None:
+                raise PlanError(f"Stage at {self.when}: the data has no length, so an epoch is unknown. Use step=.")
+            return _whole_steps(self.epoch * steps_per_epoch)
+        return None
+
+
+def _whole_steps(steps: float) -> int:
+    return math.ceil(round(steps, 6))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreezePlan:
+    """What trains from the start (`freeze` or `trainable`, each the complement of the other), and the stages after.
+
+    >>> plan = FreezePlan(trainable="head", stages=[Stage(epoch=1, unfreeze="layers[-1]")])
+    >>> plan == FreezePlan.from_dict(plan.to_dict())
+    True
+    """
+
+    freeze: Selection | None = None
+    trainable: Selection | None = None
+    stages: Sequence[Stage] = ()
+
+    def __post_init__(self) -> None:
+        given, found = [n for n in ("freeze", "trainable") if getattr(self, n) is not None], ""
+        if len(given) != 1:
+            found = f"freeze={self.freeze!r} and trainable={self.trainable!r}" if given else "neither"
+            raise PlanError(
+                f"A plan has exactly one of freeze= and trainable=, each the complement of the other; got {found}."
+            )
+        parse(getattr(self, given[0]))
+        object.__setattr__(self, "stages", tuple(self.stages))
+        for stage in self.stages:
+            if not isinstance(stage, Stage):
+                raise PlanError(
+                    f"stages= holds Stage objects; found {stage!r}. For plain dicts use FreezePlan.from_dict."
+                )
+
+    def resolve(self, model: "nn.Module") -> "ResolvedPlan":
+        """Hold the plan against a model; nothing of the model changes.
+
+        Raises `SelectionError` for what matches nothing, `PlanError` when nothing would train or a stage changes
+        nothing, `UnsupportedSetupError` when a quantised parameter is to be trained.
+        """
+        from hf_freeze.plan.resolved import resolve  # noqa: PLC0415 - resolved plans refer back to their plan
+
+        return resolve(self, model)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON-able values; what is not set is left out."""
+        plan = {
+            name: _plain(getattr(self, name)) for name in ("freeze", "trainable") if getattr(self, name) is not None
+        }
+        if self.stages:
+            plan["stages"] = [_set_fields(stage) for stage in self.stages]
+        return plan
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "FreezePlan":
+        """Read what `to_dict` wrote, or the same written by hand; raises `PlanError` for an unknown key."""
+        checked = _known(cls, values, "a plan")
+        return cls(**{**checked, "stages": [stage_from_dict(stage) for stage in checked.get("stages", ())]})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "FreezePlan":
+        """Read a plan from a YAML or JSON file."""
+        return cls.from_dict(read_mapping(path))
+
+
+def stage_from_dict(values: Mapping[str, Any]) -> Stage:
+    """Read one stage; `plateau` is a metric's name or a mapping of `Plateau`'s fields."""
+    checked = _known(Stage, values, "a stage")
+    plateau = checked.pop("plateau", None)
+    if isinstance(plateau, str):
+        plateau = Plateau(plateau)
+    elif plateau is not None:
+        plateau = Plateau(**_known(Plateau, plateau, "a plateau"))
+    return Stage(plateau=plateau, **checked)
+
+
+def read_mapping(path: str | os.PathLike[str]) -> Any:
+    """Read a YAML or JSON file; raises `PlanError` when there is none or it cannot be read."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        return json.loads(text) if str(path).endswith(".json") else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise PlanError(f"The plan file {str(path)!r} cannot be read: {error}") from error
+
+
+def _known(cls: type, values: Any, what: str) -> dict[str, Any]:
+    names = [field.name for field in fields(cls) if field.name != "_"]
+    if not isinstance(values, Mapping):
+        raise PlanError(f"{what.capitalize()} is a mapping with the keys {', '.join(names)}; got {values!r}.")
+    if unknown := [key for key in values if key not in names]:
+        raise PlanError(f"{unknown[0]!r} is no key of {what}. The keys are {', '.join(names)}.")
+    return dict(values)
+
+
+def _set_fields(stage: Stage) -> dict[str, Any]:
+    selections = {"unfreeze": _plain(stage.unfreeze), "freeze": _plain(stage.freeze)}
+    return {**stage.time, **{name: value for name, value in selections.items() if value is not None}}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

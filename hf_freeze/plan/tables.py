@@ -1,0 +1,65 @@
+"""Plain text for people: parts of a model in few words, rows in columns."""
+
+from collections.abc import Collection, Iterable, Sequence
+
+from hf_freeze.selection.model_map import ModelMap
+
+
+def part_labels(words: ModelMap) -> dict[str, str]:
+    """Canonical name -> head, embeddings, rest, layers[i], or path.layers[i] where there are several stacks."""
+    labels = dict(words.parts)
+    for stack in words.stacks:
+        where = f"{stack.path.rpartition('.')[0] or stack.path}." if len(words.stacks) > 1 else ""
+        for index, names in enumerate(stack.layers):
+            labels.update(dict.fromkeys(names, f"{where}layers[{index}]"))
+    return labels
+
+
+def describe_parts(names: Collection[str], words: ModelMap) -> str:
+    """Name the parts that these canonical names make up: whole ones plainly, others with their share."""
+    labels = part_labels(words)
+    members: dict[str, list[bool]] = {}
+    for name, label in labels.items():
+        members.setdefault(label, []).append(name in names)
+    whole = [label for label, chosen in members.items() if all(chosen)]
+    partly = [
+        f"{label} ({sum(chosen)} of {len(chosen)} tensors)"
+        for label, chosen in members.items()
+        if any(chosen) and not all(chosen)
+    ]
+    return ", ".join([*_join_neighbours(whole), *partly])
+
+
+def _join_neighbours(labels: Iterable[str]) -> list[str]:
+    """Join runs of whole layers: layers[4], layers[5] -> layers[4:6]."""
+    runs: list[tuple[str, int, int]] = []
+    for label in labels:
+        stem, bracket, index = label.rpartition("[")
+        if not bracket:
+            runs.append((label, 0, 0))
+        elif runs and runs[-1][0] == stem and runs[-1][2] == int(index[:-1]):
+            runs[-1] = (stem, runs[-1][1], runs[-1][2] + 1)
+        else:
+            runs.append((stem, int(index[:-1]), int(index[:-1]) + 1))
+    return [_run_text(stem, first, end) for stem, first, end in runs]
+
+
+def _run_text(stem: str, first: int, end: int) -> str:
+    if end == 0:
+        return stem
+    return f"{stem}[{first}]" if end == first + 1 else f"{stem}[{first}:{end}]"
+
+
+def as_table(rows: Sequence[Sequence[str]]) -> str:
+    """Lay rows out in columns, the first row a header; columns of numbers stand to the right."""
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    numeric = [all(cell[:1].isdigit() for cell in column[1:]) for column in columns]
+    lines = (
+        "  ".join(
+            f"{cell:>{width}}" if right else f"{cell:<{width}}"
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        )
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)

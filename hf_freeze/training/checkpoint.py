@@ -1,0 +1,136 @@
+"""What a checkpoint needs beside the Trainer's own files.
+
+The plan's fingerprint travels in `trainer_state.json`, with the state of `FreezeCallback`. Under PEFT, which saves
+adapters only, the base weights that trained are saved next to them.
+"""
+
+import difflib
+import json
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hf_freeze.errors import FreezeError, PlanError
+from hf_freeze.selection.model_map import map_model, unwrap
+
+THAWED_NAME = "thawed_base.safetensors"
+
+
+def save_thawed(model: nn.Module, folder: str | os.PathLike[str], ever_trainable: Collection[str]) -> Path | None:
+    """Write the base weights that train beside PEFT's adapter; return the file, or None where PEFT saves all of it.
+
+    Written to a temporary name and renamed, so that the file is whole or absent.
+    """
+    tensors = thawed_tensors(model, ever_trainable)
+    if not tensors:
+        return None
+    path = Path(folder) / THAWED_NAME
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished)
+    unfinished.replace(path)
+    return path
+
+
+def load_thawed(
+    model: nn.Module, folder: str | os.PathLike[str], *, needed: Collection[str] | None = None
+) -> list[str]:
+    """Load the base weights that trained beside a PEFT adapter; return their names, [] when the folder has none.
+
+    For use after `PeftModel.from_pretrained(base, folder)`, which loads the adapter only. Raises `FreezeError` when the
+    file does not fit the model, or is missing although base weights among the names `needed` trained.
+    """
+    path = Path(folder) / THAWED_NAME
+    if not path.exists():
+        if needed and thawed_tensors(model, needed):
+            raise FreezeError(
+                f"{str(path)!r} is missing: PEFT saved the adapter only, and the base weights that trained are lost. "
+                "Was the checkpoint written by a Trainer without FreezeCallback or FreezeTrainer?"
+            )
+        return []
+    model = unwrap(model)
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    saved = load_file(path)
+    if unknown := [name for name, tensor in saved.items() if name not in own or own[name].shape != tensor.shape]:
+        raise FreezeError(
+            f"{str(path)!r} holds {unknown[0]!r} of shape {tuple(saved[unknown[0]].shape)}, which this model has not. "
+            "Load the adapter onto the base model that it was trained on first."
+        )
+    with torch.no_grad():
+        for name, tensor in saved.items():
+            own[name].copy_(tensor)
+    return list(saved)
+
+
+def thawed_tensors(model: nn.Module, ever_trainable: Collection[str]) -> dict[str, torch.Tensor]:
+    """Base weights of a PEFT model that train, and the buffers beside them; {} for any other model."""
+    model = unwrap(model)
+    if not isinstance(model, PeftModel):
+        return {}
+    words = map_model(model)
+    kept_by_peft = words.roles["adapters"] | {name for name in words.parts if ".modules_to_save." in name}
+    names = [name for name in words.parts if name in ever_trainable and name not in kept_by_peft]
+    owners = {name.rpartition(".")[0] for name in names}
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name.rpartition(".")[0] in owners}
+    by_name = dict(model.named_parameters())
+    return {name: by_name[name] for name in names} | buffers
+
+
+def read_callback_state(folder: str | os.PathLike[str], name: str) -> Mapping[str, Any] | None:
+    """The state that callback `name` left in the checkpoint `folder`, or None."""
+    return callback_state(TrainerState.load_from_json(str(Path(folder) / TRAINER_STATE_NAME)), name)
+
+
+def callback_state(state: TrainerState, name: str) -> Mapping[str, Any] | None:
+    """The state that callback `name` left in the checkpoint that `state` was read from, or None."""
+    callbacks: Any = state.stateful_callbacks
+    found: Mapping[str, Any] | None = callbacks.get(name)
+    return found
+
+
+def check_same_plan(
+    saved: Mapping[str, Any] | None, current: Mapping[str, Any], folder: str | os.PathLike[str]
+) -> None:
+    """Raise `PlanError` with the difference when a checkpoint was written under another plan or other groups.
+
+    `saved` and `current` are states of `FreezeCallback`. Optimizer state is stored by position: under other groups,
+    moments would land on the wrong weights. Two spellings of one plan are no difference.
+    """
+    if saved is None:
+        raise PlanError(
+            f"The checkpoint {str(folder)!r} was written without a freeze plan: its optimizer groups are not those of "
+            "this run. Resume it with the trainer that wrote it, or start anew from its weights with from_pretrained."
+        )
+    before, now = _layout(saved), _layout(current)
+    if before == now:
+        return
+    difference = "\n".join(
+        difflib.unified_diff(_lines(saved), _lines(current), "checkpoint", "this run", lineterm="", n=1)
+    )
+    raise PlanError(
+        f"The checkpoint {str(folder)!r} was written under another plan than this run's. Resume with the plan that it "
+        f"was written with, or start anew from its weights with from_pretrained. The difference:\n{difference}"
+    )
+
+
+def _layout(state: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    saved = state["attributes"]["saved"]
+    return saved["fingerprint"], saved["groups"]
+
+
+def _lines(state: Mapping[str, Any]) -> list[str]:
+    plan, (_, groups) = state["args"]["plan"], _layout(state)
+    return json.dumps({**plan, "groups": groups}, indent=1, sort_keys=True).splitlines()
+
+
+def folder_of(args: TrainingArguments, state: TrainerState) -> Path:
+    """The folder of the checkpoint that the Trainer wrote, or would write, at this step."""
+    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"

@@ -1,0 +1,106 @@
+"""The one writer of `requires_grad` and of the eval mode of what is frozen."""
+
+import logging
+from collections.abc import Collection, Iterable, Iterator
+from types import MethodType
+
+from torch import nn
+
+from hf_freeze.plan.trainable import changed
+from hf_freeze.selection.frozen_marks import mark_frozen, unmark_frozen
+from hf_freeze.selection.language import Selection, evaluate
+from hf_freeze.selection.model_map import map_model, unwrap
+
+logger = logging.getLogger(__name__)
+
+
+def freeze(model: nn.Module, selection: Selection = "all") -> list[str]:
+    """Stop the selected parameters from training; return the names that changed, aliases of tied weights included.
+
+    Their gradients are dropped, so that a stale one cannot move them. `module.requires_grad = False` does none of
+    this: it sets an attribute that nobody reads. Raises `SelectionError` for what matches nothing.
+    """
+    words = map_model(model)
+    frozen = _write(model, words.every_alias(evaluate(selection, words).names), trainable=False)
+    logger.info("freeze(%r) froze %d parameters: %s", selection, len(frozen), ", ".join(frozen))
+    return frozen
+
+
+def unfreeze(model: nn.Module, selection: Selection = "all") -> list[str]:
+    """Let the selected parameters train again; return the names that changed, aliases of tied weights included.
+
+    What was frozen before hf_freeze saw the model stays frozen under `all` and roles: name it by path or regex.
+    Raises `SelectionError`, or `UnsupportedSetupError` where quantised weights are named.
+    """
+    words = map_model(model)
+    thawed = _write(model, words.every_alias(changed(frozenset(), words, unfreeze=selection)), trainable=True)
+    logger.info("unfreeze(%r) thawed %d parameters: %s", selection, len(thawed), ", ".join(thawed))
+    return thawed
+
+
+def set_trainable(model: nn.Module, trainable: Collection[str]) -> tuple[list[str], list[str]]:
+    """Make exactly these names trainable; return what thawed and what froze. Doing it twice changes nothing."""
+    names = dict(unwrap(model).named_parameters(remove_duplicate=False)).keys()
+    thawed = _write(model, set(trainable), trainable=True)
+    return thawed, _write(model, names - set(trainable), trainable=False)
+
+
+def _write(model: nn.Module, names: Collection[str], *, trainable: bool) -> list[str]:
+    """Set `requires_grad` of the tensors under these names; the only place where hf_freeze does so."""
+    model = unwrap(model)
+    by_name = dict(model.named_parameters(remove_duplicate=False))
+    chosen = [name for name in by_name if name in names]
+    different = [name for name in chosen if by_name[name].requires_grad is not trainable]
+    for name in different:
+        owner, _, attribute = name.rpartition(".")
+        (unmark_frozen if trainable else mark_frozen)(model.get_submodule(owner), attribute)
+    for name in chosen:
+        by_name[name].requires_grad_(trainable)
+        if not trainable:
+            by_name[name].grad = None
+    return different
+
+
+def frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """The largest modules that hold parameters, none of which trains."""
+    return list(_frozen_modules(unwrap(model)))
+
+
+def _frozen_modules(module: nn.Module) -> Iterator[nn.Module]:
+    trains = [parameter.requires_grad for parameter in module.parameters()]
+    if trains and not any(trains):
+        yield module
+    elif trains:
+        for child in module.children():
+            yield from _frozen_modules(child)
+
+
+def hold_eval(model: nn.Module) -> None:
+    """Keep what is frozen now in eval mode, whatever calls `train()` on the model, until `release_eval`.
+
+    Dropout in the frozen part is off and its BatchNorm statistics stand still. Call again when what is frozen changed.
+    """
+    model = unwrap(model)
+    release_eval(model)
+    modules = frozen_modules(model)
+    train = type(model).train
+
+    def train_but_frozen(self: nn.Module, mode: bool = True) -> nn.Module:
+        train(self, mode)
+        set_eval(modules)
+        return self
+
+    # On the instance, so that the wrappers' own train() finds it: DDP calls module.train(mode) on its child.
+    model.__dict__["train"] = MethodType(train_but_frozen, model)
+    set_eval(modules)
+
+
+def release_eval(model: nn.Module) -> None:
+    """Undo `hold_eval`: the model's own `train()` applies again."""
+    unwrap(model).__dict__.pop("train", None)
+
+
+def set_eval(modules: Iterable[nn.Module]) -> None:
+    """Put modules and all below them into eval mode."""
+    for module in modules:
+        module.eval()

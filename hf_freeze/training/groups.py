@@ -1,0 +1,182 @@
+"""The one builder of optimizer parameter groups: who shares a learning rate and a weight decay.
+
+Groups hold every parameter that ever trains, from the start, and never change: an optimizer that learns of a
+parameter later breaks its scheduler and cannot be resumed. A frozen parameter has no gradient, so that optimizers
+neither step it nor decay it nor hold state for it.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from hf_freeze.errors import PlanError
+from hf_freeze.plan.resolved import ResolvedPlan
+from hf_freeze.plan.stages import FreezePlan
+from hf_freeze.plan.tables import part_labels
+from hf_freeze.selection.language import evaluate
+from hf_freeze.selection.model_map import ModelMap, unwrap
+
+GroupLRs: TypeAlias = Mapping[str, float | Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupSpec:
+    """One optimizer group: its name, the canonical names of its parameters in model order, and its options."""
+
+    name: str
+    parameters: tuple[str, ...]
+    options: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """A short text that tells groups with other members apart."""
+        members = hashlib.sha256("\n".join(self.parameters).encode()).hexdigest()[:12]
+        return f"{len(self.parameters)} tensors, {members}"
+
+
+@dataclass(frozen=True)
+class _Rung:
+    """What a parameter's group is called and optimized with, before the splits by weight decay and by stage."""
+
+    label: str
+    options: Mapping[str, Any]
+    order: tuple[int, ...]
+
+
+def param_groups(
+    model: nn.Module,
+    args: TrainingArguments,
+    *,
+    plan: FreezePlan | None = None,
+    group_lrs: GroupLRs | None = None,
+    layer_lr_decay: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Build named parameter groups for `Trainer(optimizers=...)`, `optimizer_cls_and_kwargs` or a loop of one's own.
+
+    `group_lrs` maps a selection to a learning rate or to options (`lr`, `weight_decay`, ...). What it does not name has
+    `args.learning_rate` times `layer_lr_decay` to the power of its depth (discriminative rates of Howard and Ruder,
+    2018, in the layer-wise form of ELECTRA and BEiT): 0 for the head and what follows the layers, 1 for the top layer,
+    one more per layer below, embeddings last. Biases and norms have no weight decay, as in the Trainer. Without a plan,
+    what requires a gradient now is what trains.
+
+    Raises `PlanError` for a rate that is no rate, and for a selection that matches nothing that trains or what another
+    one matches too.
+    """
+    if plan is None:
+        names = [name for name, parameter in unwrap(model).named_parameters() if parameter.requires_grad]
+        plan = FreezePlan(trainable=[f"re:{re.escape(name)}" for name in names] or "all")
+    decayed = Trainer.get_decay_parameter_names(None, unwrap(model))  # type: ignore[arg-type] # reads nothing of self
+    specs = group_specs(
+        plan.resolve(model), args, decayed=decayed, group_lrs=group_lrs or {}, layer_lr_decay=layer_lr_decay
+    )
+    return with_parameters(specs, model)
+
+
+def group_specs(
+    resolved: ResolvedPlan,
+    args: TrainingArguments,
+    *,
+    decayed: Collection[str],
+    group_lrs: GroupLRs,
+    layer_lr_decay: float,
+) -> list[GroupSpec]:
+    """Put every ever trainable tensor into exactly one group of one rung, one weight decay and one set of stages."""
+    rungs = _ladder(resolved.words, args.learning_rate, layer_lr_decay)
+    rungs |= _named_rungs(group_lrs, resolved, args.learning_rate)
+    members: dict[tuple[Any, ...], list[str]] = {}
+    for name in resolved.words.parts:
+        stages = tuple(index for index, names in enumerate(resolved.stages) if name in names)
+        if stages:
+            decays = any(alias in decayed for alias in resolved.words.ties[name])
+            members.setdefault((rungs[name].order, stages, not decays), []).append(name)
+    several = {order for order, stages, _ in members if any(o == order and s != stages for o, s, _ in members)}
+    return [
+        _spec(rungs[names[0]], names, args.weight_decay * (not undecayed), undecayed, stages * (order in several))
+        for (order, stages, undecayed), names in sorted(members.items())
+    ]
+
+
+def _spec(rung: _Rung, names: list[str], weight_decay: float, undecayed: bool, stages: tuple[int, ...]) -> GroupSpec:
+    label = f"{rung.label}@{_ranges(stages)}" if stages else rung.label
+    options = {"weight_decay": weight_decay, **rung.options}
+    if undecayed:
+        options["weight_decay"] = 0.0
+    return GroupSpec(name=f"{label}.no_decay" if undecayed else label, parameters=tuple(names), options=options)
+
+
+def _ranges(stages: Sequence[int]) -> str:
+    """The stages in which a group trains: (1, 2, 3) -> 1-3, (0, 2) -> 0,2."""
+    runs: list[list[int]] = []
+    for stage in stages:
+        if runs and runs[-1][-1] == stage - 1:
+            runs[-1].append(stage)
+        else:
+            runs.append([stage])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _ladder(words: ModelMap, rate: float, decay: float) -> dict[str, _Rung]:
+    """Rungs from the head down; one rung for all without a decay."""
+    if not (math.isfinite(decay) and 0 < decay <= 1):
+        raise PlanError(
+            f"layer_lr_decay={decay!r} is no factor per layer: it lies above 0 and at most at 1 (no decay)."
+        )
+    if decay == 1:
+        return dict.fromkeys(words.parts, _Rung("trainable", {"lr": rate}, (0,)))
+    depths = _depths(words)
+    labels = {name: re.sub(r"\[(\d+)\]", r".\1", label) for name, label in part_labels(words).items()}
+    order = {label: index for index, label in enumerate(sorted(set(labels.values())))}
+    return {
+        name: _Rung(label, {"lr": rate * decay ** depths[name]}, (0, depths[name], order[label]))
+        for name, label in labels.items()
+    }
+
+
+def _depths(words: ModelMap) -> dict[str, int]:
+    """How far below the head a tensor is: 0 for head and rest, 1 for the top layer, embeddings last."""
+    depths = dict.fromkeys(words.parts, 0)
+    for stack in words.stacks:
+        for index, names in enumerate(stack.layers):
+            depths.update(dict.fromkeys(names, len(stack.layers) - index))
+    bottom = max(depths.values()) + 1
+    return depths | {name: bottom for name, part in words.parts.items() if part == "embeddings"}
+
+
+def _named_rungs(group_lrs: GroupLRs, resolved: ResolvedPlan, rate: float) -> dict[str, _Rung]:
+    rungs: dict[str, _Rung] = {}
+    ever_trainable = frozenset().union(*resolved.stages)
+    for order, (selection, value) in enumerate(group_lrs.items()):
+        picked = evaluate(selection, resolved.words).names.keys() & ever_trainable
+        if not picked:
+            raise PlanError(f"group_lrs[{selection!r}] matches nothing that the plan ever trains. Drop it, or thaw it.")
+        if twice := sorted(picked & rungs.keys()):
+            raise PlanError(
+                f"{twice[0]!r} is matched twice by group_lrs: by {rungs[twice[0]].label!r} and by {selection!r}. "
+                f"Take it out of one, for example '{selection} & re:...' or a narrower path."
+            )
+        options = {"lr": rate, **_options(selection, value)}
+        rungs |= dict.fromkeys(picked, _Rung(selection, options, (1, order)))
+    return rungs
+
+
+def _options(selection: str, value: float | Mapping[str, Any]) -> dict[str, Any]:
+    options = dict(value) if isinstance(value, Mapping) else {"lr": value}
+    for name in options.keys() & {"lr", "weight_decay"}:
+        number = options[name]
+        if isinstance(number, bool) or not isinstance(number, int | float) or not (0 <= number < math.inf):
+            raise PlanError(f"group_lrs[{selection!r}]: {name}={number!r} is not a finite number of at least 0.")
+    return options
+
+
+def with_parameters(specs: Sequence[GroupSpec], model: nn.Module) -> list[dict[str, Any]]:
+    """Turn specs into what `torch.optim` takes."""
+    by_name = dict(unwrap(model).named_parameters())
+    return [
+        {"params": [by_name[name] for name in spec.parameters], "name": spec.name, **spec.options} for spec in specs
+    ]

@@ -1,0 +1,178 @@
+"""Proof that training did what the plan says: frozen weights stood still, trainable ones moved, replicas are equal."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from hf_freeze.errors import FreezeViolation
+from hf_freeze.plan.resolved import ResolvedPlan
+from hf_freeze.plan.tables import part_labels
+from hf_freeze.selection.norms import is_norm
+from hf_freeze.training.digests import digests
+from hf_freeze.training.freezing import frozen_modules
+
+logger = logging.getLogger(__name__)
+
+
+class FreezeProof:
+    """Watches one `train()` call over one model.
+
+    `watch` when what is trainable was set, `see_step_coming` before and `see_step_done` after an optimizer step,
+    `verify` whenever the frozen part must be what it was, `conclude` at the end. The weights are read in full only at
+    `watch` and `verify`; in between, only what has not yet been seen to move, at steps 1, 2, 4, 8, ...
+    """
+
+    def __init__(self, model: nn.Module, resolved: ResolvedPlan, *, hold_buffers: bool) -> None:
+        self._model = model
+        self._resolved = resolved
+        self._hold_buffers = hold_buffers
+        self._frozen: dict[str, int] = {}
+        self._unmoved: dict[str, int] = {}
+        self._moved: set[str] = set()
+        self._had_rate: set[str] = set()
+        self._had_gradient: set[str] = set()
+        self._steps = 0
+
+    def watch(self, optimizer: torch.optim.Optimizer) -> None:
+        """Remember what is frozen now, and start to wait for what is trainable to move."""
+        self._frozen = digests(self._frozen_tensors())
+        trainable = {name: p for name, p in self._named().items() if p.requires_grad}
+        self._refuse_left_out(trainable, optimizer)
+        self._unmoved |= digests({name: p for name, p in trainable.items() if name not in self._moved})
+        self._steps = 0
+
+    def see_step_coming(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note which unmoved parameters have a gradient and a learning rate; call it before the optimizer steps."""
+        self._steps += 1
+        if not self._unmoved or not self._is_sampled():
+            return
+        rates = _rates(optimizer)
+        waiting = {name: p for name, p in self._named().items() if name in self._unmoved and rates.get(id(p), 0) > 0}
+        self._had_rate |= waiting.keys()
+        gradients = {name: p.grad for name, p in waiting.items() if p.grad is not None}
+        if gradients:
+            nonzero = torch.stack([gradient.count_nonzero() for gradient in gradients.values()]).tolist()
+            self._had_gradient.update(name for name, count in zip(gradients, nonzero, strict=True) if count)
+
+    def see_step_done(self) -> None:
+        """Cross off what has moved."""
+        if self._unmoved and self._is_sampled():
+            self._cross_off()
+
+    def verify(self) -> None:
+        """Raise `FreezeViolation` when something frozen moved since `watch`, or when replicas differ."""
+        self._cross_off()
+        now = digests(self._frozen_tensors())
+        if moved := [name for name, digest in self._frozen.items() if now.get(name, digest) != digest]:
+            raise FreezeViolation(f"{_listing(moved)} moved while frozen. {self._why_moved(moved)}")
+        verify_replicas(self._named())
+
+    def conclude(self) -> None:
+        """Verify, and raise `FreezeViolation` when something trainable should have moved and did not.
+
+        What never had a gradient is a violation where it is all of the head, of a layer, or of an entry of the plan,
+        and a warning where it is a lone tensor that the model does not use in this task.
+        """
+        self.verify()
+        if stuck := [name for name in self._unmoved if name in self._had_gradient]:
+            raise FreezeViolation(
+                f"{_listing(stuck)} had a gradient and a learning rate above 0, but did not move. Likely causes: the "
+                "optimizer holds other tensors than the model (built before the model was replaced or moved), or steps "
+                f"too small to show in {self._named()[stuck[0]].dtype}."
+            )
+        idle = [name for name in self._unmoved if name in self._had_rate]
+        if whole := [label for label, names in self._units().items() if names <= set(idle)]:
+            raise FreezeViolation(
+                f"{_listing(idle)} did not move: no gradient other than zero ever reached them. Nothing of "
+                f"{', '.join(whole)} trained. Likely causes: detach() or no_grad() between it and the loss, or a part "
+                "that the model does not use."
+            )
+        if idle:
+            logger.warning(
+                "%s did not move: no gradient other than zero ever reached them. The model does not use them in this "
+                "task; freeze them to say so.",
+                _listing(idle),
+            )
+
+    def _units(self) -> dict[str, set[str]]:
+        """What must not stand still as a whole: head, layers and plan entries, as far as they were trainable."""
+        tried = self._moved | self._unmoved.keys()
+        units: dict[str, set[str]] = {repr(entry): set(names) for entry, names in self._resolved.declared.items()}
+        for name, label in part_labels(self._resolved.words).items():
+            if label == "head" or label.endswith("]"):
+                units.setdefault(label, set()).add(name)
+        return {label: names & tried for label, names in units.items() if names & tried}
+
+    def _cross_off(self) -> None:
+        now = digests({name: p for name, p in self._named().items() if name in self._unmoved})
+        moved = {name for name, digest in now.items() if digest != self._unmoved[name]}
+        self._moved |= moved
+        self._unmoved = {name: digest for name, digest in self._unmoved.items() if name not in moved}
+
+    def _is_sampled(self) -> bool:
+        return self._steps & (self._steps - 1) == 0
+
+    def _named(self) -> dict[str, torch.Tensor]:
+        return dict(self._model.named_parameters())
+
+    def _frozen_tensors(self) -> dict[str, torch.Tensor]:
+        """Frozen parameters, and the statistics of the normalisations that are held in eval mode."""
+        frozen = {name: p for name, p in self._named().items() if not p.requires_grad}
+        if not self._hold_buffers:
+            return frozen
+        held = {
+            id(buffer)
+            for frozen_module in frozen_modules(self._model)
+            for module in filter(is_norm, frozen_module.modules())
+            for buffer in module.buffers()
+        }
+        return frozen | {name: buffer for name, buffer in self._model.named_buffers() if id(buffer) in held}
+
+    def _refuse_left_out(self, trainable: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if left_out := [name for name, p in trainable.items() if id(p) not in held]:
+            raise FreezeViolation(
+                f"{_listing(left_out)} shall train but is left out of the optimizer, so that it would never move. "
+                "Build the optimizer with hf_freeze.param_groups(model, args, plan=plan), or let the trainer build it."
+            )
+
+    def _why_moved(self, moved: Sequence[str]) -> str:
+        if not set(moved) <= self._named().keys():
+            return (
+                "Buffers are among them: a module was put into train mode after the trainer had set its frozen modules "
+                "to eval (a BatchNorm updates its statistics there). Do not call train() on it inside forward()."
+            )
+        return (
+            "Likely causes: an optimizer or a callback that writes to weights without a gradient (weight decay applied "
+            "by hand, a moving average, clipping of weights), or requires_grad set to True behind the plan's back."
+        )
+
+
+def verify_replicas(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise `FreezeViolation` on every rank when these tensors are not bit-equal on all of them."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return
+    if any(hasattr(tensor, "to_local") or hasattr(tensor, "ds_id") for tensor in tensors.values()):
+        return  # sharded: the ranks hold different pieces by design
+    device = next(iter(tensors.values())).device
+    mine = torch.tensor(list(digests(tensors).values()), device=device)
+    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, mine)
+    differs = torch.stack([theirs != everyone[0] for theirs in everyone]).any(dim=0).tolist()
+    if names := [name for name, different in zip(tensors, differs, strict=True) if different]:
+        raise FreezeViolation(
+            f"{_listing(names)} differ between the processes. Likely causes: parameters that DistributedDataParallel "
+            "was not told of (thawed without rebuilding its reducer), or weights initialised without a common seed."
+        )
+
+
+def _rates(optimizer: torch.optim.Optimizer) -> dict[int, float]:
+    return {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+
+
+def _listing(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(map(repr, names[:3]))}{more}"

@@ -1,0 +1,72 @@
+"""Refuse, before anything is written or trained, what could not honour a plan."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState
+from torch import nn
+from transformers import TrainingArguments
+
+from hf_freeze.errors import UnsupportedSetupError
+from hf_freeze.plan.resolved import ResolvedPlan
+from hf_freeze.selection.model_map import unwrap
+
+logger = logging.getLogger(__name__)
+
+
+def check_setup(args: TrainingArguments, model: nn.Module, resolved: ResolvedPlan) -> None:
+    """Raise `UnsupportedSetupError` for an optimizer, a precision or a wrapper that cannot honour the plan."""
+    _check_optimizer(args)
+    _check_precision(args, model, resolved)
+    _check_fsdp(args)
+
+
+def _check_optimizer(args: TrainingArguments) -> None:
+    name = str(getattr(args.optim, "value", args.optim))
+    if "layerwise" in name or name in ("lomo", "adalomo"):
+        instead = name.removesuffix("_layerwise") if "layerwise" in name else "adamw_torch"
+        raise UnsupportedSetupError(
+            f"optim={name!r} steps each parameter inside backward, so that there are no parameter groups to freeze, "
+            f"thaw or give a rate of their own. Use one that steps after backward, such as optim={instead!r}."
+        )
+
+
+def _check_precision(args: TrainingArguments, model: nn.Module, resolved: ResolvedPlan) -> None:
+    by_name = dict(unwrap(model).named_parameters())
+    ever = [name for name in by_name if name in resolved.ever_trainable]
+    half = [name for name in ever if by_name[name].dtype is torch.float16]
+    if half and args.fp16:
+        raise UnsupportedSetupError(
+            f"{half[0]!r} and {len(half) - 1} other parameters to be trained are float16, and fp16=True scales "
+            "gradients, which torch refuses for float16 weights. Load the model in float32, or upcast what trains: "
+            "parameter.data = parameter.data.float(). What stays frozen may stay float16."
+        )
+    coarse = [name for name in ever if by_name[name].dtype in (torch.float16, torch.bfloat16)]
+    if coarse:
+        logger.warning(
+            "%r and %d other parameters to be trained are %s: most steps at small learning rates are lost to rounding. "
+            "Keep what trains in float32; frozen parts may stay as they are.",
+            coarse[0],
+            len(coarse) - 1,
+            by_name[coarse[0]].dtype,
+        )
+
+
+def _check_fsdp(args: TrainingArguments) -> None:
+    if _uses_flat_parameters(args):
+        raise UnsupportedSetupError(
+            "FSDP1 with use_orig_params=False flattens frozen and trainable parameters into one tensor, which can only "
+            "be trained or frozen as a whole. Use fsdp_version 2, or FSDP1 with use_orig_params=True."
+        )
+
+
+def _uses_flat_parameters(args: TrainingArguments) -> bool:
+    plugin = AcceleratorState._shared_state.get("fsdp_plugin") if AcceleratorState._shared_state else None
+    if plugin is not None:
+        return getattr(plugin, "fsdp_version", 1) == 1 and not plugin.use_orig_params
+    config: Mapping[str, Any] = args.fsdp_config if isinstance(args.fsdp_config, Mapping) else {}
+    version = int(config.get("fsdp_version", config.get("version", 1)))
+    asked = str(config.get("use_orig_params", True)).lower()
+    return bool(args.fsdp) and version == 1 and asked == "false"

@@ -1,0 +1,97 @@
+"""What is trainable in a model, part by part: the proof that freezing did something."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from hf_freeze.plan.tables import as_table, part_labels
+from hf_freeze.selection.model_map import map_model, unwrap
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummaryRow:
+    """One part: the parameters in it, how many of them train, their dtypes and their size in bytes."""
+
+    part: str
+    parameters: int
+    trainable: int
+    dtype: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainableSummary:
+    """Rows per part and per layer. `str()` is a table with a total, and a remark where freezing went wrong."""
+
+    rows: Sequence[SummaryRow]
+    remarks: Sequence[str] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Parameters in the model, tied ones counted once."""
+        return sum(row.parameters for row in self.rows)
+
+    @property
+    def trainable(self) -> int:
+        """Parameters that train."""
+        return sum(row.trainable for row in self.rows)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all parameters in bytes."""
+        return sum(row.bytes for row in self.rows)
+
+    def __str__(self) -> str:
+        total = SummaryRow(
+            part="total", parameters=self.parameters, trainable=self.trainable, dtype="", bytes=self.bytes
+        )
+        cells = [
+            (row.part, f"{row.parameters:,}", f"{row.trainable:,}", row.dtype, f"{row.bytes / 2**20:,.1f}")
+            for row in (*self.rows, total)
+        ]
+        table = as_table([("part", "parameters", "trainable", "dtype", "MiB"), *cells])
+        return "\n".join([table, *self.remarks])
+
+
+def trainable_summary(model: nn.Module) -> TrainableSummary:
+    """Count parameters and trainable parameters per top-level part and per layer.
+
+    Frozen with `module.requires_grad = False`, a model shows here that nothing was frozen, and a remark says why.
+    """
+    model = unwrap(model)
+    words = map_model(model)
+    by_name = dict(model.named_parameters())
+    grouped: dict[str, list[torch.Tensor]] = {}
+    for name, label in part_labels(words).items():
+        grouped.setdefault(label, []).append(by_name[name])
+    return TrainableSummary(
+        rows=[_row(label, tensors) for label, tensors in grouped.items()], remarks=tuple(_remarks(model))
+    )
+
+
+def _row(part: str, tensors: list[torch.Tensor]) -> SummaryRow:
+    dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors)
+    return SummaryRow(
+        part=part,
+        parameters=sum(map(_numel, tensors)),
+        trainable=sum(_numel(tensor) for tensor in tensors if tensor.requires_grad),
+        dtype=", ".join(dtypes),
+        bytes=sum(_numel(tensor) * tensor.element_size() for tensor in tensors),
+    )
+
+
+def _numel(tensor: torch.Tensor) -> int:
+    sharded: int | None = getattr(tensor, "ds_numel", None)  # DeepSpeed ZeRO-3 leaves an empty tensor in place
+    return tensor.numel() if sharded is None else sharded
+
+
+def _remarks(model: nn.Module) -> list[str]:
+    mistaken = [path or "model" for path, module in model.named_modules() if "requires_grad" in module.__dict__]
+    return [
+        f"{path}.requires_grad = ... was set on a module: that is an attribute which torch never reads, and freezes "
+        f"nothing. Use hf_freeze.freeze(model, {path!r}) or {path}.requires_grad_(False)."
+        for path in mistaken
+    ]

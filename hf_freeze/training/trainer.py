@@ -1,0 +1,305 @@
+"""`FreezeTrainer`: the Hugging Face Trainer with a freeze plan. `FreezeTrainerMixin` gives the same to any subclass."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_optimizer import is_optimizer_factory
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+
+from hf_freeze.errors import PlanError, UnsupportedSetupError
+from hf_freeze.plan.stages import FreezePlan
+from hf_freeze.selection.model_map import unwrap
+from hf_freeze.training import checkpoint
+from hf_freeze.training.arguments import FreezeArguments
+from hf_freeze.training.callbacks import FreezeCallback
+from hf_freeze.training.freezing import set_trainable
+from hf_freeze.training.groups import GroupLRs, GroupSpec, group_specs, with_parameters
+from hf_freeze.training.loss_scaling import count_labels, ignores_count
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object
+
+
+class FreezeTrainerMixin(_Base):
+    """Adds a freeze plan to a Trainer class: `class MyTrainer(FreezeTrainerMixin, Seq2SeqTrainer): ...`.
+
+    The plan is `freeze_plan=`, or what `FreezeTrainingArguments` declare; with neither, everything trains. Learning
+    rates per group come from the arguments as well. On top of the Trainer it
+
+    - freezes as `FreezeCallback` does, and proves it (`frozen_eval`, `verify_freeze`);
+    - builds named optimizer groups, and logs `lr/<group>`, `stage` and `trainable_params`;
+    - makes the loss mean the same whatever the gradient accumulation and the number of processes;
+    - refuses to resume under another plan, and resumes bit-exactly under the same;
+    - under PEFT, saves and loads the base weights that trained.
+
+    Raises `SelectionError`, `PlanError` or `UnsupportedSetupError` before anything is written to `output_dir`.
+    """
+
+    model: Any  # the Trainer's own annotation admits None, which it never is after construction
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        *positional: Any,
+        freeze_plan: FreezePlan | None = None,
+        **kwargs: Any,
+    ) -> None:
+        settings = args if isinstance(args, FreezeArguments) else FreezeArguments()
+        declared = settings.freeze_plan()
+        if freeze_plan is not None and declared is not None:
+            raise PlanError(
+                f"Two plans: freeze_plan={freeze_plan.to_dict()} and, in the arguments, {declared.to_dict()}. Keep one."
+            )
+        self._settings = settings
+        self._freezing = FreezeCallback(
+            freeze_plan or declared or FreezePlan(trainable="all"),
+            frozen_eval=settings.frozen_eval,
+            verify=settings.verify_freeze,
+        )
+        self._freezing.managed = True
+        self._count_is_ignored: bool | None = None
+        self._window_count: torch.Tensor | None = None
+        args = TrainingArguments(output_dir="tmp_trainer") if args is None else args
+        if model is not None:
+            self._freezing.prepare(args, model)
+        super().__init__(model, args, *positional, **kwargs)
+        if any(isinstance(callback, FreezeCallback) for callback in self.callback_handler.callbacks):
+            raise PlanError("FreezeTrainer brings its own FreezeCallback; give it the plan as freeze_plan= instead.")
+        self.add_callback(self._freezing)
+        self.add_callback(_LossWindow(self))
+        set_trainable(self.model, self._freezing.prepare(args, self.model).names[0])
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Build the model, and hold the plan against it at once."""
+        model: nn.Module = super().call_model_init(trial)
+        self._freezing.prepare(self.args, model)
+        return model
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Build the optimizer over named groups that hold every ever trainable parameter.
+
+        Raises `UnsupportedSetupError` for an optimizer without groups, `PlanError` for an option that it has not.
+        """
+        target: Any = self.model if model is None else model
+        # Whatever is prepared next (DDP's reducer, FSDP's upcast, DeepSpeed's partition) sees all that ever trains.
+        set_trainable(self.model, self._freezing.prepare(self.args, self.model).ever_trainable)
+        specs = self._group_specs()
+        if self.optimizer is not None:
+            return super().create_optimizer(*_given(model))
+        before = self.optimizer_cls_and_kwargs
+        cls, kwargs = before or self.get_optimizer_cls_and_kwargs(self.args, target)
+        self.optimizer_cls_and_kwargs = cls, _with_groups(cls, kwargs, with_parameters(specs, target))
+        try:
+            optimizer = super().create_optimizer(*_given(model))
+        finally:
+            self.optimizer_cls_and_kwargs = before
+        _refuse_unknown_options(self._settings.rates_by_selection, optimizer)
+        return optimizer
+
+    def _group_specs(self) -> list[GroupSpec]:
+        resolved = self._freezing.prepare(self.args, self.model)
+        specs = group_specs(
+            resolved,
+            self.args,
+            decayed=self.get_decay_parameter_names(unwrap(self.model)),
+            group_lrs=self._settings.rates_by_selection,
+            layer_lr_decay=self._settings.layer_lr_decay,
+        )
+        self._freezing.groups = {spec.name: spec.digest for spec in specs}
+        return specs
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **kwargs: Any) -> TrainOutput:
+        """Train by the plan. A checkpoint that was written under another plan is refused with the difference."""
+        self._count_is_ignored = None
+        if resume_from_checkpoint:
+            self._check_same_plan(resume_from_checkpoint)
+        try:
+            return super().train(resume_from_checkpoint, *positional, **kwargs)
+        finally:
+            self._freezing.end(self.model)
+
+    def _check_same_plan(self, resume_from_checkpoint: str | bool) -> None:
+        folder = resume_from_checkpoint
+        if isinstance(folder, bool):
+            folder = get_last_checkpoint(self.args.output_dir)  # type: ignore[no-untyped-call]
+        if folder is None or not (Path(folder) / TRAINER_STATE_NAME).exists():
+            return  # the Trainer says what is missing
+        self._group_specs()
+        saved = checkpoint.read_callback_state(folder, FreezeCallback.__name__)
+        checkpoint.check_same_plan(saved, self._freezing.state(), folder)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Step as the Trainer does, with each micro-batch weighted by its labels where the loss is a mean of them."""
+        share = self._share_of_window(inputs, num_items_in_batch)
+        if share is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        # The Trainer divides a mean loss by this number of micro-batches; a float weights them by size.
+        with _replaced(self, current_gradient_accumulation_steps=1 / share, loss_is_scaled_for_ga=False):
+            return super().training_step(model, inputs, None)
+
+    def _share_of_window(
+        self, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None
+    ) -> torch.Tensor | None:
+        """The weight of this micro-batch in the window, or None where the Trainer's own scaling is right."""
+        if self._window_count is None or getattr(self, "loss_is_scaled_for_ga", None) is True:
+            return None
+        labels = self._count_labels(inputs)
+        if labels is None or (num_items_in_batch is not None and not self._ignores_count(inputs)):
+            return None
+        window = self._window_count.to(labels.device)
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return labels * processes / window if labels and window else None
+
+    def _ignores_count(self, inputs: dict[str, Any]) -> bool:
+        if self._count_is_ignored is None:
+            prepared = self._prepare_inputs(inputs)
+
+            def loss_at(count: torch.Tensor) -> torch.Tensor:
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(self.model, dict(prepared), num_items_in_batch=count)
+                return loss if isinstance(loss, torch.Tensor) else loss[0]
+
+            count = torch.as_tensor(self._window_count, device=self.args.device)
+            self._count_is_ignored = ignores_count(loss_at, self.model, count)
+        return self._count_is_ignored
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], torch.Tensor | int | None]:
+        """Collect the micro-batches of a window, and count its labels over all processes."""
+        batches, count = super().get_batch_samples(*args, **kwargs)
+        self._window_count = self._count_window(batches, count)
+        return batches, count
+
+    def _count_window(self, batches: list[Any], count: torch.Tensor | int | None) -> torch.Tensor | None:
+        alone = self.args.gradient_accumulation_steps == 1 and self.accelerator.num_processes == 1
+        if alone or self.args.n_gpu > 1:
+            return None
+        if isinstance(count, torch.Tensor):
+            return count
+        counts = [labels for labels in map(self._count_labels, batches) if labels is not None]
+        if len(counts) < len(batches) or not counts:
+            return None
+        total = torch.stack(counts).sum().to(self.args.device)
+        if self.accelerator.num_processes > 1 and self.args.average_tokens_across_devices:
+            total = self.accelerator.gather(total.reshape(1)).sum()
+        return total
+
+    def _count_labels(self, batch: Mapping[str, Any]) -> torch.Tensor | None:
+        return count_labels(batch, per_row=type(unwrap(self.model)).__name__.endswith("ForCTC"))
+
+    def log(self, logs: dict[str, float], *positional: Any, **kwargs: Any) -> None:
+        """Log as the Trainer does, with `lr/<group>`, `stage` and `trainable_params` beside the training loss."""
+        if "loss" in logs:
+            logs.update(self._freezing.log_entries())
+        super().log(logs, *positional, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._freezing.verify_now()
+        self._freezing.loss_window = self._loss_window()
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        super()._save(output_dir, *args, **kwargs)
+        if self.args.should_save:
+            ever_trainable = self._freezing.prepare(self.args, self.model).ever_trainable
+            checkpoint.save_thawed(self.model, output_dir or str(self.args.output_dir), ever_trainable)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        ever_trainable = self._freezing.prepare(self.args, self.model).ever_trainable
+        checkpoint.load_thawed(self.model, resume_from_checkpoint, needed=ever_trainable)
+
+    def _loss_window(self) -> dict[str, Any]:
+        """The training loss since it was last logged, per process: what a resumed run must add to."""
+        losses = self._tr_loss.detach().reshape(1).float()
+        gathered = self.accelerator.gather(losses) if self.accelerator.num_processes > 1 else losses
+        return {"step": self.state.global_step, "logged": self._globalstep_last_logged, "losses": gathered.tolist()}
+
+    def _restore_loss_window(self) -> None:
+        saved = checkpoint.callback_state(self.state, FreezeCallback.__name__)
+        window = saved["attributes"]["saved"]["loss_window"] if self.state.global_step and saved else {}
+        if window.get("step") != self.state.global_step or not window:
+            return
+        losses: list[float] = window["losses"]
+        mean = sum(losses) / len(losses)
+        same_processes = len(losses) == self.accelerator.num_processes
+        self._tr_loss.fill_(losses[self.accelerator.process_index] if same_processes else mean)
+        self._globalstep_last_logged = window["logged"]
+        self._total_loss_scalar -= mean  # the mean loss of this call counts its own steps only
+
+
+class FreezeTrainer(FreezeTrainerMixin, Trainer):
+    """The Hugging Face Trainer with a freeze plan; every argument beside `freeze_plan` is the Trainer's."""
+
+
+class _LossWindow(TrainerCallback):
+    """Continues the loss window of a resumed run; `on_train_begin` comes right after the Trainer resets it."""
+
+    def __init__(self, trainer: FreezeTrainerMixin) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._trainer._restore_loss_window()
+
+
+def _with_groups(cls: Any, kwargs: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """Hand our groups to an optimizer class in the way that `Trainer.create_optimizer` reads them."""
+    if "optimizer_dict" in kwargs or "model" in kwargs or is_optimizer_factory(cls):
+        raise UnsupportedSetupError(
+            f"The optimizer {getattr(cls, '__name__', cls)!r} builds its own parameter groups, so that none can be "
+            "frozen, thawed or given a rate of its own. Use one that takes groups, such as optim='adamw_torch'."
+        )
+    special = kwargs.get("params")
+    return {**kwargs, "params": groups if special is None else list(_split_by(special, groups))}
+
+
+def _split_by(special: list[dict[str, Any]], groups: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Keep what GaLore and APOLLO ask for single matrices: split our groups by theirs."""
+    for group in groups:
+        for index, theirs in enumerate(special):
+            members = {id(parameter) for parameter in theirs["params"]}
+            parameters = [parameter for parameter in group["params"] if id(parameter) in members]
+            if parameters:
+                name = group["name"] if index == 0 else f"{group['name']}.low_rank"
+                yield {**theirs, **group, "name": name, "params": parameters}
+
+
+def _refuse_unknown_options(group_lrs: GroupLRs, optimizer: torch.optim.Optimizer) -> None:
+    for selection, options in group_lrs.items():
+        unknown = sorted(options.keys() - optimizer.defaults.keys()) if isinstance(options, Mapping) else []
+        if unknown:
+            raise PlanError(
+                f"group_lrs[{selection!r}]: {unknown[0]!r} is no option of {type(optimizer).__name__}. Its options are "
+                f"{', '.join(sorted(optimizer.defaults))}."
+            )
+
+
+def _given(model: nn.Module | None) -> tuple[nn.Module, ...]:
+    return () if model is None else (model,)
+
+
+@contextmanager
+def _replaced(owner: object, **values: Any) -> Iterator[None]:
+    """Set attributes for a while; those that were not there are gone again afterwards."""
+    before = {name: getattr(owner, name) for name in values if name in vars(owner)}
+    vars(owner).update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            if name in before:
+                setattr(owner, name, before[name])
+            else:
+                delattr(owner, name)
