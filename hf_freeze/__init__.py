@@ -1,6 +1,7 @@
 """Declarative freezing, per-group learning rates and trustworthy evaluation for the Hugging Face Trainer."""
 
 from hf_freeze.errors import FreezeError, FreezeViolation, PlanError, SelectionError, UnsupportedSetupError
+from hf_freeze.plan import recipes
 from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.plan.stages import FreezePlan, Plateau, Stage
 from hf_freeze.training.arguments import FreezeArguments, FreezeTrainingArguments
@@ -30,6 +31,7 @@ __all__ = [
     "freeze",
     "load_thawed",
     "param_groups",
+    "recipes",
     "save_thawed",
     "trainable_summary",
     "unfreeze",

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from hf_freeze.errors import PlanError
-from hf_freeze.plan.stages import FreezePlan
+from hf_freeze.plan.stages import FreezePlan, Stage, TopDown
 from hf_freeze.plan.tables import as_table, describe_parts
 from hf_freeze.plan.trainable import all_but, changed, trainable_only
 from hf_freeze.selection.language import parse
@@ -20,15 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedPlan:
-    """The trainable parameters of every stage; index 0 is the start, index i the plan's stage i.
+    """The trainable parameters of every stage; index 0 is the start, index i is `timed[i - 1]`.
 
-    `stages` holds canonical names (one a tensor), `names[i]` and `ever_trainable` every alias of tied weights.
-    `str()` is a table.
+    `timed` holds the plan's stages, with `TopDown` written out for this model. `stages` holds canonical names (one a
+    tensor), `names[i]` and `ever_trainable` every alias of tied weights. `str()` is a table.
     """
 
     plan: FreezePlan
     words: ModelMap = field(repr=False)
     sizes: Mapping[str, int] = field(repr=False)
+    timed: tuple[Stage, ...]
     stages: tuple[frozenset[str], ...]
 
     @cached_property
@@ -44,14 +46,14 @@ class ResolvedPlan:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of what trains when; two spellings of one plan share it."""
-        times = ["start", *(stage.time for stage in self.plan.stages)]
+        times = ["start", *(stage.time for stage in self.timed)]
         content = [[when, sorted(names)] for when, names in zip(times, self.stages, strict=True)]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     @cached_property
     def declared(self) -> dict[str, frozenset[str]]:
         """Entry of the plan -> the tensors that it asked to train."""
-        asked = [self.plan.trainable, *(stage.unfreeze for stage in self.plan.stages)]
+        asked = [self.plan.trainable, *(stage.unfreeze for stage in self.timed)]
         entries = [entry for selection in asked if selection is not None for entry in parse(selection)]
         ever = frozenset().union(*self.stages)
         return {entry.text: entry.pick(self.words) & ever for entry in entries if not entry.takes_out}
@@ -61,7 +63,7 @@ class ResolvedPlan:
         rows = [("stage", "starts", "trainable", "share", "what trains")]
         for index, names in enumerate(self.stages):
             count = sum(self.sizes[name] for name in names)
-            when = self.plan.stages[index - 1].when if index else "start"
+            when = self.timed[index - 1].when if index else "start"
             rows.append(
                 (str(index), when, f"{count:,}", f"{count / max(total, 1):.1%}", describe_parts(names, self.words))
             )
@@ -73,20 +75,51 @@ def resolve(plan: FreezePlan, model: "nn.Module") -> ResolvedPlan:
     model = unwrap(model)
     words = map_model(model)
     first = trainable_only(plan.trainable, words) if plan.trainable is not None else all_but(plan.freeze or (), words)
-    stages = [first]
     _refuse_nothing(first, plan, "from the start", words)
-    for stage in plan.stages:
+    timed: list[Stage] = []
+    stages = [first]
+    for stage, written_out in _written_out(plan.stages, words):
         after = changed(stages[-1], words, unfreeze=stage.unfreeze, freeze=stage.freeze)
+        if after == stages[-1] and written_out:
+            continue
         if after == stages[-1]:
             raise PlanError(
                 f"The stage at {stage.when} changes nothing: unfreeze={stage.unfreeze!r}, freeze={stage.freeze!r}, and "
                 "the parameters are so already or stay frozen because the model handed in had them frozen. Remove it."
             )
         _refuse_nothing(after, plan, f"from {stage.when}", words)
+        timed.append(stage)
         stages.append(after)
     by_name = dict(model.named_parameters())
     sizes = {name: getattr(by_name[name], "ds_numel", by_name[name].numel()) for name in words.parts}
-    return ResolvedPlan(plan=plan, words=words, sizes=sizes, stages=tuple(stages))
+    return ResolvedPlan(plan=plan, words=words, sizes=sizes, timed=tuple(timed), stages=tuple(stages))
+
+
+def _written_out(stages: Sequence[Stage | TopDown], words: ModelMap) -> Iterator[tuple[Stage, bool]]:
+    """The stages, each with whether it stems from `TopDown`."""
+    for stage in stages:
+        if isinstance(stage, TopDown):
+            yield from ((written, True) for written in _top_down(stage, words))
+        else:
+            yield stage, False
+
+
+def _top_down(rule: TopDown, words: ModelMap) -> Iterator[Stage]:
+    deepest = max((len(stack.layers) for stack in words.stacks), default=0)
+    count = math.ceil(deepest / rule.layers_per_stage)
+    if not count:
+        raise PlanError(f"{rule!r} needs a repeated stack of layers, and this model has none. Write the stages out.")
+    after_layers = ["backbone", *(f"!{role}" for role in ("embeddings", "layers") if words.roles[role])]
+    for index in range(1, count + 1):
+        top = [f"{where}layers[-{index * rule.layers_per_stage}:]" for where in _stack_prefixes(words)]
+        yield Stage(epoch=index * rule.every_epochs, unfreeze=[*after_layers, *top])
+    yield Stage(epoch=(count + 1) * rule.every_epochs, unfreeze="all")
+
+
+def _stack_prefixes(words: ModelMap) -> list[str]:
+    if len(words.stacks) == 1:
+        return [""]
+    return [f"{stack.path.rpartition('.')[0]}." for stack in words.stacks]
 
 
 def _refuse_nothing(trainable: frozenset[str], plan: FreezePlan, when: str, words: ModelMap) -> None:

@@ -112,6 +112,22 @@ class Stage:
         return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class TopDown:
+    """Gradual unfreezing (ULMFiT; Howard and Ruder, 2018): from the top layer down, one stage every `every_epochs`.
+
+    Stands among the stages of a plan and becomes as many of them as the model has layers: the first thaws the top
+    `layers_per_stage` layers and what follows the layers (pooler, final norm), the last whatever is left.
+    """
+
+    every_epochs: float = 1.0
+    layers_per_stage: int = 1
+
+    def __post_init__(self) -> None:
+        if self.every_epochs <= 0 or self.layers_per_stage < 1:
+            raise PlanError(f"{self!r}: every_epochs is above 0, layers_per_stage at least 1.")
+
+
 def _whole_steps(steps: float) -> int:
     return math.ceil(round(steps, 6))
 
@@ -127,7 +143,7 @@ class FreezePlan:
 
     freeze: Selection | None = None
     trainable: Selection | None = None
-    stages: Sequence[Stage] = ()
+    stages: Sequence[Stage | TopDown] = ()
 
     def __post_init__(self) -> None:
         given, found = [n for n in ("freeze", "trainable") if getattr(self, n) is not None], ""
@@ -139,7 +155,7 @@ class FreezePlan:
         parse(getattr(self, given[0]))
         object.__setattr__(self, "stages", tuple(self.stages))
         for stage in self.stages:
-            if not isinstance(stage, Stage):
+            if not isinstance(stage, Stage | TopDown):
                 raise PlanError(
                     f"stages= holds Stage objects; found {stage!r}. For plain dicts use FreezePlan.from_dict."
                 )
@@ -175,8 +191,10 @@ class FreezePlan:
         return cls.from_dict(read_mapping(path))
 
 
-def stage_from_dict(values: Mapping[str, Any]) -> Stage:
+def stage_from_dict(values: Mapping[str, Any]) -> Stage | TopDown:
     """Read one stage; `plateau` is a metric's name or a mapping of `Plateau`'s fields."""
+    if isinstance(values, Mapping) and values.keys() == {"top_down"}:
+        return TopDown(**_known(TopDown, values["top_down"], "top_down"))
     checked = _known(Stage, values, "a stage")
     plateau = checked.pop("plateau", None)
     if isinstance(plateau, str):
@@ -204,7 +222,9 @@ def _known(cls: type, values: Any, what: str) -> dict[str, Any]:
     return dict(values)
 
 
-def _set_fields(stage: Stage) -> dict[str, Any]:
+def _set_fields(stage: Stage | TopDown) -> dict[str, Any]:
+    if isinstance(stage, TopDown):
+        return {"top_down": asdict(stage)}
     selections = {"unfreeze": _plain(stage.unfreeze), "freeze": _plain(stage.freeze)}
     return {**stage.time, **{name: value for name, value in selections.items() if value is not None}}
 

@@ -1,6 +1,7 @@
 """Which stage a step belongs to, once the length of the run is known."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -14,31 +15,49 @@ class Timeline:
     """The stages of a plan laid over a run of `max_steps` optimizer steps.
 
     Stages start in their order. One whose time has come while a plateau before it still waits, waits with it. Raises
-    `PlanError` for stages out of order or at one time; warns of a stage after the end of the run, which never starts.
+    `PlanError` for stages out of order or at one time; warns of stages after the end of the run, which never start.
+
+    >>> timeline = Timeline([Stage(step=3, unfreeze="norms")], max_steps=10, steps_per_epoch=5)
+    >>> timeline.stage_at(2, fired={}), timeline.stage_at(3, fired={})
+    (0, 1)
     """
 
     def __init__(self, stages: Sequence[Stage], *, max_steps: int, steps_per_epoch: int | None) -> None:
+        self._stages = tuple(stages)
         self._starts = [stage.start(max_steps=max_steps, steps_per_epoch=steps_per_epoch) for stage in stages]
-        self._check_order(stages)
-        for stage, start in zip(stages, self._starts, strict=True):
-            if start is not None and start >= max_steps:
-                logger.warning(
-                    "The stage at %s would start after step %d, but the run has %d: it never does.",
-                    stage.when,
-                    start,
-                    max_steps,
-                )
+        self._patience = [_longest_wait(stage, steps_per_epoch) for stage in stages]
+        self._check_order()
+        if late := [stage.when for stage, start in zip(stages, self._starts, strict=True) if (start or 0) >= max_steps]:
+            logger.warning("The run ends after %d steps, before these stages start: %s.", max_steps, ", ".join(late))
 
-    def stage_at(self, step: int, fired: Mapping[int, int]) -> int:
-        """Return the stage (0 is the start) of the step after `step` steps; `fired` says when plateau stages began."""
+    def begins(self, *, fired: Mapping[int, int]) -> list[int]:
+        """Return after how many steps each stage begins, from stage 0 on, as far as that is known.
+
+        `fired` says, by stage, after which step a plateau was found.
+        """
+        begins = [0]
         for index, start in enumerate(self._starts, start=1):
-            begins = fired.get(index) if start is None else start
-            if begins is None or step < begins:
-                return index - 1
-        return len(self._starts)
+            if start is None:
+                wait = self._patience[index - 1]
+                known = [fired[index]] if index in fired else []
+                start = min([*known, *([] if wait is None else [begins[-1] + wait])], default=None)
+            if start is None:
+                break
+            begins.append(max(start, begins[-1]))
+        return begins
 
-    def _check_order(self, stages: Sequence[Stage]) -> None:
-        timed = [(stage, start) for stage, start in zip(stages, self._starts, strict=True) if start is not None]
+    def stage_at(self, step: int, *, fired: Mapping[int, int]) -> int:
+        """Return the stage of the optimizer step that comes after `step` steps."""
+        return sum(begin <= step for begin in self.begins(fired=fired)) - 1
+
+    def awaited(self, step: int, *, fired: Mapping[int, int]) -> int | None:
+        """Return the plateau stage that comes next, if that is what the plan waits for."""
+        following = self.stage_at(step, fired=fired) + 1
+        waits = following <= len(self._stages) and self._stages[following - 1].plateau is not None
+        return following if waits else None
+
+    def _check_order(self) -> None:
+        timed = [(stage, start) for stage, start in zip(self._stages, self._starts, strict=True) if start is not None]
         for (first, begins), (second, then) in pairwise(timed):
             if begins >= then:
                 relation = "at the same step as" if begins == then else "after"
@@ -46,3 +65,12 @@ class Timeline:
                     f"The stage at {first.when} (step {begins}) starts {relation} the next one in the plan, at "
                     f"{second.when} (step {then}). List stages in the order of their times; join two at one time."
                 )
+
+
+def _longest_wait(stage: Stage, steps_per_epoch: int | None) -> int | None:
+    """How many steps a plateau stage waits at most."""
+    if stage.plateau is None or stage.plateau.max_epochs is None:
+        return None
+    if steps_per_epoch is None:
+        raise PlanError(f"{stage.when}: max_epochs needs data with a length; this data has none. Leave max_epochs out.")
+    return math.ceil(round(stage.plateau.max_epochs * steps_per_epoch, 6))

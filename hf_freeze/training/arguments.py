@@ -1,14 +1,15 @@
 """Freezing declared beside the other TrainingArguments: in Python, as command-line flags, in YAML or JSON."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
 
 from hf_freeze.errors import PlanError
-from hf_freeze.plan.stages import FreezePlan
+from hf_freeze.plan.recipes import RECIPES, recipe
+from hf_freeze.plan.stages import FreezePlan, Stage, TopDown, read_mapping, stage_from_dict
 
 
 @dataclass
@@ -34,6 +35,23 @@ class FreezeArguments:
     layer_lr_decay: float = field(
         default=1.0, metadata={"help": "Factor on the learning rate per layer below the head; 1.0 is none."}
     )
+    freeze_recipe: str | None = field(
+        default=None,
+        metadata={"help": f"A named plan: {', '.join(RECIPES)}; with options as in 'gradual:every_epochs=0.5'."},
+    )
+    unfreeze_stages: list[dict[str, Any]] | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Stages after the start: JSON such as \'[{"epoch": 1, "unfreeze": "layers[-1]"}]\', or the path of '
+            "a YAML or JSON file with such a list."
+        },
+    )
+    unfreeze_warmup: float = field(
+        default=0.0,
+        metadata={
+            "help": "Ramp the rate of what thaws over so many steps (1 or more), or a fraction of the run (below 1)."
+        },
+    )
     frozen_eval: bool = field(
         default=True, metadata={"help": "Keep frozen modules in eval mode: dropout off, BatchNorm statistics still."}
     )
@@ -57,9 +75,25 @@ class FreezeArguments:
 
     def freeze_plan(self) -> FreezePlan | None:
         """Return the declared plan, or None when nothing was declared. Raises `PlanError` and `SelectionError`."""
-        if self.freeze is None and self.trainable is None:
+        stages = [stage if isinstance(stage, Stage | TopDown) else stage_from_dict(stage) for stage in self._stages()]
+        given = {"freeze": self.freeze, "trainable": self.trainable}
+        declared = {name: value for name, value in given.items() if value is not None}
+        if self.freeze_recipe is not None:
+            if declared or stages:
+                other = [*declared, *(["unfreeze_stages"] if stages else [])]
+                raise PlanError(f"freeze_recipe={self.freeze_recipe!r} is a whole plan; drop {' and '.join(other)}.")
+            return recipe(self.freeze_recipe)
+        if not declared and not stages:
             return None
-        return FreezePlan(freeze=self.freeze, trainable=self.trainable)
+        return FreezePlan(**declared, stages=stages)
+
+    def _stages(self) -> Sequence[Any]:
+        stages = self.unfreeze_stages
+        if isinstance(stages, str):
+            stages = _read_json(stages, "unfreeze_stages") if stages.lstrip().startswith("[") else read_mapping(stages)
+        if stages is not None and (isinstance(stages, str) or not isinstance(stages, Sequence)):
+            raise PlanError(f"unfreeze_stages={self.unfreeze_stages!r} is no list of stages, but {stages!r}.")
+        return stages or ()
 
 
 @dataclass
@@ -69,12 +103,14 @@ class FreezeTrainingArguments(FreezeArguments, TrainingArguments):
 
 def _read_group_lrs(value: Mapping[str, Any] | str | None) -> dict[str, Any] | None:
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise PlanError(
-                f"group_lrs={value!r} is not JSON: {error}. Write for example '{{\"head\": 1e-3}}'."
-            ) from error
+        value = _read_json(value, "group_lrs")
     if value is not None and not isinstance(value, Mapping):
         raise PlanError(f"group_lrs={value!r} is no mapping of selections to learning rates, such as {{'head': 1e-3}}.")
     return None if value is None else dict(value)
+
+
+def _read_json(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise PlanError(f"{name}={text!r} is not JSON: {error}.") from error

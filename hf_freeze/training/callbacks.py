@@ -3,9 +3,9 @@
 import logging
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -13,13 +13,12 @@ from transformers.trainer_callback import ExportableState
 
 from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.plan.stages import FreezePlan
-from hf_freeze.plan.timeline import Timeline
 from hf_freeze.training import checkpoint
-from hf_freeze.training.backends import tell_wrappers
-from hf_freeze.training.freezing import hold_eval, release_eval, set_trainable
+from hf_freeze.training.freezing import set_trainable
 from hf_freeze.training.loss_scaling import warn_if_count_is_ignored
-from hf_freeze.training.proof import FreezeProof
+from hf_freeze.training.run import FreezeRun, FreezeSettings, RunState
 from hf_freeze.training.setup import check_setup
+from hf_freeze.training.snapshot import load_snapshot, save_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -27,34 +26,44 @@ logger = logging.getLogger(__name__)
 class FreezeCallback(TrainerCallback, ExportableState):
     """Freeze by a plan inside any Trainer: `Trainer(..., callbacks=[FreezeCallback(plan)])`.
 
-    `frozen_eval` keeps frozen modules in eval mode while training. `verify` proves at each save and at the end that
-    frozen weights stood still, trainable ones moved and replicas are equal, and raises `FreezeViolation` otherwise.
+    `frozen_eval` keeps frozen modules in eval mode while training. `verify` proves at each transition, each save and
+    the end that frozen weights stood still, trainable ones moved and replicas are equal, and raises `FreezeViolation`
+    otherwise. `unfreeze_warmup` ramps the learning rate of what thaws, over a number of steps (1 or more) or a fraction
+    of the run (below 1); it needs optimizer groups that thaw as a whole, as `param_groups` builds them.
 
     The plan is held against the model when the Trainer is built, so that a mistake shows at once: `SelectionError`,
     `PlanError` or `UnsupportedSetupError`, before the first step.
     """
 
-    def __init__(self, plan: FreezePlan | Mapping[str, Any], *, frozen_eval: bool = True, verify: bool = True) -> None:
+    def __init__(
+        self,
+        plan: FreezePlan | Mapping[str, Any],
+        *,
+        frozen_eval: bool = True,
+        verify: bool = True,
+        unfreeze_warmup: float = 0.0,
+    ) -> None:
         self.plan = plan if isinstance(plan, FreezePlan) else FreezePlan.from_dict(plan)
-        self.frozen_eval = frozen_eval
-        self.verify = verify
+        self.settings = FreezeSettings(frozen_eval=frozen_eval, verify=verify, unfreeze_warmup=unfreeze_warmup)
         self.resolved: ResolvedPlan | None = None
-        self.stage: int | None = None
         self.groups: dict[str, str] = {}
         self.loss_window: dict[str, Any] = {}
-        self.managed = False
+        self.resumed_from: str | Path | None = None
+        self.managed = False  # by a FreezeTrainer, which does more than a callback can
         self._model: nn.Module | None = None
-        self._timeline: Timeline | None = None
-        self._proof: FreezeProof | None = None
+        self._run: FreezeRun | None = None
         self._rates: dict[str, float] = {}
         self._probe: RemovableHandle | None = None
 
     def state(self) -> dict[str, Any]:
         """Return what the Trainer writes into `trainer_state.json`: how to build this callback again."""
-        settings = {"plan": self.plan.to_dict(), "frozen_eval": self.frozen_eval, "verify": self.verify}
-        fingerprint = self.resolved.fingerprint if self.resolved else ""
-        saved = {"fingerprint": fingerprint, "groups": self.groups, "loss_window": self.loss_window}
-        return {"args": settings, "attributes": {"saved": saved}}
+        saved = {
+            "fingerprint": self.resolved.fingerprint if self.resolved else "",
+            "groups": self.groups,
+            "loss_window": self.loss_window,
+            "run": (self._run.state if self._run else RunState()).to_dict(),
+        }
+        return {"args": {"plan": self.plan.to_dict(), **vars(self.settings)}, "attributes": {"saved": saved}}
 
     def prepare(self, args: TrainingArguments, model: nn.Module) -> ResolvedPlan:
         """Hold the plan against `model`, unless that is done, and check that the set-up can honour it."""
@@ -73,44 +82,62 @@ class FreezeCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Freeze by the plan, once more: a `model_init` may have built the model anew."""
-        model = kwargs["model"]
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
         resolved = self.prepare(args, model)
-        if state.global_step and not self.managed:
-            self._check_resumed(args, state, model)
-        self._timeline = Timeline(
-            self.plan.stages, max_steps=state.max_steps, steps_per_epoch=_steps_per_epoch(args, kwargs)
+        self._run = FreezeRun(
+            resolved,
+            model,
+            optimizer,
+            settings=self.settings,
+            max_steps=state.max_steps,
+            steps_per_epoch=_steps_per_epoch(args, kwargs),
         )
-        self._proof = FreezeProof(model, resolved, hold_buffers=self.frozen_eval) if self.verify else None
-        self.stage = None
-        self._enter_stage(state, **kwargs)
-        self._watch_loss(args, model)
+        if state.is_world_process_zero:
+            logger.info("Freeze plan:\n%s", resolved)
+        self._begin(self._run, args, state, model)
+        if not self.managed and (args.gradient_accumulation_steps > 1 or args.world_size > 1):
+            self._probe = warn_if_count_is_ignored(model)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Enter the stage that this step belongs to."""
-        self._enter_stage(state, **kwargs)
+        """Enter the stage that this step belongs to, and set its learning rates."""
+        if self._run:
+            self._run.step_begins(state.global_step)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Note the learning rates of this step, and whose gradients have arrived."""
-        self._rates = _rates(kwargs["optimizer"])
-        if self._proof:
-            self._proof.see_step_coming(kwargs["optimizer"])
+        if self._run:
+            self._rates = self._run.optimizer_steps()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Note what has moved."""
-        if self._proof:
-            self._proof.see_step_done()
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note what has moved; from here on the scheduler's own rates apply again."""
+        if self._run:
+            self._run.optimizer_stepped()
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Judge whether a plateau is there that the plan waits for."""
+        if self._run and metrics is not None:
+            self._run.evaluated(metrics, state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Prove that frozen weights stood still; under PEFT, save the thawed base weights beside the adapter."""
-        if self.managed:
-            return
-        self.verify_now()
-        if args.should_save:
-            checkpoint.save_thawed(kwargs["model"], checkpoint.folder_of(args, state), self._ever_trainable())
+        """Prove that frozen weights stood still; save what belongs to a checkpoint beside the Trainer's own files."""
+        if not self.managed:
+            self.verify_now()
+            if args.should_save:
+                checkpoint.save_thawed(kwargs["model"], checkpoint.folder_of(args, state), self._ever_trainable())
+                self.save_stage_best(checkpoint.folder_of(args, state))
 
     def on_log(
         self,
@@ -125,82 +152,57 @@ class FreezeCallback(TrainerCallback, ExportableState):
             missing = {name: value for name, value in self.log_entries().items() if name not in logs}
             logs.update(missing)
             state.log_history[-1].update(missing)
-        if logs is not None and "train_runtime" in logs:
+        if self._run and logs is not None and "train_runtime" in logs:
             # The Trainer logs its closing metrics before it loads the best checkpoint: the last look at this run.
-            self._conclude(kwargs["model"])
+            self._run.conclude()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Give the model its own train mode back; under PEFT, load what the best checkpoint has beside the adapter."""
-        self.end(kwargs["model"])
+        """Let go of the model; under PEFT, load what the best checkpoint has beside the adapter."""
+        self.end()
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             checkpoint.load_thawed(kwargs["model"], state.best_model_checkpoint, needed=self._ever_trainable())
 
     def log_entries(self) -> dict[str, Any]:
         """What the logs of a training step should hold: `lr/<group>`, `stage`, `trainable_params`."""
-        if self.resolved is None or self.stage is None:
+        if self._run is None:
             return {}
-        trainable = sum(self.resolved.sizes[name] for name in self.resolved.stages[self.stage])
-        return {**self._rates, "stage": self.stage, "trainable_params": trainable}
+        stage = self._run.state.stage
+        trainable = sum(self._run.resolved.sizes[name] for name in self._run.resolved.stages[stage])
+        return {**self._rates, "stage": stage, "trainable_params": trainable}
 
     def verify_now(self) -> None:
         """Raise `FreezeViolation` when something frozen moved, or replicas differ. Does nothing outside training."""
-        if self._proof:
-            self._proof.verify()
+        if self._run:
+            self._run.verify()
 
-    def end(self, model: nn.Module) -> None:
+    def save_stage_best(self, folder: str | Path) -> None:
+        """Save the best weights of a stage that a plateau shall end, for a run that resumes from `folder`."""
+        if self._run:
+            save_snapshot(self._run.best, folder)
+
+    def end(self) -> None:
         """Take every hook off the model. Doing it twice changes nothing."""
-        release_eval(model)
+        if self._run:
+            self._run.end()
         if self._probe:
             self._probe.remove()
-        self._probe = self._proof = None
+        self._run = self._probe = None
 
-    def enter_stage(self, stage: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Make exactly this stage's parameters trainable, and everything that must know of it know."""
-        assert self.resolved is not None
-        if self.stage is not None:
-            self.verify_now()
-        thawed, frozen = set_trainable(model, self.resolved.names[stage])
-        if thawed or frozen:
-            tell_wrappers(model)
-        if self.frozen_eval:
-            hold_eval(model)
-        if self._proof:
-            self._proof.watch(optimizer)
-        self.stage = stage
-
-    def _enter_stage(self, state: TrainerState, **kwargs: Any) -> None:
-        assert self._timeline is not None
-        stage = self._timeline.stage_at(state.global_step, {})
-        if stage != self.stage:
-            self.enter_stage(stage, kwargs["model"], kwargs["optimizer"])
-            if state.is_world_process_zero:
-                logger.info("Step %d, stage %d of the plan:\n%s", state.global_step, stage, self.resolved)
-
-    def _conclude(self, model: nn.Module) -> None:
-        proof = self._proof
-        self.end(model)
-        if proof:
-            proof.conclude()
-
-    def _watch_loss(self, args: TrainingArguments, model: nn.Module) -> None:
-        """Warn, once, where accumulation or the number of processes would change what the loss means."""
-        if not self.managed and (args.gradient_accumulation_steps > 1 or args.world_size > 1):
-            self._probe = warn_if_count_is_ignored(model)
-
-    def _check_resumed(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
-        folder = checkpoint.folder_of(args, state)
-        checkpoint.check_same_plan(checkpoint.callback_state(state, type(self).__name__), self.state(), folder)
-        checkpoint.load_thawed(model, folder, needed=self._ever_trainable())
+    def _begin(self, run: FreezeRun, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
+        if not state.global_step:
+            run.begin()
+            return
+        saved = checkpoint.callback_state(state, type(self).__name__)
+        folder = self.resumed_from or checkpoint.folder_of(args, state)
+        checkpoint.check_same_plan(saved, self.state(), folder)
+        if not self.managed:
+            checkpoint.load_thawed(model, folder, needed=self._ever_trainable())
+        run.begin(RunState.from_dict(checkpoint.saved_part(saved)["run"]), load_snapshot(folder))
 
     def _ever_trainable(self) -> frozenset[str]:
         return self.resolved.ever_trainable if self.resolved else frozenset()
-
-
-def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    groups = enumerate(optimizer.param_groups)
-    return {f"lr/{group.get('name', f'group_{index}')}": float(group["lr"]) for index, group in groups}
 
 
 def _steps_per_epoch(args: TrainingArguments, kwargs: Mapping[str, Any]) -> int | None:

@@ -96,6 +96,12 @@ def callback_state(state: TrainerState, name: str) -> Mapping[str, Any] | None:
     return found
 
 
+def saved_part(state: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What `FreezeCallback` saved beside its settings; {} for None."""
+    saved: Mapping[str, Any] = state["attributes"]["saved"] if state else {}
+    return saved
+
+
 def check_same_plan(
     saved: Mapping[str, Any] | None, current: Mapping[str, Any], folder: str | os.PathLike[str]
 ) -> None:
@@ -122,7 +128,7 @@ def check_same_plan(
 
 
 def _layout(state: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
-    saved = state["attributes"]["saved"]
+    saved = saved_part(state)
     return saved["fingerprint"], saved["groups"]
 
 

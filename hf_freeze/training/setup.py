@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import TrainingArguments
 
-from hf_freeze.errors import UnsupportedSetupError
+from hf_freeze.errors import PlanError, UnsupportedSetupError
 from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.selection.model_map import unwrap
 
@@ -21,6 +21,16 @@ def check_setup(args: TrainingArguments, model: nn.Module, resolved: ResolvedPla
     _check_optimizer(args)
     _check_precision(args, model, resolved)
     _check_fsdp(args)
+    _check_plateaus(args, resolved)
+
+
+def _check_plateaus(args: TrainingArguments, resolved: ResolvedPlan) -> None:
+    plateaus = [stage.plateau for stage in resolved.timed if stage.plateau]
+    if plateaus and args.eval_strategy == "no":
+        raise PlanError(
+            f"The plan waits for a plateau of {plateaus[0].metric!r}, but eval_strategy is 'no': nothing would ever be "
+            "evaluated. Set eval_strategy to 'epoch' or 'steps'."
+        )
 
 
 def _check_optimizer(args: TrainingArguments) -> None:

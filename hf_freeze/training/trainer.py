@@ -10,7 +10,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_optimizer import is_optimizer_factory
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
 
 from hf_freeze.errors import PlanError, UnsupportedSetupError
 from hf_freeze.plan.stages import FreezePlan
@@ -64,6 +64,7 @@ class FreezeTrainerMixin(_Base):
             freeze_plan or declared or FreezePlan(trainable="all"),
             frozen_eval=settings.frozen_eval,
             verify=settings.verify_freeze,
+            unfreeze_warmup=settings.unfreeze_warmup,
         )
         self._freezing.managed = True
         self._count_is_ignored: bool | None = None
@@ -122,10 +123,12 @@ class FreezeTrainerMixin(_Base):
         self._count_is_ignored = None
         if resume_from_checkpoint:
             self._check_same_plan(resume_from_checkpoint)
+        else:
+            self._freezing.resumed_from = None
         try:
             return super().train(resume_from_checkpoint, *positional, **kwargs)
         finally:
-            self._freezing.end(self.model)
+            self._freezing.end()
 
     def _check_same_plan(self, resume_from_checkpoint: str | bool) -> None:
         folder = resume_from_checkpoint
@@ -134,6 +137,7 @@ class FreezeTrainerMixin(_Base):
         if folder is None or not (Path(folder) / TRAINER_STATE_NAME).exists():
             return  # the Trainer says what is missing
         self._group_specs()
+        self._freezing.resumed_from = folder
         saved = checkpoint.read_callback_state(folder, FreezeCallback.__name__)
         checkpoint.check_same_plan(saved, self._freezing.state(), folder)
 
@@ -206,6 +210,9 @@ class FreezeTrainerMixin(_Base):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self._freezing.verify_now()
         self._freezing.loss_window = self._loss_window()
+        if self.args.should_save:
+            run_folder = self._get_output_dir(kwargs.get("trial", args[1] if len(args) > 1 else None))
+            self._freezing.save_stage_best(Path(run_folder) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         super()._save_checkpoint(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
@@ -227,7 +234,7 @@ class FreezeTrainerMixin(_Base):
 
     def _restore_loss_window(self) -> None:
         saved = checkpoint.callback_state(self.state, FreezeCallback.__name__)
-        window = saved["attributes"]["saved"]["loss_window"] if self.state.global_step and saved else {}
+        window = checkpoint.saved_part(saved).get("loss_window", {}) if self.state.global_step else {}
         if window.get("step") != self.state.global_step or not window:
             return
         losses: list[float] = window["losses"]

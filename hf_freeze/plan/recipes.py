@@ -1,0 +1,81 @@
+"""Named plans: the ways of fine-tuning that have a name in the literature."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+from hf_freeze.errors import PlanError
+from hf_freeze.plan.stages import FreezePlan, Stage, TopDown
+
+
+def linear_probe() -> FreezePlan:
+    """Train the head alone, on features that stay as they are (Alain and Bengio, 2016)."""
+    return FreezePlan(trainable="head")
+
+
+def last_layers(k: int = 1) -> FreezePlan:
+    """Train the head and the last `k` layers."""
+    if k < 1:
+        raise PlanError(f"last_layers(k={k!r}): k is at least 1; for the head alone use linear_probe.")
+    return FreezePlan(trainable=["head", f"layers[-{k}:]"])
+
+
+def gradual(*, every_epochs: float = 1.0, layers_per_stage: int = 1) -> FreezePlan:
+    """Start with the head and thaw from the top down: gradual unfreezing of ULMFiT (Howard and Ruder, 2018)."""
+    return FreezePlan(trainable="head", stages=[TopDown(every_epochs=every_epochs, layers_per_stage=layers_per_stage)])
+
+
+def lp_ft(*, probe: float = 0.3) -> FreezePlan:
+    """Train the head alone for the fraction `probe` of the run, then everything (LP-FT; Kumar et al., 2022)."""
+    return FreezePlan(trainable="head", stages=[Stage(fraction=probe, unfreeze="all")])
+
+
+def norms_only() -> FreezePlan:
+    """Train the head and the normalisation layers (Frankle et al., 2021)."""
+    return FreezePlan(trainable=["head", "norms"])
+
+
+def biases_only() -> FreezePlan:
+    """Train the head and the bias vectors (BitFit; Ben Zaken et al., 2022)."""
+    return FreezePlan(trainable=["head", "biases"])
+
+
+def full() -> FreezePlan:
+    """Train everything that the model does not keep frozen itself."""
+    return FreezePlan(trainable="all")
+
+
+RECIPES: dict[str, Callable[..., FreezePlan]] = {
+    recipe.__name__.replace("_", "-"): recipe
+    for recipe in (linear_probe, last_layers, gradual, lp_ft, norms_only, biases_only, full)
+}
+
+
+def recipe(text: str) -> FreezePlan:
+    """Read a recipe as the command line has it: its name, and options after a colon.
+
+    >>> recipe("lp-ft:probe=0.2").stages[0].when
+    'fraction 0.2'
+
+    Raises `PlanError` for an unknown name or option.
+    """
+    name, _, options = text.partition(":")
+    make = RECIPES.get(name.strip().replace("_", "-"))
+    if make is None:
+        raise PlanError(f"{text!r} is no recipe. The recipes are {', '.join(RECIPES)}.")
+    known = inspect.signature(make).parameters
+    given = dict(_option(part, text) for part in options.split(",") if part.strip())
+    if unknown := sorted(given.keys() - known.keys()):
+        has = f"has the options {', '.join(known)}" if known else "has no options"
+        raise PlanError(f"{text!r}: {unknown[0]!r} is no option; {name!r} {has}.")
+    return make(**given)
+
+
+def _option(part: str, text: str) -> tuple[str, Any]:
+    key, equals, value = part.partition("=")
+    number = yaml.safe_load(value) if equals else None
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise PlanError(f"{text!r}: {part.strip()!r} is not option=number, as in 'gradual:every_epochs=0.5'.")
+    return key.strip(), number

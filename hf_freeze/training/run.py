@@ -1,0 +1,193 @@
+"""One `train()` call under a plan: which stage it is in, and everything that must know when that changes."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import nn
+
+from hf_freeze.errors import PlanError
+from hf_freeze.plan.plateau import PlateauWatch, metric_value
+from hf_freeze.plan.resolved import ResolvedPlan
+from hf_freeze.plan.tables import describe_parts
+from hf_freeze.plan.timeline import Timeline
+from hf_freeze.training.backends import find_wrappers, tell_wrappers
+from hf_freeze.training.freezing import hold_eval, release_eval, set_trainable
+from hf_freeze.training.proof import FreezeProof
+from hf_freeze.training.schedule import RateGate, warmup_steps
+from hf_freeze.training.snapshot import restore_snapshot, take_snapshot
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreezeSettings:
+    """How a plan is carried out: see `FreezeCallback`."""
+
+    frozen_eval: bool = True
+    verify: bool = True
+    unfreeze_warmup: float = 0.0
+
+
+@dataclass
+class RunState:
+    """What a resumed run must know of the run that was interrupted, beside the step."""
+
+    stage: int = 0
+    fired: dict[int, int] | None = None
+    watch: PlateauWatch | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-able values."""
+        fired = {str(stage): step for stage, step in (self.fired or {}).items()}
+        return {"stage": self.stage, "fired": fired, "watch": self.watch.to_dict() if self.watch else None}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "RunState":
+        """Read what `to_dict` returned."""
+        fired = {int(stage): step for stage, step in values["fired"].items()}
+        return cls(values["stage"], fired, PlateauWatch(**values["watch"]) if values["watch"] else None)
+
+
+class FreezeRun:
+    """Carries a plan through one run over one model and one optimizer."""
+
+    def __init__(
+        self,
+        resolved: ResolvedPlan,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        settings: FreezeSettings,
+        max_steps: int,
+        steps_per_epoch: int | None,
+    ) -> None:
+        self.resolved = resolved
+        self.state = RunState(fired={})
+        self.best: dict[str, torch.Tensor] = {}
+        self._model = model
+        self._optimizer = optimizer
+        self._settings = settings
+        self._timeline = Timeline(resolved.timed, max_steps=max_steps, steps_per_epoch=steps_per_epoch)
+        warmup = warmup_steps(settings.unfreeze_warmup, max_steps)
+        self._gate = RateGate(optimizer, resolved, model, warmup=warmup)
+        self._proof = FreezeProof(model, resolved, hold_buffers=settings.frozen_eval) if settings.verify else None
+        self._wrappers = find_wrappers(model)
+        self._unlogged: Mapping[str, Any] | None = None
+
+    def begin(self, state: RunState | None = None, best: dict[str, torch.Tensor] | None = None) -> None:
+        """Put the model into the first stage, or into the one that an interrupted run was in."""
+        self.state = state or self.state
+        self.best = best or {}
+        self._apply(self.state.stage)
+
+    def step_begins(self, step: int) -> None:
+        """Enter the stage of the optimizer step that comes after `step` steps, and set its learning rates."""
+        self._refuse_missing_metric()
+        stage = self._timeline.stage_at(step, fired=self._fired)
+        if stage != self.state.stage:
+            self._enter(stage, step)
+        self._gate.close(self._timeline.begins(fired=self._fired), step)
+
+    def optimizer_steps(self) -> dict[str, float]:
+        """Return the learning rates of the step that the optimizer is about to make."""
+        if self._proof:
+            self._proof.see_step_coming(self._optimizer)
+        groups = enumerate(self._optimizer.param_groups)
+        return {f"lr/{group.get('name', f'group_{index}')}": float(group["lr"]) for index, group in groups}
+
+    def optimizer_stepped(self) -> None:
+        """Give the scheduler its rates back, and note what moved."""
+        self._gate.open()
+        if self._proof:
+            self._proof.see_step_done()
+
+    def evaluated(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Judge, after an evaluation, whether the plateau that the plan waits for is there."""
+        awaited = self._timeline.awaited(step, fired=self._fired)
+        if awaited is None:
+            return
+        plateau = self.resolved.timed[awaited - 1].plateau
+        assert plateau is not None
+        value = metric_value(plateau, metrics)
+        self._unlogged = metrics if value is None else None
+        if value is None:
+            return
+        watch = self.state.watch
+        watch = watch if watch is not None and watch.stage == awaited else PlateauWatch(stage=awaited)
+        watch = _from_main_process(watch.see(value, step=step, plateau=plateau))
+        self.state.watch = watch
+        if plateau.restore_best and watch.best_step == step:
+            self.best = take_snapshot(self._model)
+        if watch.is_over(plateau):
+            self._fired[awaited] = step
+
+    def verify(self) -> None:
+        """Raise `FreezeViolation` when something frozen moved, or replicas differ."""
+        if self._proof:
+            self._proof.verify()
+
+    def conclude(self) -> None:
+        """Let go of the model, and raise `FreezeViolation` when the run did not do what the plan says."""
+        proof = self._proof
+        self.end()
+        if proof:
+            proof.conclude()
+
+    def end(self) -> None:
+        """Let go of the model and the optimizer. Doing it twice changes nothing."""
+        release_eval(self._model)
+        self._gate.open()
+        self._proof = None
+
+    @property
+    def _fired(self) -> dict[int, int]:
+        self.state.fired = {} if self.state.fired is None else self.state.fired
+        return self.state.fired
+
+    def _enter(self, stage: int, step: int) -> None:
+        self.verify()
+        rewinds = [
+            timed.plateau.restore_best for timed in self.resolved.timed[self.state.stage : stage] if timed.plateau
+        ]
+        if any(rewinds) and self.best:
+            restore_snapshot(self._model, self.best)
+        self.best = {}
+        self._apply(stage)
+        logger.info(
+            "Step %d: stage %d of %d (%s) begins. Trains: %s.",
+            step,
+            stage,
+            len(self.resolved.timed),
+            self.resolved.timed[stage - 1].when if stage else "start",
+            describe_parts(self.resolved.stages[stage], self.resolved.words),
+        )
+
+    def _apply(self, stage: int) -> None:
+        thawed, frozen = set_trainable(self._model, self.resolved.names[stage])
+        if thawed or frozen:
+            tell_wrappers(self._wrappers)
+        if self._settings.frozen_eval:
+            hold_eval(self._model)
+        if self._proof:
+            self._proof.watch(self._optimizer)
+        self.state.stage = stage
+
+    def _refuse_missing_metric(self) -> None:
+        if self._unlogged is None:
+            return
+        waiting = [stage.when for stage in self.resolved.timed if stage.plateau]
+        raise PlanError(
+            f"The plan waits for a {waiting[0]}, but evaluation logs no such metric. It logs "
+            f"{', '.join(sorted(self._unlogged))}."
+        )
+
+
+def _from_main_process(watch: PlateauWatch) -> PlateauWatch:
+    """Make every process go by what the main process saw."""
+    shared: list[PlateauWatch] = [watch]
+    broadcast_object_list(shared)
+    return shared[0]

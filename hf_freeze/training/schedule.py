@@ -1,0 +1,91 @@
+"""Gate and warmup per group, on top of whatever scheduler the Trainer has.
+
+The scheduler's rate of a group is multiplied by a factor for the time of one optimizer step and put back afterwards,
+so that the scheduler never sees it: 0 while the group is frozen, a linear ramp after it thaws, then 1. The factor is a
+function of the step alone, which is why a resumed run has the same rates.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from hf_freeze.errors import PlanError
+from hf_freeze.plan.resolved import ResolvedPlan
+
+
+def warmup_steps(warmup: float, max_steps: int) -> int:
+    """Read `unfreeze_warmup`: a number of steps from 1 on, a fraction of the run below 1. Raises `PlanError`."""
+    if not 0 <= warmup < float("inf") or (warmup > 1 and warmup != int(warmup)):
+        raise PlanError(
+            f"unfreeze_warmup={warmup!r} is neither a whole number of steps (1 or more) nor a fraction of the run."
+        )
+    return int(warmup) if warmup >= 1 else round(warmup * max_steps)
+
+
+def rate_factor(trains: Sequence[bool], begins: Sequence[int], step: int, warmup: int) -> float:
+    """Return what the scheduler's rate is multiplied with in the optimizer step that comes after `step` steps.
+
+    `trains[i]` says whether the group trains in stage i, which begins after `begins[i]` steps. In step k = 1, 2, ... of
+    its thaw the group has k / `warmup` of the rate. What trains from the start has no ramp but the scheduler's own.
+
+    >>> [rate_factor([False, True], [0, 2], step, warmup=4) for step in range(7)]
+    [0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+    stage = sum(begin <= step for begin in begins) - 1
+    if not trains[stage]:
+        return 0.0
+    while stage and trains[stage - 1]:
+        stage -= 1
+    if stage == 0 or warmup == 0:
+        return 1.0
+    return min((step - begins[stage] + 1) / warmup, 1.0)
+
+
+class RateGate:
+    """Applies `rate_factor` to the groups of one optimizer.
+
+    `close` before an optimizer step, `open` after it and before the scheduler steps.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, resolved: ResolvedPlan, model: torch.nn.Module, *, warmup: int
+    ) -> None:
+        self._optimizer = optimizer
+        self._warmup = warmup
+        self._trains = _trains_by_group(optimizer, resolved, model, warmup)
+        self._scheduled: list[float] | None = None
+
+    def close(self, begins: Sequence[int], step: int) -> None:
+        """Set every group to its rate of this step."""
+        groups = self._optimizer.param_groups
+        self.open()
+        self._scheduled = [group["lr"] for group in groups]
+        for group, trains in zip(groups, self._trains, strict=True):
+            group["lr"] = group["lr"] * rate_factor(trains, begins, step, self._warmup)
+
+    def open(self) -> None:
+        """Put the scheduler's rates back."""
+        if self._scheduled is not None:
+            for group, rate in zip(self._optimizer.param_groups, self._scheduled, strict=True):
+                group["lr"] = rate
+        self._scheduled = None
+
+
+def _trains_by_group(
+    optimizer: torch.optim.Optimizer, resolved: ResolvedPlan, model: torch.nn.Module, warmup: int
+) -> list[list[bool]]:
+    """For every group, in which stages it trains."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    result: list[list[bool]] = []
+    for index, group in enumerate(optimizer.param_groups):
+        members = [names[id(parameter)] for parameter in group["params"] if id(parameter) in names]
+        ever = [name for name in members if name in resolved.ever_trainable]
+        stages = [[name in trainable for name in ever] for trainable in resolved.names]
+        if warmup and any(any(stage) and not all(stage) for stage in stages):
+            raise PlanError(
+                f"unfreeze_warmup needs groups that thaw as a whole; group {group.get('name', index)!r} of the "
+                "optimizer mixes parameters of several stages. Build it with "
+                "hf_freeze.param_groups(model, args, plan=plan), or use FreezeTrainer."
+            )
+        result.append([any(stage) or not members for stage in stages])
+    return result
