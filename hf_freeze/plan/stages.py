@@ -58,7 +58,7 @@ class Plateau:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """From its time on, `unfreeze` trains and `freeze` no longer does.
+    """From its time on, `unfreeze` trains and `freeze` no longer does; what both pick is frozen.
 
     Exactly one time: `epoch` (starts after that many epochs; 0.5 is half of one), `step` (after that many optimizer
     steps), `fraction` of the run, or `plateau`.

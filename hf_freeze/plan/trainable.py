@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from hf_freeze.errors import PlanError, UnsupportedSetupError
+from hf_freeze.errors import UnsupportedSetupError
 from hf_freeze.selection.language import Selection, Specificity, evaluate
 from hf_freeze.selection.model_map import ModelMap
 
@@ -22,14 +22,9 @@ def all_but(selection: Selection, words: ModelMap) -> frozenset[str]:
 def changed(
     trainable: frozenset[str], words: ModelMap, *, unfreeze: Selection | None = None, freeze: Selection | None = None
 ) -> frozenset[str]:
-    """What trains after thawing `unfreeze` and freezing `freeze`; raises `PlanError` where they overlap."""
+    """What trains after thawing `unfreeze` and then freezing `freeze`, which wins where both pick."""
     to_thaw = _may_train(evaluate(unfreeze, words).names, words) if unfreeze is not None else frozenset()
     to_freeze = frozenset(evaluate(freeze, words).names) if freeze is not None else frozenset()
-    if both := sorted(to_thaw & to_freeze):
-        raise PlanError(
-            f"unfreeze={unfreeze!r} and freeze={freeze!r} of one stage both pick {len(both)} parameters, "
-            f"{both[0]!r} among them. Take them out of one with a '!' entry."
-        )
     return (trainable | to_thaw) - to_freeze
 
 

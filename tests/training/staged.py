@@ -75,8 +75,8 @@ def trainer(folder: Path, *, model=None, plan: FreezePlan | None = PLAN, cls=Fre
 
 
 def losses(made: Trainer) -> list[dict]:
-    """The log history without timings."""
-    timed = ("runtime", "per_second", "total_flos")
+    """The log history without what the Trainer says of one `train()` call alone: timings, and its mean loss."""
+    timed = ("runtime", "per_second", "total_flos", "train_loss")
     return [{k: v for k, v in entry.items() if not k.endswith(timed)} for entry in made.state.log_history]
 
 

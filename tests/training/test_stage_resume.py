@@ -1,0 +1,72 @@
+"""A staged run resumed from any step ends bit-equal to the one that was never interrupted."""
+
+import shutil
+
+import pytest
+import torch
+from transformers import set_seed
+
+from hf_freeze import FreezePlan, PlanError, Plateau, Stage
+from tests.models import tiny_bert
+from tests.training.staged import PLAN, STEPS, losses, optimizer_bytes, trainer, weights_of
+
+PLATEAUS = FreezePlan(
+    trainable="head",
+    stages=[
+        Stage(plateau=Plateau("eval_loss", patience=1, min_delta=1e9, restore_best=True), unfreeze="layers[-1]"),
+        Stage(plateau=Plateau("eval_loss", max_epochs=0.8), unfreeze="layers[-2]", freeze="head"),
+        Stage(fraction=0.9, unfreeze=["embeddings", "head"]),
+    ],
+)
+WATCHED = {"eval_strategy": "steps", "eval_steps": 2}
+RUNS = {
+    "timed": (PLAN, {}),
+    "accumulated": (PLAN, {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}),
+    "plateaus": (PLATEAUS, WATCHED),
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_resuming_after_every_step_is_bit_equal(tmp_path, run) -> None:
+    plan, values = RUNS[run]
+    values = {**values, "save_strategy": "steps", "save_steps": 1, "logging_steps": 2, "unfreeze_warmup": 2}
+    whole = trainer(tmp_path / "whole", plan=plan, **values)
+    whole.train()
+    assert len({entry["stage"] for entry in losses(whole) if "stage" in entry}) == len(plan.stages) + 1
+
+    for step in range(1, STEPS):
+        shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", tmp_path / "part" / f"checkpoint-{step}")
+        set_seed(step)
+        resumed = trainer(tmp_path / "part", model=tiny_bert(layers=3, seed=step), plan=plan, **values)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "part" / f"checkpoint-{step}"))
+
+        for name, weight in weights_of(whole.model).items():
+            assert torch.equal(weight, resumed.model.get_parameter(name)), f"step {step}: {name}"
+        assert optimizer_bytes(whole) == optimizer_bytes(resumed), f"step {step}"
+        assert whole.lr_scheduler.state_dict() == resumed.lr_scheduler.state_dict()
+        assert losses(whole) == losses(resumed), f"step {step}"
+        shutil.rmtree(tmp_path / "part")
+
+
+def test_another_plan_is_refused_with_the_difference(tmp_path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    trainer(tmp_path, **saving).train()
+    other = FreezePlan(trainable="head", stages=[*PLAN.stages[:3], Stage(fraction=0.8, freeze="layers")])
+    made = trainer(tmp_path, plan=other, **saving)
+    before = weights_of(made.model)
+
+    with pytest.raises(PlanError, match=r'(?s)-\s+"fraction": 0.75,\n\+\s+"fraction": 0.8'):
+        made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert all(torch.equal(weight, made.model.get_parameter(name)) for name, weight in before.items())
+
+
+def test_another_spelling_of_the_plan_resumes(tmp_path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    whole = trainer(tmp_path, **saving)
+    whole.train()
+    stages = [Stage(step=2, unfreeze="bert.encoder.layer.2"), *PLAN.stages[1:]]
+    made = trainer(tmp_path, plan=FreezePlan(freeze="backbone", stages=stages), **saving)
+    made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert all(torch.equal(w, made.model.get_parameter(name)) for name, w in weights_of(whole.model).items())
+
+
