@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from hf_freeze.plan.resolved import ResolvedPlan
+from hf_freeze.plan.resolved import ResolvedPlan, sizes_of
 from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.training import checkpoint
 from hf_freeze.training.freezing import set_trainable
@@ -67,7 +67,8 @@ class FreezeCallback(TrainerCallback, ExportableState):
 
     def prepare(self, args: TrainingArguments, model: nn.Module) -> ResolvedPlan:
         """Hold the plan against `model`, unless that is done, and check that the set-up can honour it."""
-        if self.resolved is None or self._model is not model:
+        # A model whose embeddings were resized is held against the plan anew.
+        if self.resolved is None or self._model is not model or self.resolved.sizes != sizes_of(model):
             self.resolved = self.plan.resolve(model)
             self._model = model
         check_setup(args, model, self.resolved)

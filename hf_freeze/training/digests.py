@@ -2,11 +2,13 @@
 
 The bits are read as 64-bit integers and summed with odd weights per row, modulo 2**64: a change of one element always
 shows, and any other change does with overwhelming probability. One pass over memory, on the tensor's own device.
+Of sharded tensors each rank reads its shard, and the ranks' sums are added up.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
+import torch.distributed as dist
 
 _ROW = 1024
 
@@ -16,8 +18,21 @@ def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
     if not tensors:
         return {}
     with torch.no_grad():
-        values = torch.stack([_digest(tensor) for tensor in tensors.values()])
-    return dict(zip(tensors, values.tolist(), strict=True))
+        values = torch.stack([_digest(local(tensor)) for tensor in tensors.values()])
+    return dict(zip(tensors, over_shards(values, tensors.values()).tolist(), strict=True))
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's shard of a DTensor; any other tensor as it is."""
+    shard: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return shard
+
+
+def over_shards(values: torch.Tensor, tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Add up over the ranks what each computed of its shards, so that all go by the same numbers."""
+    if any(hasattr(tensor, "to_local") for tensor in tensors):
+        dist.all_reduce(values)
+    return values
 
 
 def _digest(tensor: torch.Tensor) -> torch.Tensor:
@@ -32,8 +47,7 @@ def _weighted(values: torch.Tensor) -> torch.Tensor:
 
 
 def _as_words(tensor: torch.Tensor) -> torch.Tensor:
-    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    flat = local.detach().contiguous().view(-1).view(torch.uint8)
+    flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
     if short := -flat.numel() % 8:
         flat = torch.cat([flat, flat.new_zeros(short)])
     return flat.view(torch.int64)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterable, Iterator
-from types import MethodType
+from functools import partial
 
 from torch import nn
 
@@ -83,16 +83,16 @@ def hold_eval(model: nn.Module) -> None:
     model = unwrap(model)
     release_eval(model)
     modules = frozen_modules(model)
-    train = type(model).train
-
-    def train_but_frozen(self: nn.Module, mode: bool = True) -> nn.Module:
-        train(self, mode)
-        set_eval(modules)
-        return self
-
-    # On the instance, so that the wrappers' own train() finds it: DDP calls module.train(mode) on its child.
-    model.__dict__["train"] = MethodType(train_but_frozen, model)
+    # On the instance, so that the wrappers' own train() finds it: DDP calls module.train(mode) on its child. A partial
+    # is pickled and copied together with the model, and then holds the copy's modules; a closure would not.
+    model.__dict__["train"] = partial(_train_but_frozen, model, modules)
     set_eval(modules)
+
+
+def _train_but_frozen(model: nn.Module, frozen: Iterable[nn.Module], mode: bool = True) -> nn.Module:
+    type(model).train(model, mode)
+    set_eval(frozen)
+    return model
 
 
 def release_eval(model: nn.Module) -> None:

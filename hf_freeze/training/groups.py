@@ -62,8 +62,8 @@ def param_groups(
     `group_lrs` maps a selection to a learning rate or to options (`lr`, `weight_decay`, ...). What it does not name has
     `args.learning_rate` times `layer_lr_decay` to the power of its depth (discriminative rates of Howard and Ruder,
     2018, in the layer-wise form of ELECTRA and BEiT): 0 for the head and what follows the layers, 1 for the top layer,
-    one more per layer below, embeddings last. Biases and norms have no weight decay, as in the Trainer. Without a plan,
-    what requires a gradient now is what trains.
+    one more per layer below, embeddings last. Biases and norms have no weight decay, as in the Trainer, unless a
+    selection of nothing else is given one. Without a plan, what requires a gradient now is what trains.
 
     Raises `PlanError` for a rate that is no rate, and for a selection that matches nothing that trains or what another
     one matches too.
@@ -95,11 +95,15 @@ def group_specs(
         if stages:
             decays = any(alias in decayed for alias in resolved.words.ties[name])
             members.setdefault((rungs[name].order, stages, not decays), []).append(name)
+    splits = {order for order, _, undecayed in members if not undecayed}
     several = {order for order, stages, _ in members if any(o == order and s != stages for o, s, _ in members)}
-    return [
-        _spec(rungs[names[0]], names, args.weight_decay * (not undecayed), undecayed, stages * (order in several))
-        for (order, stages, undecayed), names in sorted(members.items())
-    ]
+    specs = []
+    for (order, stages, undecayed), names in sorted(members.items()):
+        rung = rungs[names[0]]
+        asked_to_decay = "weight_decay" in rung.options and order not in splits
+        no_decay = undecayed and not asked_to_decay
+        specs.append(_spec(rung, names, args.weight_decay, no_decay, stages * (order in several)))
+    return specs
 
 
 def _spec(rung: _Rung, names: list[str], weight_decay: float, undecayed: bool, stages: tuple[int, ...]) -> GroupSpec:
@@ -167,6 +171,8 @@ def _named_rungs(group_lrs: GroupLRs, resolved: ResolvedPlan, rate: float) -> di
 
 def _options(selection: str, value: float | Mapping[str, Any]) -> dict[str, Any]:
     options = dict(value) if isinstance(value, Mapping) else {"lr": value}
+    if reserved := options.keys() & {"params", "name"}:
+        raise PlanError(f"group_lrs[{selection!r}]: {min(reserved)!r} is not for you to set; give lr, weight_decay, ...")
     for name in options.keys() & {"lr", "weight_decay"}:
         number = options[name]
         if isinstance(number, bool) or not isinstance(number, int | float) or not (0 <= number < math.inf):

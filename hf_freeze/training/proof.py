@@ -11,7 +11,7 @@ from hf_freeze.errors import FreezeViolation
 from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.plan.tables import part_labels
 from hf_freeze.selection.norms import is_norm
-from hf_freeze.training.digests import digests
+from hf_freeze.training.digests import digests, local, over_shards
 from hf_freeze.training.freezing import frozen_modules
 
 logger = logging.getLogger(__name__)
@@ -54,8 +54,9 @@ class FreezeProof:
         self._had_rate |= waiting.keys()
         gradients = {name: p.grad for name, p in waiting.items() if p.grad is not None}
         if gradients:
-            nonzero = torch.stack([gradient.count_nonzero() for gradient in gradients.values()]).tolist()
-            self._had_gradient.update(name for name, count in zip(gradients, nonzero, strict=True) if count)
+            nonzero = torch.stack([local(gradient).count_nonzero() for gradient in gradients.values()])
+            counts = over_shards(nonzero, gradients.values()).tolist()
+            self._had_gradient.update(name for name, count in zip(gradients, counts, strict=True) if count)
 
     def see_step_done(self) -> None:
         """Cross off what has moved."""

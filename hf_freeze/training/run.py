@@ -17,6 +17,7 @@ from hf_freeze.plan.timeline import Timeline
 from hf_freeze.training.backends import find_wrappers, tell_wrappers
 from hf_freeze.training.freezing import hold_eval, release_eval, set_trainable
 from hf_freeze.training.proof import FreezeProof
+from hf_freeze.training.recomputation import let_gradients_in
 from hf_freeze.training.schedule import RateGate, warmup_steps
 from hf_freeze.training.snapshot import restore_snapshot, take_snapshot
 
@@ -82,6 +83,7 @@ class FreezeRun:
         """Put the model into the first stage, or into the one that an interrupted run was in."""
         self.state = state or self.state
         self.best = best or {}
+        let_gradients_in(self._model)
         self._apply(self.state.stage)
 
     def step_begins(self, step: int) -> None:

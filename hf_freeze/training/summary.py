@@ -89,9 +89,9 @@ def _numel(tensor: torch.Tensor) -> int:
 
 
 def _remarks(model: nn.Module) -> list[str]:
-    mistaken = [path or "model" for path, module in model.named_modules() if "requires_grad" in module.__dict__]
+    mistaken = [path for path, module in model.named_modules() if "requires_grad" in module.__dict__]
     return [
-        f"{path}.requires_grad = ... was set on a module: that is an attribute which torch never reads, and freezes "
-        f"nothing. Use hf_freeze.freeze(model, {path!r}) or {path}.requires_grad_(False)."
+        f"{path or 'model'}.requires_grad = ... was set on a module: that is an attribute which torch never reads, and "
+        f"freezes nothing. Use hf_freeze.freeze(model, {path or 'all'!r}) or {path or 'model'}.requires_grad_(False)."
         for path in mistaken
     ]

@@ -1,6 +1,6 @@
 """`FreezeTrainer`: the Hugging Face Trainer with a freeze plan. `FreezeTrainerMixin` gives the same to any subclass."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,19 +70,19 @@ class FreezeTrainerMixin(_Base):
         self._count_is_ignored: bool | None = None
         self._window_count: torch.Tensor | None = None
         args = TrainingArguments(output_dir="tmp_trainer") if args is None else args
+        _refuse_second_callback(kwargs.get("callbacks") or ())
         if model is not None:
-            self._freezing.prepare(args, model)
+            self._group_specs(args, model)
         super().__init__(model, args, *positional, **kwargs)
-        if any(isinstance(callback, FreezeCallback) for callback in self.callback_handler.callbacks):
-            raise PlanError("FreezeTrainer brings its own FreezeCallback; give it the plan as freeze_plan= instead.")
+        _refuse_second_callback(self.callback_handler.callbacks)  # one given by position
         self.add_callback(self._freezing)
         self.add_callback(_LossWindow(self))
         set_trainable(self.model, self._freezing.prepare(args, self.model).names[0])
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """Build the model, and hold the plan against it at once."""
+        """Build the model, and hold the plan and the groups against it at once."""
         model: nn.Module = super().call_model_init(trial)
-        self._freezing.prepare(self.args, model)
+        self._group_specs(self.args, model)
         return model
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -93,7 +93,7 @@ class FreezeTrainerMixin(_Base):
         target: Any = self.model if model is None else model
         # Whatever is prepared next (DDP's reducer, FSDP's upcast, DeepSpeed's partition) sees all that ever trains.
         set_trainable(self.model, self._freezing.prepare(self.args, self.model).ever_trainable)
-        specs = self._group_specs()
+        specs = self._group_specs(self.args, self.model)
         if self.optimizer is not None:
             return super().create_optimizer(*_given(model))
         before = self.optimizer_cls_and_kwargs
@@ -106,12 +106,11 @@ class FreezeTrainerMixin(_Base):
         _refuse_unknown_options(self._settings.rates_by_selection, optimizer)
         return optimizer
 
-    def _group_specs(self) -> list[GroupSpec]:
-        resolved = self._freezing.prepare(self.args, self.model)
+    def _group_specs(self, args: TrainingArguments, model: nn.Module) -> list[GroupSpec]:
         specs = group_specs(
-            resolved,
-            self.args,
-            decayed=self.get_decay_parameter_names(unwrap(self.model)),
+            self._freezing.prepare(args, model),
+            args,
+            decayed=self.get_decay_parameter_names(unwrap(model)),
             group_lrs=self._settings.rates_by_selection,
             layer_lr_decay=self._settings.layer_lr_decay,
         )
@@ -136,7 +135,7 @@ class FreezeTrainerMixin(_Base):
             folder = get_last_checkpoint(self.args.output_dir)  # type: ignore[no-untyped-call]
         if folder is None or not (Path(folder) / TRAINER_STATE_NAME).exists():
             return  # the Trainer says what is missing
-        self._group_specs()
+        self._group_specs(self.args, self.model)
         self._freezing.resumed_from = folder
         saved = checkpoint.read_callback_state(folder, FreezeCallback.__name__)
         checkpoint.check_same_plan(saved, self._freezing.state(), folder)
@@ -281,6 +280,11 @@ def _split_by(special: list[dict[str, Any]], groups: list[dict[str, Any]]) -> It
             if parameters:
                 name = group["name"] if index == 0 else f"{group['name']}.low_rank"
                 yield {**theirs, **group, "name": name, "params": parameters}
+
+
+def _refuse_second_callback(callbacks: Iterable[Any]) -> None:
+    if any(isinstance(callback, FreezeCallback) for callback in callbacks):
+        raise PlanError("FreezeTrainer brings its own FreezeCallback; give it the plan as freeze_plan= instead.")
 
 
 def _refuse_unknown_options(group_lrs: GroupLRs, optimizer: torch.optim.Optimizer) -> None:
