@@ -48,7 +48,8 @@ class ResolvedPlan:
         """A digest of what trains when; two spellings of one plan share it."""
         times = ["start", *(stage.time for stage in self.timed)]
         content = [[when, sorted(names)] for when, names in zip(times, self.stages, strict=True)]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        same_numbers = json.loads(json.dumps(content), parse_int=float)  # epoch=1 is epoch=1.0
+        return hashlib.sha256(json.dumps(same_numbers).encode()).hexdigest()[:16]
 
     @cached_property
     def declared(self) -> dict[str, frozenset[str]]:
@@ -90,9 +91,12 @@ def resolve(plan: FreezePlan, model: "nn.Module") -> ResolvedPlan:
         _refuse_nothing(after, plan, f"from {stage.when}", words)
         timed.append(stage)
         stages.append(after)
-    by_name = dict(model.named_parameters())
-    sizes = {name: getattr(by_name[name], "ds_numel", by_name[name].numel()) for name in words.parts}
-    return ResolvedPlan(plan=plan, words=words, sizes=sizes, timed=tuple(timed), stages=tuple(stages))
+    return ResolvedPlan(plan=plan, words=words, sizes=sizes_of(model), timed=tuple(timed), stages=tuple(stages))
+
+
+def sizes_of(model: "nn.Module") -> dict[str, int]:
+    """Canonical name -> number of elements; under DeepSpeed ZeRO-3 that of the whole tensor."""
+    return {name: getattr(p, "ds_numel", p.numel()) for name, p in unwrap(model).named_parameters()}
 
 
 def _written_out(stages: Sequence[Stage | TopDown], words: ModelMap) -> Iterator[tuple[Stage, bool]]:

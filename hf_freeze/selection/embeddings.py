@@ -7,7 +7,10 @@ from torch import nn
 
 from hf_freeze.selection.stacks import Stack
 
-_EMBEDDING_PARAMETER = re.compile(r".*(embed|mask_emb|(^|_)(cls|mask|distillation|dist|class)_token).*", re.IGNORECASE)
+_EMBEDDING_PARAMETER = re.compile(
+    r".*(embed|(^|_)emb(_|$)|(^|_)(cls|mask|distillation|dist|class)_token).*|pos(itions?|itional)?(_enc(oding)?)?",
+    re.IGNORECASE,
+)
 
 
 def ancestors(name: str) -> Iterator[str]:

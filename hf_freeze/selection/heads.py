@@ -33,8 +33,8 @@ def _heads(model: nn.Module, *, nested: bool = False) -> Iterator[str]:
     if not isinstance(model, base_classes):
         if model.base_model is not model:
             yield from _outside(model, {_path_of(model.base_model, model)})
-        elif base_classes and not nested:
-            yield from _beyond(base_classes[0], model)
+        elif not nested:
+            yield from _beyond(base_classes, model)
         yield from _output_embeddings(model)
     yield from _heads_inside(model)
 
@@ -51,14 +51,17 @@ def _heads_inside(model: nn.Module) -> Iterator[str]:
         yield from _prefixed(path, _heads(inner, nested=isinstance(model, PreTrainedModel)))
 
 
-def _beyond(base_class: type[PreTrainedModel], model: PreTrainedModel) -> Iterator[str]:
+def _beyond(base_classes: tuple[type[PreTrainedModel], ...], model: PreTrainedModel) -> Iterator[str]:
     """What `T5ForConditionalGeneration` has and `T5Model` has not; whole models inside are looked into instead."""
-    with torch.device("meta"):
-        base = base_class(copy.deepcopy(model.config))
     names = _top_level(model)
-    known = _top_level(base)
+    known: set[str] = set()
+    if base_classes:
+        with torch.device("meta"):
+            known = _top_level(base_classes[0](copy.deepcopy(model.config)))
     if not known.isdisjoint(names):
         yield from sorted(names - known - {path.partition(".")[0] for path, _ in _outermost_pretrained(model)})
+    elif not type(model).__module__.startswith("transformers."):
+        yield from _heads_of_custom(model)  # a user's own class, which says nowhere what its base is
 
 
 def _output_embeddings(model: PreTrainedModel) -> Iterator[str]:
@@ -72,25 +75,39 @@ def _top_level(model: nn.Module) -> set[str]:
 
 
 _HEAD_NAME = re.compile(
-    r"(.*_)?(heads?|classifiers?|fc|score|lm_head|logits|cls|predictions?|predictor|qa_outputs|output_layer|to_out)"
+    r"(.*_)?(heads?|classifiers?)(_?\d+|_[a-z]+)?"
+    r"|(.*_)?(fc|score|lm_head|logits|cls|predictions?|predictor|qa_outputs|regressor|regression|generator|last_linear)"
+    r"|(.*_)?out(puts?)?(_(proj(ection)?|layer|linear))?"
 )
 _BODY_NAME = re.compile(r"(.*_)?(backbone|base_model|base|body|trunk|encoder|features|feature_extractor|transformer)")
 
 
 def _heads_of_custom(model: nn.Module) -> Iterator[str]:
-    """Everything around the pretrained models of a user's own module; without one, go by conventional names."""
+    """Everything around the pretrained models of a user's own module; without one, go by names and by order."""
     pretrained = dict(_outermost_pretrained(model))
     if pretrained:
         yield from _outside(model, set(pretrained))
         yield from _heads_inside(model)
         return
-    names = [name for name, child in model.named_children() if next(child.parameters(), None) is not None]
-    heads = {name for name in names if _HEAD_NAME.fullmatch(name)}
-    body = {name for name in names if _BODY_NAME.fullmatch(name)} - heads
+    children = {name: child for name, child in model.named_children() if next(child.parameters(), None) is not None}
+    if len(children) == 1 and not isinstance(model, nn.ModuleList):
+        ((name, child),) = children.items()
+        yield from _prefixed(name, _heads_of_custom(child))
+    elif children:
+        yield from _conventional_heads(children)
+
+
+def _conventional_heads(children: dict[str, nn.Module]) -> Iterator[str]:
+    """The children named like a head, else those after the one named like a body, else a last linear layer."""
+    names = list(children)
+    heads = [name for name in names if _HEAD_NAME.fullmatch(name)]
+    body = [name for name in names if _BODY_NAME.fullmatch(name) and name not in heads]
     if heads and len(heads) < len(names):
         yield from heads
     elif body:
-        yield from _outside(model, body)
+        yield from names[names.index(body[-1]) + 1 :]
+    elif len(names) > 1 and isinstance(children[names[-1]], nn.Linear):
+        yield names[-1]
 
 
 def _outermost_pretrained(model: nn.Module, path: str = "") -> Iterator[tuple[str, PreTrainedModel]]:

@@ -232,16 +232,19 @@ def parse(selection: Selection) -> tuple[Entry, ...]:
     >>> [entry.takes_out for entry in parse(["backbone", "!layers[-2:] & norms"])]
     [False, True]
     """
-    texts = [selection] if isinstance(selection, str) else list(selection)
+    texts = [selection] if isinstance(selection, str) else selection
+    # A set has no order to read entries in, and not the same one in every process.
+    strange = [text for text in texts if not isinstance(text, str)] if isinstance(texts, Sequence) else [texts]
+    if strange:
+        found = f"{strange[0]!r} is a {type(strange[0]).__name__}"
+        raise SelectionError(f"A selection is a string or a list of strings; {found}.")
     if not texts:
         raise SelectionError("An empty list selects nothing. Name what to select, for example ['head'] or ['all'].")
-    return tuple(_parse_entry(text) for text in texts)
+    return tuple(map(_parse_entry, texts))
 
 
 @lru_cache(maxsize=512)
 def _parse_entry(text: str) -> Entry:
-    if not isinstance(text, str):
-        raise SelectionError(f"A selection is a string or a list of strings; {text!r} is a {type(text).__name__}.")
     stripped = text.strip()
     takes_out = stripped.startswith("!")
     terms = [term.strip() for term in stripped.removeprefix("!").split("&")]
@@ -282,7 +285,7 @@ _GRAMMAR = (
 def _parse_regex(term: str, entry: str) -> Regex:
     try:
         return Regex(re.compile(term.removeprefix("re:")))
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise SelectionError(f"{entry!r} is not a valid regular expression: {error}.") from error
 
 

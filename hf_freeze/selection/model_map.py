@@ -63,15 +63,16 @@ def map_model(model: nn.Module) -> ModelMap:
     def on_tensors(found: tuple[Stack, ...]) -> tuple[Stack, ...]:
         return tuple(replace(stack, layers=tuple(map(tensors, stack.layers))) for stack in found)
 
+    wrapped = peft_support.wrapped_models(model)
     heads = head_paths(model)
     main, minor = map(on_tensors, find_stacks(model, outside=heads))
     parts = _parts(model, ties, heads=heads, stacks=main)
     adapters = tensors(peft_support.adapter_names(model))
-    inactive = tensors(peft_support.shadowed_names(model))
+    inactive = tensors(peft_support.inactive_names(model))
     frozen = frozenset(name for name in ties if not by_name[name].requires_grad) - tensors(frozen_by_us(model))
     return ModelMap(
-        spellings=_spellings(ties),
-        short_spellings=_short_spellings(ties, base_path(model)),
+        spellings=_spellings(ties, wrapped),
+        short_spellings=_short_spellings(ties, base_path(model), wrapped),
         ties=ties,
         parts=parts,
         roles=_roles(parts, ties, norms=tensors(norm_names(model)), adapters=adapters, inactive=inactive),
@@ -80,7 +81,7 @@ def map_model(model: nn.Module) -> ModelMap:
         frozen_at_hand_in=frozen,
         frozen_by_peft=(frozen & tensors(peft_support.frozen_by_peft(model))) - adapters,
         inactive=inactive,
-        not_floating=frozenset(name for name in ties if not by_name[name].is_floating_point()),
+        not_floating=frozenset(name for name in ties if not _can_have_gradient(by_name[name])),
     )
 
 
@@ -91,19 +92,26 @@ def _ties(by_name: Mapping[str, torch.Tensor]) -> dict[str, tuple[str, ...]]:
     return {names[0]: tuple(names) for names in aliases.values()}
 
 
-def _spellings(ties: Mapping[str, tuple[str, ...]]) -> dict[str, frozenset[str]]:
+def _can_have_gradient(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _spellings(ties: Mapping[str, tuple[str, ...]], wrapped: peft_support.Wrapped) -> dict[str, frozenset[str]]:
     return {
-        name: frozenset(way for alias in aliases for way in (alias, peft_support.plain_name(alias)))
+        name: frozenset().union(*(peft_support.spellings(alias, wrapped) for alias in aliases))
         for name, aliases in ties.items()
     }
 
 
-def _short_spellings(ties: Mapping[str, tuple[str, ...]], base: str) -> dict[str, frozenset[str]]:
-    prefix = f"{peft_support.plain_name(f'{base}.')}"
-    plain = {name: map(peft_support.plain_name, aliases) for name, aliases in ties.items()}
+def _short_spellings(
+    ties: Mapping[str, tuple[str, ...]], base: str, wrapped: peft_support.Wrapped
+) -> dict[str, frozenset[str]]:
+    prefix = peft_support.plain_name(f"{base}.", wrapped)
+    if not base or not prefix:
+        return dict.fromkeys(ties, frozenset())
     return {
-        name: frozenset(way.removeprefix(prefix) for way in ways if way.startswith(prefix)) if base else frozenset()
-        for name, ways in plain.items()
+        name: frozenset(way.removeprefix(prefix) for way in ways if way.startswith(prefix))
+        for name, ways in _spellings(ties, wrapped).items()
     }
 
 

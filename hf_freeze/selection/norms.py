@@ -13,17 +13,19 @@ _NORM_TYPES = (
     nn.modules.instancenorm._InstanceNorm,
 )
 # Model-specific classes: LlamaRMSNorm, T5LayerNorm, DetrFrozenBatchNorm2d, RMSNormGated, MobileBERT's NoNorm,
-# and ConvNeXt V2's Global Response Normalisation.
-_NORM_CLASS = re.compile(r".*(Norm|Normalization|GRN)(\dd|Gated|FP32|Activation)*")
+# ConvNeXt V2's Global Response Normalisation; but no NormalHead.
+_NORM_CLASS = re.compile(r".*([Nn]orm|Normalization|GRN)(?![a-z]).*")
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Tell a normalisation by its type: torch's own, or a class named so that owns nothing but vectors."""
+    """Tell a normalisation by its type: torch's own, or a class named so that holds nothing but vectors of its own."""
     if isinstance(module, _NORM_TYPES):
         return True
+    if not _NORM_CLASS.fullmatch(type(module).__name__):
+        return False
     owned = list(module.parameters(recurse=False))
-    named_so = _NORM_CLASS.fullmatch(type(module).__name__) is not None
-    return named_so and all(parameter.numel() == max(parameter.shape, default=1) for parameter in owned)
+    only_its_own = len(owned) == len(list(module.parameters()))  # a PreNormBlock is none
+    return only_its_own and all(parameter.numel() == max(parameter.shape, default=1) for parameter in owned)
 
 
 def norm_names(model: nn.Module) -> Iterator[str]:

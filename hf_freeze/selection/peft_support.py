@@ -2,7 +2,8 @@
 
 import copy
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeAlias
 
 import torch
 from peft import PeftModel
@@ -11,24 +12,49 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-_WRAPPING = re.compile(r"^base_model\.model\.|\.base_layer(?=\.|$)|\.modules_to_save\.[^.]+")
+Wrapped: TypeAlias = Mapping[str, str]  # path of a `PeftModel` -> path of the model that it wraps
+
+_INSIDE = re.compile(r"\.base_layer(?=\.|$)|\.modules_to_save\.[^.]+")
+
+
+def wrapped_models(model: nn.Module) -> Wrapped:
+    """Find every `PeftModel`, the model itself or in a field of it, and the model that each wraps."""
+    wrapped: dict[str, str] = {}
+    for outer, module in model.named_modules():
+        if isinstance(module, PeftModel):
+            base = module.get_base_model()
+            inner = next(path for path, candidate in module.named_modules() if candidate is base)
+            wrapped[outer] = f"{outer}.{inner}" if outer else inner
+    return wrapped
 
 
 def inner_model(model: nn.Module) -> tuple[str, nn.Module]:
     """Return the model that PEFT wraps, and its path: ("", model) when PEFT wraps nothing."""
     if not isinstance(model, PeftModel):
         return "", model
-    inner = model.get_base_model()
-    return next((path, module) for path, module in model.named_modules() if module is inner)
+    return wrapped_models(model)[""], model.get_base_model()
 
 
-def plain_name(name: str) -> str:
+def plain_name(name: str, wrapped: Wrapped) -> str:
     """The name without what PEFT puts around it.
 
-    >>> plain_name("base_model.model.bert.encoder.layer.0.attention.self.query.base_layer.weight")
-    'bert.encoder.layer.0.attention.self.query.weight'
+    >>> plain_name("base_model.model.bert.encoder.layer.0.query.base_layer.weight", {"": "base_model.model"})
+    'bert.encoder.layer.0.query.weight'
     """
-    return _WRAPPING.sub("", name)
+    return _INSIDE.sub("", _without_wrapper(name, wrapped))
+
+
+def spellings(name: str, wrapped: Wrapped) -> frozenset[str]:
+    """Every way to write a name: with and without the wrapper's prefix, with and without what lies inside."""
+    ways = {name, _without_wrapper(name, wrapped)}
+    return frozenset(ways | {_INSIDE.sub("", way) for way in ways})
+
+
+def _without_wrapper(name: str, wrapped: Wrapped) -> str:
+    for outer, inner in wrapped.items():
+        if name.startswith(f"{inner}."):
+            return (f"{outer}." if outer else "") + name.removeprefix(f"{inner}.")
+    return name
 
 
 def adapter_names(model: nn.Module) -> frozenset[str]:
@@ -37,17 +63,22 @@ def adapter_names(model: nn.Module) -> frozenset[str]:
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, BaseTunerLayer) and isinstance(module, nn.Module):
             names.update(_owned(path, module, module.adapter_layer_names))
-    if isinstance(model, PeftModel):
-        names.update(_owned("", model, ("prompt_encoder",)))
+        if isinstance(module, PeftModel):
+            names.update(_owned(path, module, ("prompt_encoder",)))
     return frozenset(names)
 
 
-def shadowed_names(model: nn.Module) -> frozenset[str]:
-    """Names of the originals that `modules_to_save` copies replace: kept by PEFT, never used while it is active."""
+def inactive_names(model: nn.Module) -> frozenset[str]:
+    """Names of what PEFT keeps but never trains.
+
+    The originals that `modules_to_save` copies replace, and what a tuner counts with, such as AdaLoRA's `ranknum`.
+    """
     names: set[str] = set()
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, AuxiliaryTrainingWrapper) and "modules_to_save" in module.adapter_layer_names:
             names.update(_owned(path, module, ("original_module",)))
+        elif isinstance(module, BaseTunerLayer) and isinstance(module, nn.Module):
+            names.update(_owned(path, module, module.other_param_names))
     return frozenset(names)
 
 
@@ -56,21 +87,32 @@ def frozen_by_peft(model: nn.Module) -> frozenset[str]:
 
     What the architecture itself freezes (sinusoidal tables) is read off a twin on the meta device.
     """
-    if not adapter_names(model) and not isinstance(model, PeftModel):
+    wrapped = wrapped_models(model)
+    if not wrapped and not adapter_names(model):
         return frozenset()
-    path, inner = inner_model(model)
-    fixed = _frozen_by_architecture(inner)
-    prefix = f"{path}." if path else ""
-    names = (name for name, parameter in model.named_parameters() if not parameter.requires_grad)
-    return frozenset(name for name in names if plain_name(name).removeprefix(prefix) not in fixed)
+    regions = tuple(f"{outer}." if outer else "" for outer in wrapped) or ("",)
+    fixed = _frozen_by_architecture(model, wrapped)
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    return frozenset(name for name in frozen if name.startswith(regions) and plain_name(name, wrapped) not in fixed)
 
 
-def _frozen_by_architecture(model: nn.Module) -> frozenset[str]:
-    if not isinstance(model, PreTrainedModel):
-        return frozenset()
-    with torch.device("meta"):
-        twin = type(model)(copy.deepcopy(model.config))
-    return frozenset(name for name, parameter in twin.named_parameters() if not parameter.requires_grad)
+def _frozen_by_architecture(model: nn.Module, wrapped: Wrapped) -> frozenset[str]:
+    names: set[str] = set()
+    for path, inner in _transformers_models("", model):
+        with torch.device("meta"):
+            twin = type(inner)(copy.deepcopy(inner.config))
+        prefix = plain_name(f"{path}.", wrapped) if path else ""
+        names.update(f"{prefix}{name}" for name, parameter in twin.named_parameters() if not parameter.requires_grad)
+    return frozenset(names)
+
+
+def _transformers_models(path: str, module: nn.Module) -> Iterator[tuple[str, PreTrainedModel]]:
+    """The outermost models of transformers' own classes: a user's class may need more than a config to be built."""
+    if isinstance(module, PreTrainedModel) and type(module).__module__.startswith("transformers."):
+        yield path, module
+        return
+    for name, child in module.named_children():
+        yield from _transformers_models(f"{path}.{name}" if path else name, child)
 
 
 def _owned(path: str, owner: nn.Module, attributes: Iterable[str]) -> Iterator[str]:

@@ -3,12 +3,14 @@
 A stack is the outermost `ModuleList` (or `Sequential`) whose elements are composite modules of one kind. Where every
 element only wraps such a list itself (the stages of Swin, ConvNeXt and ResNet; ALBERT's groups), the blocks of all
 stages form one stack, and what a stage holds besides joins its nearest block. Parallel lists of sub-blocks (XLM's
-attentions, ffns, ...) form one stack as well, and so do numbered siblings (torchvision's layer1, layer2, ...).
+attentions, ffns, ...) form one stack as well, and so do numbered siblings (torchvision's layer1, layer2, ...) and the
+blocks between stem and head of one `Sequential`.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from torch import nn
 
@@ -67,7 +69,8 @@ def _search(path: str, module: nn.Module, outside: frozenset[str], leaves: bool 
         return
     children = {_join(path, name): child for name, child in module.named_children()}
     taken: set[str] = set()
-    for found in (*_numbered_siblings(children), *_parallel_lists(children)):
+    runs = _run_of_blocks(path, module) if isinstance(module, nn.Sequential) else ()
+    for found in (*runs, *_numbered_siblings(children), *_parallel_lists(children)):
         if not any(member in outside for member in found.members):
             taken.update(found.members)
             yield found
@@ -133,6 +136,17 @@ def _parallel_lists(children: dict[str, nn.Module]) -> Iterator[_Found]:
         blocks = tuple(tuple(f"{other}.{index}" for other in partners) for index in range(len(container)))
         yield _Found(path, tuple(partners), blocks, False)
         return
+
+
+def _run_of_blocks(path: str, module: nn.Sequential) -> Iterator[_Found]:
+    """`Sequential(stem, block, block, ..., head)`: the longest run of composite elements of one class."""
+    runs = [
+        tuple(element_path for element_path, _ in run)
+        for _, run in groupby(_elements(path, module).items(), key=lambda item: (type(item[1]), _is_composite(item[1])))
+    ]
+    longest = max(runs, key=len, default=())
+    if len(longest) > 1 and _is_composite(module.get_submodule(longest[0].rpartition(".")[2])):
+        yield _Found(path, longest, tuple((block,) for block in longest), single_convolutions=False)
 
 
 def _numbered_siblings(children: dict[str, nn.Module]) -> Iterator[_Found]:

@@ -62,6 +62,13 @@ class FreezeArguments:
         },
     )
 
+    ignore_plan_change: bool = field(
+        default=False,
+        metadata={
+            "help": "Resume a checkpoint of another plan: take over weights, step and schedule, begin a new optimizer."
+        },
+    )
+
     def __post_init__(self) -> None:
         self.group_lrs = _read_group_lrs(self.group_lrs)
         parents = super()

@@ -45,14 +45,14 @@ def tell_wrappers(wrappers: Sequence[DistributedDataParallel]) -> None:
 def _rebuild_reducer(wrapper: DistributedDataParallel) -> None:
     if wrapper.process_group is not dist.group.WORLD:
         raise UnsupportedSetupError(
-            "DistributedDataParallel runs in a process group of its own; its reducer can be rebuilt for what thaws only "
-            "in the default group. Wrap the model without process_group=, or use a plan without stages."
+            "DistributedDataParallel runs in a process group of its own; its reducer can be rebuilt for what thaws "
+            "only in the default group. Wrap the model without process_group=, or use a plan without stages."
         )
     hooks = wrapper._comm_hooks
     wrapper.__setstate__(wrapper.__getstate__())  # type: ignore[no-untyped-call]
     for hook, state in hooks:
         _forget_buckets(state)
-        dist._register_comm_hook(wrapper.reducer, state, hook)
+        dist._register_comm_hook(wrapper.reducer, state, hook)  # type: ignore[attr-defined]
 
 
 def _forget_buckets(state: object) -> None:

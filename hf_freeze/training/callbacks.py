@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from hf_freeze.errors import PlanError
 from hf_freeze.plan.resolved import ResolvedPlan, sizes_of
 from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.training import checkpoint
@@ -50,6 +51,7 @@ class FreezeCallback(TrainerCallback, ExportableState):
         self.loss_window: dict[str, Any] = {}
         self.resumed_from: str | Path | None = None
         self.managed = False  # by a FreezeTrainer, which does more than a callback can
+        self.ignore_plan_change = False
         self._model: nn.Module | None = None
         self._run: FreezeRun | None = None
         self._rates: dict[str, float] = {}
@@ -197,10 +199,15 @@ class FreezeCallback(TrainerCallback, ExportableState):
             return
         saved = checkpoint.callback_state(state, type(self).__name__)
         folder = self.resumed_from or checkpoint.folder_of(args, state)
-        checkpoint.check_same_plan(saved, self.state(), folder)
+        difference = checkpoint.plan_difference(saved, self.state(), folder)
+        if difference and not self.ignore_plan_change:
+            raise PlanError(difference)
         if not self.managed:
             checkpoint.load_thawed(model, folder, needed=self._ever_trainable())
-        run.begin(RunState.from_dict(checkpoint.saved_part(saved)["run"]), load_snapshot(folder))
+        if difference:
+            run.begin()
+        else:
+            run.begin(RunState.from_dict(checkpoint.saved_part(saved)["run"]), load_snapshot(folder))
 
     def _ever_trainable(self) -> frozenset[str]:
         return self.resolved.ever_trainable if self.resolved else frozenset()

@@ -19,7 +19,7 @@ from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_freeze.errors import FreezeError, PlanError
+from hf_freeze.errors import FreezeError
 from hf_freeze.selection.model_map import map_model, unwrap
 
 THAWED_NAME = "thawed_base.safetensors"
@@ -102,29 +102,35 @@ def saved_part(state: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return saved
 
 
-def check_same_plan(
+def plan_difference(
     saved: Mapping[str, Any] | None, current: Mapping[str, Any], folder: str | os.PathLike[str]
-) -> None:
-    """Raise `PlanError` with the difference when a checkpoint was written under another plan or other groups.
+) -> str | None:
+    """Say how the plan or the groups that a checkpoint was written under differ from this run's; None if they do not.
 
     `saved` and `current` are states of `FreezeCallback`. Optimizer state is stored by position: under other groups,
     moments would land on the wrong weights. Two spellings of one plan are no difference.
     """
     if saved is None:
-        raise PlanError(
+        return (
             f"The checkpoint {str(folder)!r} was written without a freeze plan: its optimizer groups are not those of "
-            "this run. Resume it with the trainer that wrote it, or start anew from its weights with from_pretrained."
+            f"this run. {_WAY_OUT}"
         )
     before, now = _layout(saved), _layout(current)
     if before == now:
-        return
+        return None
     difference = "\n".join(
         difflib.unified_diff(_lines(saved), _lines(current), "checkpoint", "this run", lineterm="", n=1)
     )
-    raise PlanError(
-        f"The checkpoint {str(folder)!r} was written under another plan than this run's. Resume with the plan that it "
-        f"was written with, or start anew from its weights with from_pretrained. The difference:\n{difference}"
+    return (
+        f"The checkpoint {str(folder)!r} was written under another plan than this run's. {_WAY_OUT} "
+        f"The difference:\n{difference}"
     )
+
+
+_WAY_OUT = (
+    "Resume with the plan that it was written with, start anew from its weights with from_pretrained, or resume a "
+    "FreezeTrainer with ignore_plan_change=True: weights and step are taken over, the optimizer's state is not."
+)
 
 
 def _layout(state: Mapping[str, Any]) -> tuple[str, dict[str, str]]:

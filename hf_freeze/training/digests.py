@@ -23,7 +23,7 @@ def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's shard of a DTensor; any other tensor as it is."""
+    """Return the shard that this rank holds of a DTensor, and any other tensor as it is."""
     shard: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return shard
 

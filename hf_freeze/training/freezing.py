@@ -83,15 +83,21 @@ def hold_eval(model: nn.Module) -> None:
     model = unwrap(model)
     release_eval(model)
     modules = frozen_modules(model)
+    # NEFTune's hook adds its noise in train mode only; an embedding has nothing else that train mode changes.
+    noisy = [module for module in model.modules() if hasattr(module, "neftune_noise_alpha")]
     # On the instance, so that the wrappers' own train() finds it: DDP calls module.train(mode) on its child. A partial
     # is pickled and copied together with the model, and then holds the copy's modules; a closure would not.
-    model.__dict__["train"] = partial(_train_but_frozen, model, modules)
+    model.__dict__["train"] = partial(_train_but_frozen, model, modules, noisy)
     set_eval(modules)
 
 
-def _train_but_frozen(model: nn.Module, frozen: Iterable[nn.Module], mode: bool = True) -> nn.Module:
+def _train_but_frozen(
+    model: nn.Module, frozen: Iterable[nn.Module], noisy: Iterable[nn.Module], mode: bool = True
+) -> nn.Module:
     type(model).train(model, mode)
     set_eval(frozen)
+    for module in noisy:
+        module.training = mode
     return model
 
 

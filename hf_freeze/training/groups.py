@@ -172,7 +172,7 @@ def _named_rungs(group_lrs: GroupLRs, resolved: ResolvedPlan, rate: float) -> di
 def _options(selection: str, value: float | Mapping[str, Any]) -> dict[str, Any]:
     options = dict(value) if isinstance(value, Mapping) else {"lr": value}
     if reserved := options.keys() & {"params", "name"}:
-        raise PlanError(f"group_lrs[{selection!r}]: {min(reserved)!r} is not for you to set; give lr, weight_decay, ...")
+        raise PlanError(f"group_lrs[{selection!r}]: {min(reserved)!r} is set by hf_freeze. Give lr, weight_decay, ...")
     for name in options.keys() & {"lr", "weight_decay"}:
         number = options[name]
         if isinstance(number, bool) or not isinstance(number, int | float) or not (0 <= number < math.inf):

@@ -18,4 +18,6 @@ def let_gradients_in(model: nn.Module) -> None:
 
 def _recomputes_reentrantly(module: nn.Module) -> bool:
     recompute = getattr(module, "_gradient_checkpointing_func", None)
-    return bool(getattr(module, "gradient_checkpointing", False) and getattr(recompute, "keywords", {})["use_reentrant"])
+    return bool(
+        getattr(module, "gradient_checkpointing", False) and getattr(recompute, "keywords", {})["use_reentrant"]
+    )

@@ -8,6 +8,7 @@ function of the step alone, which is why a resumed run has the same rates.
 from collections.abc import Sequence
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.resolved import ResolvedPlan
@@ -89,3 +90,16 @@ def _trains_by_group(
             )
         result.append([any(stage) or not members for stage in stages])
     return result
+
+
+def continue_schedule(scheduler: object, step: int) -> None:
+    """Put a fresh scheduler to where it is after `step` steps, for an optimizer that starts anew there.
+
+    One that reacts to metrics (`ReduceLROnPlateau`) starts anew as well: what it has seen belongs to the old groups.
+    """
+    if isinstance(scheduler, LambdaLR):
+        scheduler.last_epoch = step
+        rates = [base * rate(step) for base, rate in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates

@@ -18,10 +18,15 @@ logger = logging.getLogger(__name__)
 
 def check_setup(args: TrainingArguments, model: nn.Module, resolved: ResolvedPlan) -> None:
     """Raise `UnsupportedSetupError` for an optimizer, a precision or a wrapper that cannot honour the plan."""
-    _check_optimizer(args)
+    check_arguments(args)
     _check_precision(args, model, resolved)
-    _check_fsdp(args)
     _check_plateaus(args, resolved)
+
+
+def check_arguments(args: TrainingArguments) -> None:
+    """Raise `UnsupportedSetupError` for what no plan on any model can be honoured with."""
+    _check_optimizer(args)
+    _check_fsdp(args)
 
 
 def _check_plateaus(args: TrainingArguments, resolved: ResolvedPlan) -> None:

@@ -1,9 +1,9 @@
 """`FreezeTrainer`: the Hugging Face Trainer with a freeze plan. `FreezeTrainerMixin` gives the same to any subclass."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,15 +20,15 @@ from hf_freeze.training.arguments import FreezeArguments
 from hf_freeze.training.callbacks import FreezeCallback
 from hf_freeze.training.freezing import set_trainable
 from hf_freeze.training.groups import GroupLRs, GroupSpec, group_specs, with_parameters
-from hf_freeze.training.loss_scaling import count_labels, ignores_count
+from hf_freeze.training.scaled_loss import ScaledLossTrainerMixin
+from hf_freeze.training.schedule import continue_schedule
+from hf_freeze.training.setup import check_arguments
+from hf_freeze.training.thresholds import ThresholdTrainerMixin
 
-if TYPE_CHECKING:
-    _Base = Trainer
-else:
-    _Base = object
+logger = logging.getLogger(__name__)
 
 
-class FreezeTrainerMixin(_Base):
+class FreezeTrainerMixin(ScaledLossTrainerMixin, ThresholdTrainerMixin):
     """Adds a freeze plan to a Trainer class: `class MyTrainer(FreezeTrainerMixin, Seq2SeqTrainer): ...`.
 
     The plan is `freeze_plan=`, or what `FreezeTrainingArguments` declare; with neither, everything trains. Learning
@@ -38,6 +38,7 @@ class FreezeTrainerMixin(_Base):
     - builds named optimizer groups, and logs `lr/<group>`, `stage` and `trainable_params`;
     - makes the loss mean the same whatever the gradient accumulation and the number of processes;
     - refuses to resume under another plan, and resumes bit-exactly under the same;
+    - tunes the threshold of `BinaryClassificationMetrics` in training's own evaluations only, and saves it;
     - under PEFT, saves and loads the base weights that trained.
 
     Raises `SelectionError`, `PlanError` or `UnsupportedSetupError` before anything is written to `output_dir`.
@@ -67,10 +68,11 @@ class FreezeTrainerMixin(_Base):
             unfreeze_warmup=settings.unfreeze_warmup,
         )
         self._freezing.managed = True
-        self._count_is_ignored: bool | None = None
-        self._window_count: torch.Tensor | None = None
+        self._freezing.ignore_plan_change = settings.ignore_plan_change
+        self._starts_optimizer_anew = False
         args = TrainingArguments(output_dir="tmp_trainer") if args is None else args
         _refuse_second_callback(kwargs.get("callbacks") or ())
+        check_arguments(args)
         if model is not None:
             self._group_specs(args, model)
         super().__init__(model, args, *positional, **kwargs)
@@ -119,13 +121,14 @@ class FreezeTrainerMixin(_Base):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **kwargs: Any) -> TrainOutput:
         """Train by the plan. A checkpoint that was written under another plan is refused with the difference."""
-        self._count_is_ignored = None
         if resume_from_checkpoint:
             self._check_same_plan(resume_from_checkpoint)
         else:
             self._freezing.resumed_from = None
+            self._starts_optimizer_anew = False
         try:
-            return super().train(resume_from_checkpoint, *positional, **kwargs)
+            output: TrainOutput = super().train(resume_from_checkpoint, *positional, **kwargs)
+            return output
         finally:
             self._freezing.end()
 
@@ -138,67 +141,18 @@ class FreezeTrainerMixin(_Base):
         self._group_specs(self.args, self.model)
         self._freezing.resumed_from = folder
         saved = checkpoint.read_callback_state(folder, FreezeCallback.__name__)
-        checkpoint.check_same_plan(saved, self._freezing.state(), folder)
+        difference = checkpoint.plan_difference(saved, self._freezing.state(), folder)
+        if difference and not self._settings.ignore_plan_change:
+            raise PlanError(difference)
+        if difference:
+            logger.warning("ignore_plan_change=True: the optimizer starts anew. %s", difference)
+        self._starts_optimizer_anew = difference is not None
 
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
-        """Step as the Trainer does, with each micro-batch weighted by its labels where the loss is a mean of them."""
-        share = self._share_of_window(inputs, num_items_in_batch)
-        if share is None:
-            return super().training_step(model, inputs, num_items_in_batch)
-        # The Trainer divides a mean loss by this number of micro-batches; a float weights them by size.
-        with _replaced(self, current_gradient_accumulation_steps=1 / share, loss_is_scaled_for_ga=False):
-            return super().training_step(model, inputs, None)
-
-    def _share_of_window(
-        self, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None
-    ) -> torch.Tensor | None:
-        """The weight of this micro-batch in the window, or None where the Trainer's own scaling is right."""
-        if self._window_count is None or getattr(self, "loss_is_scaled_for_ga", None) is True:
-            return None
-        labels = self._count_labels(inputs)
-        if labels is None or (num_items_in_batch is not None and not self._ignores_count(inputs)):
-            return None
-        window = self._window_count.to(labels.device)
-        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return labels * processes / window if labels and window else None
-
-    def _ignores_count(self, inputs: dict[str, Any]) -> bool:
-        if self._count_is_ignored is None:
-            prepared = self._prepare_inputs(inputs)
-
-            def loss_at(count: torch.Tensor) -> torch.Tensor:
-                with self.compute_loss_context_manager():
-                    loss = self.compute_loss(self.model, dict(prepared), num_items_in_batch=count)
-                return loss if isinstance(loss, torch.Tensor) else loss[0]
-
-            count = torch.as_tensor(self._window_count, device=self.args.device)
-            self._count_is_ignored = ignores_count(loss_at, self.model, count)
-        return self._count_is_ignored
-
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], torch.Tensor | int | None]:
-        """Collect the micro-batches of a window, and count its labels over all processes."""
-        batches, count = super().get_batch_samples(*args, **kwargs)
-        self._window_count = self._count_window(batches, count)
-        return batches, count
-
-    def _count_window(self, batches: list[Any], count: torch.Tensor | int | None) -> torch.Tensor | None:
-        alone = self.args.gradient_accumulation_steps == 1 and self.accelerator.num_processes == 1
-        if alone or self.args.n_gpu > 1:
-            return None
-        if isinstance(count, torch.Tensor):
-            return count
-        counts = [labels for labels in map(self._count_labels, batches) if labels is not None]
-        if len(counts) < len(batches) or not counts:
-            return None
-        total = torch.stack(counts).sum().to(self.args.device)
-        if self.accelerator.num_processes > 1 and self.args.average_tokens_across_devices:
-            total = self.accelerator.gather(total.reshape(1)).sum()
-        return total
-
-    def _count_labels(self, batch: Mapping[str, Any]) -> torch.Tensor | None:
-        return count_labels(batch, per_row=type(unwrap(self.model)).__name__.endswith("ForCTC"))
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self._starts_optimizer_anew:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        else:
+            continue_schedule(self.lr_scheduler, self.state.global_step)
 
     def log(self, logs: dict[str, float], *positional: Any, **kwargs: Any) -> None:
         """Log as the Trainer does, with `lr/<group>`, `stage` and `trainable_params` beside the training loss."""
@@ -299,18 +253,3 @@ def _refuse_unknown_options(group_lrs: GroupLRs, optimizer: torch.optim.Optimize
 
 def _given(model: nn.Module | None) -> tuple[nn.Module, ...]:
     return () if model is None else (model,)
-
-
-@contextmanager
-def _replaced(owner: object, **values: Any) -> Iterator[None]:
-    """Set attributes for a while; those that were not there are gone again afterwards."""
-    before = {name: getattr(owner, name) for name in values if name in vars(owner)}
-    vars(owner).update(values)
-    try:
-        yield
-    finally:
-        for name in values:
-            if name in before:
-                setattr(owner, name, before[name])
-            else:
-                delattr(owner, name)

@@ -70,3 +70,17 @@ def test_another_spelling_of_the_plan_resumes(tmp_path) -> None:
     assert all(torch.equal(w, made.model.get_parameter(name)) for name, w in weights_of(whole.model).items())
 
 
+def test_ignoring_a_change_of_plan_takes_over_weights_step_and_schedule(tmp_path, caplog) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 4, "lr_scheduler_type": "linear"}
+    whole = trainer(tmp_path, **saving)
+    whole.train()
+    other = FreezePlan(trainable="head", stages=[Stage(step=9, unfreeze="all")])
+    made = trainer(tmp_path, plan=other, ignore_plan_change=True, **saving)
+    made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+
+    assert "the optimizer starts anew" in caplog.text
+    assert made.watch.moved(1) == other.resolve(made.model).names[0]
+    assert made.watch.moved(2) == other.resolve(made.model).names[1]
+    assert all(torch.equal(weight, made.watch.weights[0][name]) for name, weight in whole.watch.weights[8].items())
+    rates = {entry["step"]: entry["learning_rate"] for entry in losses(made) if "loss" in entry}
+    assert [rates[step] for step in (9, 10, 11, 12)] == pytest.approx([1e-2 * k / 12 for k in (4, 3, 2, 1)])

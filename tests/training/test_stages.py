@@ -117,8 +117,10 @@ def test_gradual_unfreezing_thaws_from_the_top_down(tmp_path) -> None:
     made.train()
 
     top = {f"bert.encoder.layer.{index}" for index in range(3)}
-    seen = [sorted({layer for layer in top if any(n.startswith(layer) for n in made.watch.moved(step))}) for step in
-            (1, 3, 5, 7)]
+    seen = [
+        sorted({layer for layer in top if any(n.startswith(layer) for n in made.watch.moved(step))})
+        for step in (1, 3, 5, 7)
+    ]
     assert [len(layers) for layers in seen] == [0, 1, 2, 3]
     assert seen[1] == ["bert.encoder.layer.2"]
     assert "bert.pooler.dense.weight" in made.watch.moved(3)

@@ -1,6 +1,6 @@
 """Three transitions under raw FSDP2 (`fully_shard`) on gloo; `torchrun ... sharded_run.py OUT_FILE`.
 
-The loop is a user's own: `param_groups`, `FreezeRun`, and nothing of the Trainer. Weights that never train are bfloat16.
+The loop is a user's own: `param_groups`, `FreezeRun`, and nothing of the Trainer. What never trains is bfloat16.
 """
 
 import sys

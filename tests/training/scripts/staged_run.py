@@ -76,7 +76,9 @@ def wrappers_of(model: torch.nn.Module) -> list[DistributedDataParallel]:
     ]
 
 
-def run(name: str, folder: Path, watch: Watch | None = None, **values) -> FreezeTrainer:
+def run(
+    name: str, folder: Path, watch: Watch | None = None, resume_from: Path | None = None, **values
+) -> FreezeTrainer:
     """Train; the same call in one process is what several processes are compared with."""
     processes = dist.get_world_size() if dist.is_initialized() else 1
     values = {"gradient_accumulation_steps": 1, **values}
@@ -100,11 +102,11 @@ def run(name: str, folder: Path, watch: Watch | None = None, **values) -> Freeze
         tiny_bert(layers=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
         args,
         train_dataset=text_rows(40),
-        eval_dataset=text_rows(9, seed=1),
+        eval_dataset=text_rows(16, seed=1),
         freeze_plan=PLAN,
         callbacks=[watch] if watch else [],
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     return trainer
 
 

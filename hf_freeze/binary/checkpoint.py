@@ -1,0 +1,148 @@
+"""The threshold belongs to a checkpoint: written beside the weights, read back with them.
+
+Two places hold it. `decision_threshold.json`, beside the weights, has the whole result; a PEFT adapter folder has only
+that. `config.decision_threshold` has the margin alone and travels wherever the config goes. The config is written
+together with the weights, so where the two disagree (the process was killed between weights and sidecar) the config is
+right.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_freeze.binary.diagnosis import ThresholdWarning
+from hf_freeze.binary.result import ThresholdResult
+from hf_freeze.errors import FreezeError
+
+THRESHOLD_FILE = "decision_threshold.json"
+
+
+@contextmanager
+def threshold_saved_with_weights(
+    result: ThresholdResult | None, folder: str | Path, *, model: Any = None, should_save: bool = True
+) -> Iterator[None]:
+    """Enclose the writing of weights into `folder`, so that no threshold outlives the weights that it was tuned for.
+
+    Before: sets the model's config, which is saved with the weights, and removes an older sidecar. After, if nothing
+    was raised: writes the sidecar. A process killed in between leaves no sidecar, and a config that fits the weights.
+    `result=None` (nothing tuned yet) leaves no threshold behind. `should_save`: as `args.should_save`, once per
+    machine; the config is set on every process.
+    """
+    if model is not None:
+        set_config_threshold(model, result)
+    if should_save:
+        (Path(folder) / THRESHOLD_FILE).unlink(missing_ok=True)
+    yield
+    if should_save and result is not None:
+        _write_atomically(result, Path(folder))
+
+
+def save_threshold(
+    result: ThresholdResult, folder: str | Path, *, model: Any = None, should_save: bool = True
+) -> Path | None:
+    """Write the threshold beside weights that are already in `folder`; return the file, or None if not `should_save`.
+
+    Also sets the config of `model`, if given, and the config.json in the folder, if there is one.
+    """
+    if model is not None:
+        set_config_threshold(model, result)
+    if not should_save:
+        return None
+    folder = Path(folder)
+    written = _write_atomically(result, folder)
+    config_file = folder / "config.json"
+    if config_file.is_file():
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config.update(_config_entries(result))
+        _replace(config_file, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return written
+
+
+def load_threshold(model_or_dir: Any) -> ThresholdResult:
+    """Return the threshold that belongs to a saved folder (PEFT adapters included) or to a loaded model.
+
+    From a folder: all that tuning found. From a model, or a folder that has only its config: the margin alone.
+    Raises `FreezeError` when there is none; margin 0 is a choice for the caller to make.
+    """
+    if isinstance(model_or_dir, (str, os.PathLike)):
+        found = find_threshold(model_or_dir)
+        if found is None:
+            raise FreezeError(
+                f"{model_or_dir} has neither {THRESHOLD_FILE} nor a decision_threshold in its config.json. Tune one with "
+                "tune_threshold and write it with save_threshold."
+            )
+        return found
+    found = _from_config_entries(getattr(getattr(model_or_dir, "config", None), "to_dict", dict)())
+    if found is None:
+        raise FreezeError(
+            f"This {type(model_or_dir).__name__} has no config.decision_threshold. Was it saved with one? For a PEFT "
+            "adapter, pass the folder: its threshold is not in the config of the base model."
+        )
+    return found
+
+
+def find_threshold(folder: str | Path) -> ThresholdResult | None:
+    """Return the threshold in a saved folder, or None when it was saved without one. For code that resumes a run."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FreezeError(f"{folder} is not a folder. For a model on the Hub, load it and pass the model.")
+    sidecar, config_file = folder / THRESHOLD_FILE, folder / "config.json"
+    complete = ThresholdResult.load(sidecar) if sidecar.is_file() else None
+    in_config = None
+    if config_file.is_file():
+        in_config = _from_config_entries(json.loads(config_file.read_text(encoding="utf-8")))
+    if complete is None or in_config is None:
+        return complete or in_config
+    if np.float32(complete.threshold) != np.float32(in_config.threshold) or complete.positive != in_config.positive:
+        warnings.warn(
+            f"{folder}: {THRESHOLD_FILE} says {complete.threshold:.6g}, config.json {in_config.threshold:.6g}. The "
+            "config was written with the weights, so its threshold is used. Was saving interrupted?",
+            ThresholdWarning,
+            stacklevel=3,
+        )
+        return in_config
+    return complete
+
+
+def set_config_threshold(model: Any, result: ThresholdResult | None) -> None:
+    """Set (or, with None, remove) the margin in the model's config, so that `save_pretrained` writes it."""
+    config = getattr(model, "config", None)
+    if config is None:
+        return
+    entries = {} if result is None else _config_entries(result)
+    for name in ("decision_threshold", "decision_positive"):
+        if name in entries:
+            setattr(config, name, entries[name])
+        elif hasattr(config, name):
+            delattr(config, name)
+
+
+def _config_entries(result: ThresholdResult) -> dict[str, float | int]:
+    return {"decision_threshold": result.threshold, "decision_positive": result.positive}
+
+
+def _from_config_entries(config: dict[str, Any]) -> ThresholdResult | None:
+    if config.get("decision_threshold") is None:
+        return None
+    return ThresholdResult(threshold=config["decision_threshold"], positive=config.get("decision_positive", 1))
+
+
+def _write_atomically(result: ThresholdResult, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{THRESHOLD_FILE}.{os.getpid()}"
+    result.save(temporary)
+    return temporary.replace(folder / THRESHOLD_FILE)
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,266 @@
+"""Binary classification as `compute_metrics=` of any Trainer, with a threshold that is tuned only where it may be."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from hf_freeze.binary.counts import ScoreCounts, count_scores
+from hf_freeze.binary.criterion import Criterion, Objective, f1
+from hf_freeze.binary.diagnosis import ThresholdWarning, diagnose, recall_below_accuracy, trains_as_regression
+from hf_freeze.binary.extra import extra_figures
+from hf_freeze.binary.figures import figures_at, figures_of_scores, finite, no_figures
+from hf_freeze.binary.labels import PositiveLabel
+from hf_freeze.binary.margin import ROWS_TO_JUDGE, Head
+from hf_freeze.binary.phase import TuningPhase
+from hf_freeze.binary.result import ThresholdResult, sigmoid
+from hf_freeze.binary.rows import EvaluatedRows, join_rows, read_rows
+from hf_freeze.binary.search import Select, ThresholdError, ThresholdSearch
+from hf_freeze.errors import FreezeError
+
+
+class BinaryClassificationMetrics:
+    """Compute the figures of a binary classifier at its decision threshold; tune that threshold in validation.
+
+    Pass an instance as `compute_metrics=`. Every value is a finite float, on every rank the same; trouble becomes a
+    `ThresholdWarning` (once of each kind), and the threshold then stays what it last was, at first margin 0.
+
+    objective, beta, costs, min_precision, min_recall, max_fpr, confidence, select, n_boot, seed, head: as in
+    `tune_threshold`.
+    positive: the positive class, by id or by name (names from `id2label`, or from the model's config by `prepare`).
+    threshold: "tune", or a margin or `ThresholdResult` that is applied and never changed.
+    tune_on: the eval set to tune on when there are several, by its key in `eval_dataset={...}`.
+    extra: metrics of the `evaluate` library, run on the labels at the threshold, 1 being the positive class.
+
+    Under a `FreezeTrainer` only `train()`'s own evaluations of the `tune_on` set tune. A plain `Trainer` does not say
+    which set it evaluates or why, so there every call tunes until `freeze()`; call it before the test set is touched.
+
+    Reported: f1, precision, recall, specificity, accuracy, balanced_accuracy, mcc, tp, fp, fn, tn (at the threshold);
+    auroc, average_precision, brier, expected_calibration_error; f1_at_half (at margin 0); threshold,
+    threshold_probability; n_pos, n_neg, n_ignored, n_nonfinite; objective (its value; 0 when it could not be had), and
+    f1_oob and objective_oob: what to expect on fresh rows. On rows that were not tuned on, these are f1 and objective.
+    For `metric_for_best_model`, average_precision is the honest choice: the best of many tuned figures is partly luck.
+    """
+
+    def __init__(  # noqa: PLR0913 - one declaration; all but the objective are keywords
+        self,
+        objective: str | Objective = "f1",
+        *,
+        positive: int | str = 1,
+        threshold: str | float | ThresholdResult = "tune",
+        tune_on: str = "eval",
+        extra: Sequence[Any] = (),
+        id2label: Mapping[int, str] | None = None,
+        head: Head = "auto",
+        beta: float = 1.0,
+        costs: Mapping[str, float] | None = None,
+        min_precision: float | None = None,
+        min_recall: float | None = None,
+        max_fpr: float | None = None,
+        confidence: float | None = None,
+        select: Select = "exact",
+        n_boot: int = 200,
+        seed: int = 0,
+    ) -> None:
+        criterion = Criterion(
+            objective=objective,
+            beta=beta,
+            costs=costs,
+            min_precision=min_precision,
+            min_recall=min_recall,
+            max_fpr=max_fpr,
+            confidence=confidence,
+        )
+        self.search = ThresholdSearch(criterion=criterion, select=select, n_boot=n_boot, seed=seed)
+        self.extra = list(extra)
+        self._label = PositiveLabel(positive, id2label)
+        self._head: Head = head
+        self._phase = TuningPhase(tune_on)
+        self._threshold: float | ThresholdResult | None = None
+        self._batches: list[EvaluatedRows] = []
+        self._warned: set[str] = set()
+        if isinstance(threshold, str) and threshold != "tune":
+            raise FreezeError(f'threshold={threshold!r} is not known. Give "tune", a margin, or a ThresholdResult.')
+        if not isinstance(threshold, str):
+            self.use(threshold)
+            self.freeze()
+
+    @property
+    def threshold(self) -> float:
+        """The margin from which on a row is positive: tuned, given, or 0."""
+        if isinstance(self._threshold, ThresholdResult):
+            return self._threshold.threshold
+        return self._threshold or 0.0
+
+    @property
+    def result(self) -> ThresholdResult | None:
+        """The threshold in use and how it was found; None as long as nothing was tuned or given."""
+        if isinstance(self._threshold, float):
+            return ThresholdResult(threshold=self._threshold, positive=self._label.id)
+        return self._threshold
+
+    @property
+    def tunes(self) -> bool:
+        """Whether an evaluation that runs now tunes the threshold."""
+        return self._phase.tunes()
+
+    def freeze(self) -> None:
+        """End tuning: from now on the threshold is applied."""
+        self._phase.freeze()
+
+    def use(self, threshold: float | ThresholdResult | None) -> None:
+        """Replace the threshold in use, as after loading a checkpoint; None forgets it. Tuning goes on as before.
+
+        Raises `FreezeError` for a result that was tuned with the other class as the positive one.
+        """
+        if isinstance(threshold, ThresholdResult):
+            self._label.check(threshold)
+        elif threshold is not None:
+            threshold = ThresholdResult(threshold=float(np.float32(threshold))).threshold
+        self._threshold = threshold
+
+    def tuning(self) -> AbstractContextManager[None]:
+        """Tune on whatever is evaluated inside this context. Raises `FreezeError` after `freeze()`."""
+        return self._phase.forced(True)
+
+    def applying(self) -> AbstractContextManager[None]:
+        """Apply the threshold to whatever is evaluated inside this context."""
+        return self._phase.forced(False)
+
+    def prepare(self, model: Any, *, eval_sets: Sequence[str] | None = None) -> None:
+        """Take the label names from the model's config, and check its head and `tune_on`, before training.
+
+        `eval_sets`: the keys of `eval_dataset` when that is a dict. Raises `FreezeError` for a head that is not binary
+        and for a `tune_on` that is no eval set.
+        """
+        if not self._phase.frozen:
+            self._phase.check_sets(eval_sets)
+        config = getattr(model, "config", None)
+        self._label = self._label.with_names_from(config)
+        if isinstance(self._threshold, ThresholdResult):
+            self._label.check(self._threshold)
+        if text := trains_as_regression(config):
+            self._warn({"regression": text})
+
+    @contextmanager
+    def evaluation(self, metric_key_prefix: str = "eval", *, in_training: bool) -> Iterator[None]:
+        """Enclose one evaluation of one set: it tunes only if `in_training` and the set is the one to tune on.
+
+        `metric_key_prefix` as the Trainer has it: "eval", "eval_<name>", "test". Rows left over from an evaluation that
+        was aborted in the middle are dropped.
+        """
+        self._batches.clear()
+        with self._phase.evaluation(metric_key_prefix, in_training=in_training):
+            yield
+
+    def as_evaluate_metric(self) -> Any:
+        """Return this as an `evaluate.Metric`, which works with `evaluate.combine` and offline.
+
+        Its predictions are margins or pairs of logits, its references 0 and 1. It shares this object's threshold.
+        """
+        from hf_freeze.binary.evaluate_metric import BinaryClassificationMetric  # noqa: PLC0415 - evaluate loads slowly
+
+        return BinaryClassificationMetric(self)
+
+    def __call__(self, eval_pred: Any, compute_result: bool | None = None) -> dict[str, float]:
+        """Return the figures of an `EvalPrediction` (or of `(logits, labels)`).
+
+        With `batch_eval_metrics=True` the Trainer passes `compute_result`: batches are kept as one margin and one class
+        per row until it is True, and until then the result is empty.
+        """
+        logits, labels = eval_pred if isinstance(eval_pred, tuple) else (eval_pred.predictions, eval_pred.label_ids)
+        rows = read_rows(logits, labels, positive=self._label.id, head=self._head, label2id=self._label.label2id)
+        if self._head == "auto" and len(rows.margin) >= ROWS_TO_JUDGE:
+            self._head = "logits"  # judged once: a later epoch cannot turn logits into probabilities
+        if compute_result is None:
+            return self._figures(rows)
+        self._batches.append(rows)
+        if not compute_result:
+            return {}
+        rows = join_rows(self._batches)
+        self._batches.clear()
+        return self._figures(rows)
+
+    def _figures(self, rows: EvaluatedRows) -> dict[str, float]:
+        if rows.n_nan:
+            text = f"{rows.n_nan} of {len(rows.margin)} scores are NaN: every figure is reported as 0. Did it diverge?"
+            self._warn({"nonfinite": text})
+            return self._zeros(rows) | self._about(rows)
+        counts = count_scores(rows.margin, rows.positive)
+        outcome = self._tune(counts, rows.n_ignored) if self.tunes else None
+        figures = figures_of_scores(rows.margin, rows.positive, counts) | figures_at(self.threshold, counts)
+        figures["f1_at_half"] = figures_at(0.0, counts)["f1"]
+        figures |= self._expected(outcome, figures) | self._about(rows)
+        hidden = recall_below_accuracy(accuracy=figures["accuracy"], recall=figures["recall"], n_pos=rows.n_pos)
+        if hidden:
+            self._warn({"low_recall": hidden})
+        return figures | self._extra_figures(rows, figures)
+
+    def _tune(self, counts: ScoreCounts, n_ignored: int) -> ThresholdResult | ThresholdError:
+        """Tune, and adopt what was found unless it says nothing; return it, or why there is nothing."""
+        try:
+            result = self.search.run(counts)
+        except ThresholdError as error:
+            self._warn({error.status: f"{error} The threshold stays {self.threshold:.6g}."})
+            return error
+        result = replace(result, positive=self._label.id, n_ignored=n_ignored)
+        self._warn(diagnose(result))
+        if result.status != "constant":
+            self._threshold = result
+        return result
+
+    def _expected(
+        self, outcome: ThresholdResult | ThresholdError | None, figures: dict[str, float]
+    ) -> dict[str, float]:
+        """Return the objective, and what to expect of it and of F1 on fresh rows."""
+        tp, fp, fn, tn = (figures[name] for name in ("tp", "fp", "fn", "tn"))
+        criterion = self.search.criterion
+        if isinstance(outcome, ThresholdError):
+            value = criterion.worst(tp + fn, fp + tn)
+            return {"objective": value, "objective_oob": value, "f1_oob": figures["f1"]}
+        value = finite(criterion.value_of((tp, fp, fn, tn)))
+        if outcome is None or outcome is not self._threshold:
+            return {"objective": value, "objective_oob": value, "f1_oob": figures["f1"]}
+        if self.search.n_boot == 0:
+            return {"objective": value}
+        if outcome.oob_counts is None or outcome.oob_value is None:
+            return {"objective": value, "objective_oob": criterion.worst(tp + fn, fp + tn), "f1_oob": 0.0}
+        f1_oob = float(f1(*(np.array(count) for count in outcome.oob_counts)))
+        return {"objective": value, "objective_oob": finite(outcome.oob_value), "f1_oob": f1_oob}
+
+    def _about(self, rows: EvaluatedRows) -> dict[str, float]:
+        return {
+            "threshold": self.threshold,
+            "threshold_probability": sigmoid(self.threshold),
+            "n_pos": float(rows.n_pos),
+            "n_neg": float(rows.n_neg),
+            "n_ignored": float(rows.n_ignored),
+            "n_nonfinite": float(rows.n_nan),
+        }
+
+    def _zeros(self, rows: EvaluatedRows) -> dict[str, float]:
+        """Return the same names as always, without anything to be proud of."""
+        figures = no_figures() | {"f1_at_half": 0.0}
+        worst = self.search.criterion.worst(rows.n_pos, rows.n_neg)
+        figures |= {"objective": worst, "objective_oob": worst, "f1_oob": 0.0}
+        return figures | dict.fromkeys(self._extra_figures(rows, figures | self._about(rows)), 0.0)
+
+    def _extra_figures(self, rows: EvaluatedRows, figures: dict[str, float]) -> dict[str, float]:
+        if not self.extra or not len(rows.margin):
+            return {}
+        predicted = rows.margin >= np.float32(self.threshold)
+        found, left_out = extra_figures(self.extra, predicted, rows.positive, taken=figures)
+        if left_out:
+            self._warn({"extra": f"Extra results {left_out} are no single numbers and are not reported."})
+        return found
+
+    def _warn(self, texts: Mapping[str, str]) -> None:
+        for kind, text in texts.items():
+            if kind not in self._warned:
+                self._warned.add(kind)
+                warnings.warn(text, ThresholdWarning, stacklevel=2)

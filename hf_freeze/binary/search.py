@@ -1,0 +1,196 @@
+"""Search the candidates: exact over every distinct score, under constraints, with the optimism of the choice.
+
+Rules: the score is the float32 margin; a row is positive if and only if its margin is at least the threshold; the
+threshold lies strictly above the next lower score; among equally good thresholds, the middle of the longest plateau.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_freeze.binary.counts import FloatArray, ScoreCounts
+from hf_freeze.binary.criterion import Criterion
+from hf_freeze.binary.diagnosis import diagnose, status_of
+from hf_freeze.binary.resampling import Resamples, resample
+from hf_freeze.binary.result import ThresholdCurve, ThresholdResult
+from hf_freeze.errors import FreezeError
+
+Select: TypeAlias = Literal["exact", "bagged"]
+
+RESOLUTION = 256
+"""The curve and the re-tunings look at about this many candidates: more changed neither optimism nor interval."""
+
+_BLOCK = 1 << 15
+
+
+class ThresholdError(FreezeError):
+    """No threshold can be tuned on these rows; `status` says why in one word."""
+
+    def __init__(self, status: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdSearch:
+    """How to tune: by which criterion, with which selection, and how often to re-tune to learn the optimism."""
+
+    criterion: Criterion
+    select: Select = "exact"
+    n_boot: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise `FreezeError` for settings that cannot be run."""
+        if self.select not in ("exact", "bagged"):
+            raise FreezeError(f'select={self.select!r} is not known. Give "exact" or "bagged".')
+        if self.n_boot < 0:
+            raise FreezeError(f"n_boot={self.n_boot!r} is negative. Give the number of re-tunings, or 0 for none.")
+        if self.select == "bagged" and self.n_boot == 0:
+            raise FreezeError('select="bagged" takes the median of n_boot re-tunings, but n_boot=0. Give n_boot=200.')
+
+    def run(self, counts: ScoreCounts) -> ThresholdResult:
+        """Tune on counted rows. Raises `ThresholdError` when a class is missing or no threshold is acceptable."""
+        _require_both_classes(counts)
+        value = _acceptable_values(counts, self.criterion)
+        first, last = _longest_plateau(counts, value)
+        kept = counts.thinned(RESOLUTION, keep=first)
+        resamples = None
+        if self.n_boot:
+            resamples = resample(counts, self.criterion, kept=kept, tuned=first, n_boot=self.n_boot, seed=self.seed)
+            if self.select == "bagged" and len(resamples.thresholds):
+                median = counts.candidate_at(float(np.median(resamples.thresholds)))
+                acceptable = np.flatnonzero(value > -np.inf)
+                first = last = int(acceptable[np.abs(acceptable - median).argmin()])
+        low, high = (float(end) for end in counts.gaps(first, last))
+        result = self._describe(counts, value, low=low, high=high)
+        result = replace(result, curve=_curve(counts, self.criterion, kept))
+        if resamples is not None:
+            result = _with_optimism(result, self.criterion, resamples)
+        result = replace(result, status=status_of(result))
+        return replace(result, message=" ".join(diagnose(result).values()))
+
+    def _describe(self, counts: ScoreCounts, value: FloatArray, *, low: float, high: float) -> ThresholdResult:
+        threshold = _middle(low, high)
+        candidate = counts.candidate_at(threshold)
+        tp, fp, fn, tn = (int(count) for count in counts.table(candidate))
+        return ThresholdResult(
+            threshold=threshold,
+            objective=self.criterion.name,
+            constraints=self.criterion.constraints,
+            value=float(value[candidate]),
+            plateau=(low, high),
+            tp=tp,
+            fp=fp,
+            fn=fn,
+            tn=tn,
+            auroc=counts.auroc(),
+            n_distinct=len(counts.scores),
+        )
+
+
+def _require_both_classes(counts: ScoreCounts) -> None:
+    n_pos, n_neg = int(counts.n_pos), int(counts.n_neg)
+    if n_pos + n_neg == 0:
+        raise ThresholdError("empty", "There are no labelled rows to tune a threshold on.")
+    if n_pos == 0 or n_neg == 0:
+        only, missing = ("negative", "positive") if n_pos == 0 else ("positive", "negative")
+        raise ThresholdError(
+            "single_class",
+            f"All {n_pos + n_neg} rows are {only}: without a {missing} row no threshold is better than another. "
+            "Stratify the split, or check which label is the positive one.",
+        )
+
+
+def _acceptable_values(counts: ScoreCounts, criterion: Criterion) -> FloatArray:
+    """Return the objective at every candidate; minus infinity where a constraint fails or no finite threshold leads.
+
+    Works in blocks that fit the processor's cache: the objective makes many passes over its arrays.
+    """
+    value = np.empty(len(counts.tp))
+    for start in range(0, len(value), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        table = counts.table(block)
+        value[block] = criterion.value(*table)
+        if criterion.constraints:
+            value[block][~criterion.feasible(*table, confidence=criterion.confidence)] = -np.inf
+    value[~counts.reachable()] = -np.inf
+    if not (value > -np.inf).any():
+        raise _no_threshold(counts, criterion)
+    return value
+
+
+def _no_threshold(counts: ScoreCounts, criterion: Criterion) -> FreezeError:
+    """Say why no candidate is acceptable: with each constraint, the best that can be reached."""
+    reachable = counts.reachable()
+    table = counts.table(slice(None))
+    if (reachable & criterion.feasible(*table, confidence=criterion.confidence)).any():
+        return FreezeError(f"objective {criterion.name!r} is finite at no threshold that is acceptable otherwise.")
+    wanted, best = [], []
+    for name, rate in criterion.reached(*table, confidence=criterion.confidence).items():
+        extreme = rate[reachable].min() if name == "max_fpr" else rate[reachable].max()
+        wanted.append(f"{name}={criterion.constraints[name]:g}")
+        best.append(f"{extreme:.4g} for {name}")
+    observed_would_do = bool((reachable & criterion.feasible(*table, confidence=None)).any())
+    status, advice = (
+        ("infeasible_at_confidence", "The observed rates would do: tune on more rows, or lower the confidence.")
+        if observed_would_do
+        else ("infeasible", "Relax a constraint, or train a better model.")
+    )
+    bound = "" if criterion.confidence is None else f" as a Wilson bound at confidence {criterion.confidence:g}"
+    return ThresholdError(
+        status,
+        f"No threshold keeps {' and '.join(wanted)}{bound} on these {int(counts.n_pos + counts.n_neg)} rows. "
+        f"The best reachable, each alone: {', '.join(best)}. {advice}",
+    )
+
+
+def _longest_plateau(counts: ScoreCounts, value: FloatArray) -> tuple[int, int]:
+    """Return the first and last candidate of the longest run, in margin, of best values."""
+    best = value.max()
+    # Sums in another order differ in the last digits; a tie must not hang on them.
+    good = np.flatnonzero(value >= best - 1e-12 * abs(best))
+    breaks = np.flatnonzero(np.diff(good) > 1)
+    first = good[np.concatenate([[0], breaks + 1])]
+    last = good[np.concatenate([breaks, [len(good) - 1]])]
+    low, high = counts.gaps(first, last)
+    longest = int((high - low).argmax())
+    return int(first[longest]), int(last[longest])
+
+
+def _middle(low: float, high: float) -> float:
+    """Return a float32 in (low, high], as near to the middle as there is one."""
+    middle = np.float32((low + high) / 2.0)
+    return float(middle if middle > np.float32(low) else np.float32(high))
+
+
+def _curve(counts: ScoreCounts, criterion: Criterion, kept: NDArray[np.intp]) -> ThresholdCurve:
+    table = counts.table(kept)
+    value = np.nan_to_num(criterion.value(*table), neginf=criterion.worst(counts.n_pos, counts.n_neg))
+    return ThresholdCurve(
+        threshold=tuple(counts.gaps(kept, kept)[1].tolist()),
+        tp=tuple(table[0].astype(int).tolist()),
+        fp=tuple(table[1].astype(int).tolist()),
+        value=tuple(value.tolist()),
+    )
+
+
+def _with_optimism(result: ThresholdResult, criterion: Criterion, resamples: Resamples) -> ThresholdResult:
+    """Add the out-of-bag value, and the interval of resampled values moved down by the optimism (Noma et al., 2021)."""
+    if result.value is None or resamples.oob_counts is None:
+        return result
+    oob_value = criterion.value_of(resamples.oob_counts)
+    spread = np.percentile(resamples.values, [2.5, 97.5]) - (result.value - oob_value)
+    low, high = (float(end) for end in spread.clip(*criterion.bounds))
+    thresholds = np.percentile(resamples.thresholds, [2.5, 97.5])
+    return replace(
+        result,
+        oob_value=oob_value,
+        oob_counts=resamples.oob_counts,
+        interval=(low, high),
+        threshold_interval=(float(thresholds[0]), float(thresholds[1])),
+    )

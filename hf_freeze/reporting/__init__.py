@@ -1,0 +1,1 @@
+"""SEE IT: what a plan, a run or a threshold looks like."""

@@ -1,0 +1,97 @@
+"""Where the Trainer and the decision threshold meet: when it is tuned, when applied, whose checkpoint it belongs to."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers import Trainer
+
+from hf_freeze.binary.checkpoint import find_threshold, set_config_threshold, threshold_saved_with_weights
+from hf_freeze.binary.metrics import BinaryClassificationMetrics
+from hf_freeze.training.attributes import replaced
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object
+
+
+class ThresholdTrainerMixin(_Base):
+    """Runs `compute_metrics=BinaryClassificationMetrics(...)` without a leak; leaves any other `compute_metrics` alone.
+
+    Only `train()`'s own evaluations of the designated set tune. The threshold is saved with every checkpoint, and read
+    back from the one that is resumed or that `load_best_model_at_end` loads.
+    """
+
+    model: Any  # the Trainer's own annotation admits None, which it never is after construction
+    _evaluates_for_training = False
+
+    @property
+    def _threshold_metrics(self) -> BinaryClassificationMetrics | None:
+        metrics = self.compute_metrics
+        return metrics if isinstance(metrics, BinaryClassificationMetrics) else None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, after a check of the metrics against the model and the eval sets."""
+        if metrics := self._threshold_metrics:
+            metrics.prepare(
+                self.model, eval_sets=list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else None
+            )
+        return super().train(*args, **kwargs)
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        with replaced(self, _evaluates_for_training=True):
+            return super()._evaluate(*args, **kwargs)
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+        **kwargs: Any,
+    ) -> dict[str, float]:
+        """Evaluate; a threshold is tuned only when `train()` evaluates its own eval set."""
+        own = self._evaluates_for_training and (eval_dataset is None or isinstance(eval_dataset, str))
+        with self._phase(metric_key_prefix, in_training=own):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
+
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test", **kwargs: Any
+    ) -> Any:
+        """Predict; the threshold is applied, never tuned."""
+        with self._phase(metric_key_prefix, in_training=False):
+            return super().predict(test_dataset, ignore_keys, metric_key_prefix, **kwargs)
+
+    @contextmanager
+    def _phase(self, metric_key_prefix: str, *, in_training: bool) -> Iterator[None]:
+        metrics = self._threshold_metrics
+        if metrics is None:
+            yield
+            return
+        with metrics.evaluation(metric_key_prefix, in_training=in_training):
+            yield
+
+    def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        metrics = self._threshold_metrics
+        if metrics is None or metrics.result is None:
+            super()._save(output_dir, *args, **kwargs)
+            return
+        folder = output_dir if output_dir is not None else str(self.args.output_dir)
+        with threshold_saved_with_weights(metrics.result, folder, model=self.model, should_save=self.args.should_save):
+            super()._save(output_dir, *args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._use_threshold_of(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.state.best_model_checkpoint is not None:
+            self._use_threshold_of(self.state.best_model_checkpoint)
+
+    def _use_threshold_of(self, folder: str) -> None:
+        if metrics := self._threshold_metrics:
+            found = find_threshold(folder)
+            metrics.use(found)
+            set_config_threshold(self.model, found)

@@ -1,0 +1,57 @@
+"""Evaluate 101 rows on as many processes as there are, and write down what every rank saw. Run by accelerate launch."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+
+from hf_freeze.binary.checkpoint import threshold_saved_with_weights
+from hf_freeze.binary.metrics import BinaryClassificationMetrics
+from hf_freeze.binary.result import ThresholdResult
+from tests.binary.conftest import WORDS
+from tests.binary.test_trainer import dataset
+
+
+def record_writers(path: Path, rank: int) -> None:
+    """Make every writing of a threshold leave its rank in a file."""
+    write = ThresholdResult.save
+
+    def save(self: ThresholdResult, target: Path) -> None:
+        with path.open("a") as file:
+            file.write(f"{rank}\n")
+        write(self, target)
+
+    ThresholdResult.save = save
+
+
+def main(folder: Path, batched: bool) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = BertForSequenceClassification(BertConfig(vocab_size=len(WORDS), initializer_range=0.5, **sizes))
+    metrics = BinaryClassificationMetrics()
+    args = TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        per_device_eval_batch_size=8,
+        batch_eval_metrics=batched,
+    )
+    trainer = Trainer(model, args, eval_dataset=dataset(101, 1), compute_metrics=metrics)
+    figures = trainer.evaluate()
+    # transformers 5.23 multiplies eval_loss by the number of processes when the head ignores num_items_in_batch.
+    others = ("runtime", "per_second", "preparation_time", "eval_loss")
+    seen = {"world_size": args.world_size, "result": metrics.result.to_dict()}
+    seen["figures"] = {name: value for name, value in figures.items() if not name.endswith(others)}
+    (folder / f"rank{args.process_index}.json").write_text(json.dumps(seen))
+    record_writers(folder / "writers", args.process_index)
+    with threshold_saved_with_weights(metrics.result, folder / "saved", model=model, should_save=args.should_save):
+        trainer.save_model(str(folder / "saved"))
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2] == "batched")

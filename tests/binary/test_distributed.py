@@ -1,0 +1,55 @@
+"""Two processes report what one does, each of them, and write once."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_freeze.binary.checkpoint import load_threshold
+from hf_freeze.binary.result import ThresholdResult
+
+SCRIPT = Path(__file__).with_name("distributed_script.py")
+ROOT = Path(__file__).parents[2]
+
+
+def launch(folder, mode, *, processes):
+    folder.mkdir()
+    command = [sys.executable, str(SCRIPT)]
+    if processes > 1:
+        command = [
+            sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
+            "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+            "--main_process_port", str(free_port()), str(SCRIPT),
+        ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*command, str(folder), mode], capture_output=True, text=True, timeout=240, env=environment, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("mode", ["whole", "batched"])
+def test_two_processes_tune_the_threshold_of_one_on_every_rank_and_write_it_once(tmp_path, mode):
+    """101 rows in batches of 8 on 2 processes: the last round is padded, and the padding must not count."""
+    (alone,) = launch(tmp_path / "one", mode, processes=1)
+    ranks = launch(tmp_path / "two", mode, processes=2)
+    assert [rank["world_size"] for rank in ranks] == [2, 2]
+    assert ranks[0] == ranks[1]
+    assert ranks[0]["figures"]["eval_n_pos"] + ranks[0]["figures"]["eval_n_neg"] == 101
+    assert ranks[0]["figures"] == pytest.approx(alone["figures"], rel=1e-5)
+    assert ranks[0]["result"]["threshold"] == pytest.approx(alone["result"]["threshold"], rel=1e-5)
+    assert (tmp_path / "two" / "writers").read_text() == "0\n"
+    assert load_threshold(tmp_path / "two" / "saved") == ThresholdResult.from_dict(ranks[0]["result"])
