@@ -1,5 +1,14 @@
 """Declarative freezing, per-group learning rates and trustworthy evaluation for the Hugging Face Trainer."""
 
+from hf_freeze.binary.checkpoint import load_threshold, save_threshold
+from hf_freeze.binary.diagnosis import ThresholdWarning
+from hf_freeze.binary.head import fold_threshold_into_head
+from hf_freeze.binary.inference import BinaryPrediction, predict_binary
+from hf_freeze.binary.margin import binary_margin
+from hf_freeze.binary.metrics import BinaryClassificationMetrics
+from hf_freeze.binary.pipeline import BinaryClassificationPipeline
+from hf_freeze.binary.result import ThresholdResult
+from hf_freeze.binary.threshold import tune_threshold
 from hf_freeze.errors import FreezeError, FreezeViolation, PlanError, SelectionError, UnsupportedSetupError
 from hf_freeze.plan import recipes
 from hf_freeze.plan.resolved import ResolvedPlan
@@ -13,6 +22,9 @@ from hf_freeze.training.summary import TrainableSummary, trainable_summary
 from hf_freeze.training.trainer import FreezeTrainer, FreezeTrainerMixin
 
 __all__ = [
+    "BinaryClassificationMetrics",
+    "BinaryClassificationPipeline",
+    "BinaryPrediction",
     "FreezeArguments",
     "FreezeCallback",
     "FreezeError",
@@ -26,13 +38,21 @@ __all__ = [
     "ResolvedPlan",
     "SelectionError",
     "Stage",
+    "ThresholdResult",
+    "ThresholdWarning",
     "TrainableSummary",
     "UnsupportedSetupError",
+    "binary_margin",
+    "fold_threshold_into_head",
     "freeze",
     "load_thawed",
+    "load_threshold",
     "param_groups",
+    "predict_binary",
     "recipes",
     "save_thawed",
+    "save_threshold",
     "trainable_summary",
+    "tune_threshold",
     "unfreeze",
 ]

@@ -73,18 +73,18 @@ def load_threshold(model_or_dir: Any) -> ThresholdResult:
     Raises `FreezeError` when there is none; margin 0 is a choice for the caller to make.
     """
     if isinstance(model_or_dir, (str, os.PathLike)):
-        found = find_threshold(model_or_dir)
+        found = find_threshold(Path(model_or_dir))
         if found is None:
             raise FreezeError(
-                f"{model_or_dir} has neither {THRESHOLD_FILE} nor a decision_threshold in its config.json. Tune one with "
-                "tune_threshold and write it with save_threshold."
+                f"{model_or_dir} has neither {THRESHOLD_FILE} nor a decision_threshold in its config.json. Tune one "
+                "with tune_threshold and write it with save_threshold."
             )
         return found
     found = _from_config_entries(getattr(getattr(model_or_dir, "config", None), "to_dict", dict)())
     if found is None:
         raise FreezeError(
             f"This {type(model_or_dir).__name__} has no config.decision_threshold. Was it saved with one? For a PEFT "
-            "adapter, pass the folder: its threshold is not in the config of the base model."
+            "adapter use load_threshold(folder): its threshold is not in the config of the base model."
         )
     return found
 

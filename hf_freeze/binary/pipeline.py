@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from transformers import TextClassificationPipeline
@@ -17,9 +16,9 @@ from hf_freeze.errors import FreezeError
 class BinaryClassificationPipeline(TextClassificationPipeline):
     """Classify texts by the margin and its threshold, where the stock pipeline takes the largest probability.
 
-    The threshold is the model's own (`config.decision_threshold`; for a PEFT adapter the file in the folder that it and
-    its tokenizer were loaded from), unless `threshold=` gives a margin or a `ThresholdResult`. Raises `FreezeError`
-    when there is neither.
+    The threshold is the model's own (`config.decision_threshold`), unless `threshold=` gives a margin or a
+    `ThresholdResult`. For a PEFT adapter give `threshold=load_threshold(folder)`: a pipeline loads the base model with
+    its config, and forgets the folder of the adapter. Raises `FreezeError` when there is neither.
 
     Output as of "text-classification": `{"label": ..., "score": ...}`, with `top_k=None` both labels, the one decided
     for first. The score is the probability of that label, so it may lie below 0.5. Heads of one logit are labelled by
@@ -30,14 +29,7 @@ class BinaryClassificationPipeline(TextClassificationPipeline):
         super().__init__(**kwargs)  # type: ignore[no-untyped-call] # transformers does not annotate it
         PositiveLabel().with_names_from(self.model.config)  # refuses more than two labels
         if "threshold" not in self._postprocess_params:
-            self._postprocess_params["threshold"] = self._own_threshold()
-
-    def _own_threshold(self) -> ThresholdResult:
-        # A PEFT adapter's threshold is not in the config of its base model, but in the folder of the adapter.
-        folder = Path(getattr(self.tokenizer, "name_or_path", ""))
-        if getattr(self.model, "peft_config", None) and (folder / "adapter_config.json").is_file():
-            return load_threshold(folder)
-        return load_threshold(self.model)
+            self._postprocess_params["threshold"] = load_threshold(self.model)
 
     def _sanitize_parameters(self, function_to_apply: Any = None, top_k: Any = "", **kwargs: Any) -> Any:
         if function_to_apply is not None:

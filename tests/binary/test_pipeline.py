@@ -111,11 +111,12 @@ def test_a_peft_folder_serves_with_the_threshold_beside_the_adapter(tmp_path, ma
     adapted = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", target_modules=["query"])).eval()
     logits = logits_of(adapted, tokenizer)
     adapted.save_pretrained(tmp_path / "adapter")
-    tokenizer.save_pretrained(tmp_path / "adapter")
     save_threshold(splitting_threshold(logits), tmp_path / "adapter")
     classify = pipeline(
         "text-classification",
         model=str(tmp_path / "adapter"),
+        tokenizer=tokenizer,
+        threshold=load_threshold(tmp_path / "adapter"),
         pipeline_class=BinaryClassificationPipeline,
     )
     labels = predict_binary(logits, load_threshold(tmp_path / "adapter")).label

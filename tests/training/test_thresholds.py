@@ -1,0 +1,180 @@
+"""The threshold inside the Trainer: no leak, and always that of the checkpoint whose weights are loaded."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import TrainerCallback
+
+from hf_freeze import BinaryClassificationMetrics, FreezePlan, ThresholdResult, load_threshold
+from hf_freeze.binary.checkpoint import THRESHOLD_FILE
+from tests.models import text_rows, tiny_bert
+from tests.training.staged import trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore::hf_freeze.binary.diagnosis.ThresholdWarning")
+EVERY_EPOCH = {"eval_strategy": "epoch", "save_strategy": "epoch", "max_steps": 15, "logging_steps": 5}
+
+
+def made_with(folder: Path, metrics: BinaryClassificationMetrics, **values):
+    extra = {"compute_metrics": metrics, **values.pop("trainer", {})}
+    values = {**EVERY_EPOCH, **values}
+    return trainer(folder, plan=FreezePlan(trainable=["head", "layers"]), trainer=extra, **values)
+
+
+def metrics_for_tests(**values) -> BinaryClassificationMetrics:
+    return BinaryClassificationMetrics(n_boot=0, **values)
+
+
+def thresholds_logged(made) -> list[float]:
+    return [entry["eval_threshold"] for entry in made.state.log_history if "eval_threshold" in entry]
+
+
+def test_only_the_evaluations_of_training_tune(tmp_path) -> None:
+    metrics = metrics_for_tests()
+    made = made_with(tmp_path, metrics)
+    made.evaluate()
+    assert metrics.threshold == 0.0
+    made.train()
+    tuned = metrics.result
+    assert isinstance(tuned, ThresholdResult)
+    assert len(set(thresholds_logged(made)[1:])) > 1
+
+    made.evaluate()
+    made.evaluate(text_rows(12, seed=5))
+    made.predict(text_rows(12, seed=6))
+    assert metrics.result == tuned
+
+
+class EvaluatesTheTestSet(TrainerCallback):
+    """What a careless callback does: it looks at the test set during training."""
+
+    def __init__(self) -> None:
+        self.trainer = None
+        self.seen: list[tuple[float, float]] = []
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if self.trainer is not None and "eval_threshold" in (metrics or {}):
+            trainer, self.trainer = self.trainer, None
+            before = trainer.compute_metrics.threshold
+            trainer.evaluate(text_rows(12, seed=7))
+            trainer.evaluate({"other": text_rows(12, seed=8)})
+            self.seen.append((before, trainer.compute_metrics.threshold))
+            self.trainer = trainer
+
+
+def test_evaluating_another_set_from_a_callback_during_training_does_not_tune(tmp_path) -> None:
+    watch = EvaluatesTheTestSet()
+    made = made_with(tmp_path, metrics_for_tests(), trainer={"callbacks": [watch]}, save_strategy="no")
+    watch.trainer = made
+    made.train()
+    assert len(watch.seen) == 3
+    assert all(before == after for before, after in watch.seen)
+
+
+def test_of_several_eval_sets_only_the_designated_one_tunes(tmp_path) -> None:
+    metrics = metrics_for_tests(tune_on="val")
+    made = made_with(tmp_path, metrics, save_strategy="no")
+    made.eval_dataset = {"val": text_rows(8, seed=1), "test": text_rows(8, seed=2)}
+    made.train()
+    entries = [entry for entry in made.state.log_history if "eval_val_threshold" in entry]
+    tests = [entry for entry in made.state.log_history if "eval_test_threshold" in entry]
+    assert [entry["eval_val_threshold"] for entry in entries] == [entry["eval_test_threshold"] for entry in tests]
+
+
+def test_a_designated_set_that_does_not_exist_is_refused_before_the_first_step(tmp_path) -> None:
+    made = made_with(tmp_path, metrics_for_tests(tune_on="validation"))
+    made.eval_dataset = {"val": text_rows(8, seed=1)}
+    with pytest.raises(ValueError, match="'validation' is not among the eval sets"):
+        made.train()
+    assert made.state.global_step == 0
+
+
+def test_every_checkpoint_has_the_threshold_of_its_evaluation(tmp_path) -> None:
+    made = made_with(tmp_path, metrics_for_tests())
+    made.train()
+    for step, logged in zip((5, 10, 15), thresholds_logged(made), strict=True):
+        folder = tmp_path / f"checkpoint-{step}"
+        assert load_threshold(folder).threshold == logged
+        assert json.loads((folder / "config.json").read_text())["decision_threshold"] == logged
+        model = hf.AutoModelForSequenceClassification.from_pretrained(folder)
+        assert load_threshold(model).threshold == logged
+
+
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_load_best_model_brings_back_its_threshold(tmp_path, best) -> None:
+    metrics = metrics_for_tests()
+    calls: list[None] = []
+    made = made_with(
+        tmp_path,
+        metrics,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_score",
+        greater_is_better=True,
+    )
+    call = type(metrics).__call__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            type(metrics),
+            "__call__",
+            lambda self, *args, **kwargs: (
+                calls.append(None) or {**call(self, *args, **kwargs), "score": float(len(calls) - 1 == best)}
+            ),
+        )
+        made.train()
+    assert metrics.threshold == thresholds_logged(made)[best]
+    assert made.model.config.decision_threshold == metrics.threshold
+
+
+def test_resuming_takes_the_threshold_of_the_checkpoint(tmp_path) -> None:
+    whole = made_with(tmp_path, metrics_for_tests())
+    whole.train()
+    metrics = metrics_for_tests()
+    made = made_with(tmp_path, metrics, eval_strategy="no")
+    made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    assert metrics.threshold == thresholds_logged(whole)[1]
+
+
+def test_a_model_saved_after_training_carries_its_threshold(tmp_path) -> None:
+    metrics = metrics_for_tests()
+    made = made_with(tmp_path / "run", metrics, save_strategy="no")
+    made.train()
+    made.save_model(str(tmp_path / "final"))
+    assert load_threshold(tmp_path / "final") == metrics.result
+    assert not list(tmp_path.glob("final/*.tmp"))
+
+
+def test_a_peft_checkpoint_has_its_threshold_too(tmp_path) -> None:
+    config = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
+    metrics = metrics_for_tests()
+    made = trainer(
+        tmp_path,
+        model=get_peft_model(tiny_bert(layers=2), config),
+        plan=FreezePlan(trainable=["adapters", "head", "norms"]),
+        trainer={"compute_metrics": metrics},
+        **EVERY_EPOCH,
+    )
+    made.train()
+    folder = tmp_path / "checkpoint-15"
+    assert load_threshold(folder) == metrics.result
+    assert (folder / THRESHOLD_FILE).exists()
+    assert isinstance(PeftModel.from_pretrained(tiny_bert(layers=2), folder), PeftModel)
+
+
+def test_a_trainer_without_these_metrics_is_left_alone(tmp_path) -> None:
+    made = trainer(
+        tmp_path,
+        trainer={
+            "compute_metrics": lambda pred: {
+                "accuracy": float((np.argmax(pred.predictions, -1) == pred.label_ids).mean())
+            }
+        },
+        **EVERY_EPOCH,
+    )
+    made.train()
+    assert not list(tmp_path.rglob(THRESHOLD_FILE))
+    assert not hasattr(made.model.config, "decision_threshold")
+    assert torch.is_tensor(made.model.classifier.weight)
