@@ -1,5 +1,6 @@
 """`FreezeCallback`: a freeze plan for any existing Trainer."""
 
+import gc
 import logging
 import math
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import CallbackHandler, ExportableState
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.resolved import ResolvedPlan, sizes_of
@@ -86,6 +87,8 @@ class FreezeCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Freeze by the plan, once more: a `model_init` may have built the model anew."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
+        if not self.managed:
+            _put_first(self)
         resolved = self.prepare(args, model)
         self._run = FreezeRun(
             resolved,
@@ -211,6 +214,18 @@ class FreezeCallback(TrainerCallback, ExportableState):
 
     def _ever_trainable(self) -> frozenset[str]:
         return self.resolved.ever_trainable if self.resolved else frozenset()
+
+
+def _put_first(callback: TrainerCallback) -> None:
+    """Let `callback` be called before the trackers of `report_to`, which would not see what it adds to the logs.
+
+    The Trainer puts them before the callbacks of the user, and hands callbacks neither itself nor its handler.
+    """
+    for handler in gc.get_objects():
+        if issubclass(type(handler), CallbackHandler) and any(one is callback for one in handler.callbacks):
+            # In place: the handler is going through this list, whose part after `callback` stays where it is.
+            handler.callbacks.remove(callback)
+            handler.callbacks.insert(0, callback)
 
 
 def _steps_per_epoch(args: TrainingArguments, kwargs: Mapping[str, Any]) -> int | None:

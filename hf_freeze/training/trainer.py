@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
 
 from hf_freeze.errors import PlanError, UnsupportedSetupError
@@ -216,7 +215,8 @@ class _LossWindow(TrainerCallback):
 
 def _with_groups(cls: Any, kwargs: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
     """Hand our groups to an optimizer class in the way that `Trainer.create_optimizer` reads them."""
-    if "optimizer_dict" in kwargs or "model" in kwargs or is_optimizer_factory(cls):
+    takes_groups = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
+    if "optimizer_dict" in kwargs or "model" in kwargs or not takes_groups:
         raise UnsupportedSetupError(
             f"The optimizer {getattr(cls, '__name__', cls)!r} builds its own parameter groups, so that none can be "
             "frozen, thawed or given a rate of its own. Use one that takes groups, such as optim='adamw_torch'."

@@ -201,8 +201,11 @@ def test_an_explicit_call_tunes_or_applies_whatever_the_trainer_says():
         assert metrics.tunes
         with metrics.applying():
             assert not metrics.tunes
+        assert metrics.tunes
     with metrics.applying(), metrics.evaluation("eval", in_training=True):
         assert not metrics.tunes
+    with metrics.evaluation("eval", in_training=True):
+        assert metrics.tunes
     metrics.freeze()
     with pytest.raises(FreezeError, match=r"freeze\(\) ended tuning"), metrics.tuning():
         pass
@@ -360,6 +363,13 @@ def test_before_anything_was_tuned_a_degenerate_evaluation_is_labelled_at_margin
         figures = metrics(prediction(logits, labels))
     assert all_finite(figures)
     assert (figures["threshold"], metrics.result) == (0.0, None)
+
+
+@pytest.mark.filterwarnings("ignore::hf_freeze.binary.diagnosis.ThresholdWarning")
+def test_a_threshold_that_was_not_adopted_says_nothing_about_fresh_rows():
+    figures = tuned_before()(prediction(np.full((200, 2), 9.0), np.arange(200) % 2))
+    assert figures["f1_oob"] == figures["f1"]
+    assert figures["objective_oob"] == figures["objective"] == figures["f1"]
 
 
 @pytest.mark.parametrize("case", ["no rows", "negatives only", "NaN", "infeasible", "unvouched"])

@@ -7,7 +7,15 @@ import torch
 import transformers as hf
 from transformers import Trainer, TrainingArguments
 
-from hf_freeze import FreezeCallback, FreezePlan, PlanError, SelectionError, UnsupportedSetupError, param_groups
+from hf_freeze import (
+    FreezeCallback,
+    FreezeError,
+    FreezePlan,
+    PlanError,
+    SelectionError,
+    UnsupportedSetupError,
+    param_groups,
+)
 from tests.models import image_rows, text_rows, tiny_bert, tiny_custom, tiny_resnet, tiny_t5
 from tests.training.runs import Recorder, arguments, moved, names, training_logs, weights
 
@@ -142,19 +150,42 @@ def test_resuming_freezes_again_and_ends_where_the_uninterrupted_run_ends(tmp_pa
     assert training_logs(whole)[2:] == training_logs(resumed)[2:]
 
 
-@pytest.mark.parametrize("restore", [False, True])
-def test_another_plan_is_refused_with_the_difference(tmp_path, restore):
-    plain_trainer(
-        tiny_bert(), tmp_path, FreezeCallback(FreezePlan(trainable="layers[0]")), save_strategy="steps", save_steps=1
-    ).train()
+def test_another_plan_is_refused_with_the_difference(tmp_path):
+    _train_and_save(tmp_path, FreezePlan(trainable="layers[0]"))
+    other = plain_trainer(tiny_bert(), tmp_path, FreezeCallback(FreezePlan(trainable="layers[1]")))
+    with pytest.raises(PlanError, match=r"(?s)another plan.*-.*layers\[0\].*\+.*layers\[1\]"):
+        other.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+
+
+def test_a_callback_restored_from_the_checkpoint_goes_on_with_its_plan(tmp_path):
+    whole = _train_and_save(tmp_path, FreezePlan(trainable="head"))
+    resumed = plain_trainer(
+        tiny_bert(seed=9),
+        tmp_path,
+        FreezeCallback(FreezePlan(trainable="head")),
+        restore_callback_states_from_checkpoint=True,
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    assert moved(weights(whole.model), resumed.model) == set()
+    assert training_logs(whole)[1:] == training_logs(resumed)[1:]
+
+
+def test_a_callback_restored_under_an_optimizer_for_another_plan_is_refused_before_the_first_step(tmp_path):
+    _train_and_save(tmp_path, FreezePlan(trainable="layers[0]"))
     other = plain_trainer(
         tiny_bert(),
         tmp_path,
         FreezeCallback(FreezePlan(trainable="layers[1]")),
-        restore_callback_states_from_checkpoint=restore,
+        restore_callback_states_from_checkpoint=True,
     )
-    with pytest.raises(PlanError, match=r"(?s)another plan.*-.*layers\[0\].*\+.*layers\[1\]"):
+    with pytest.raises(FreezeError, match=r"layer\.0.*left out of the optimizer"):
         other.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+
+
+def _train_and_save(folder, plan):
+    trainer = plain_trainer(tiny_bert(), folder, FreezeCallback(plan), save_strategy="steps", save_steps=1)
+    trainer.train()
+    return trainer
 
 
 def test_a_checkpoint_without_a_plan_is_refused(tmp_path):
