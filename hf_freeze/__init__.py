@@ -8,11 +8,13 @@ from hf_freeze.binary.margin import binary_margin
 from hf_freeze.binary.metrics import BinaryClassificationMetrics
 from hf_freeze.binary.pipeline import BinaryClassificationPipeline
 from hf_freeze.binary.result import ThresholdResult
+from hf_freeze.binary.search import ThresholdError
 from hf_freeze.binary.threshold import tune_threshold
 from hf_freeze.errors import FreezeError, FreezeViolation, PlanError, SelectionError, UnsupportedSetupError
 from hf_freeze.plan import recipes
 from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.plan.stages import FreezePlan, Plateau, Stage
+from hf_freeze.reporting.plots import plot_threshold
 from hf_freeze.training.arguments import FreezeArguments, FreezeTrainingArguments
 from hf_freeze.training.callbacks import FreezeCallback
 from hf_freeze.training.checkpoint import load_thawed, save_thawed
@@ -38,6 +40,7 @@ __all__ = [
     "ResolvedPlan",
     "SelectionError",
     "Stage",
+    "ThresholdError",
     "ThresholdResult",
     "ThresholdWarning",
     "TrainableSummary",
@@ -48,6 +51,7 @@ __all__ = [
     "load_thawed",
     "load_threshold",
     "param_groups",
+    "plot_threshold",
     "predict_binary",
     "recipes",
     "save_thawed",

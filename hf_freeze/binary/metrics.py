@@ -86,6 +86,8 @@ class BinaryClassificationMetrics:
         self._warned: set[str] = set()
         if isinstance(threshold, str) and threshold != "tune":
             raise FreezeError(f'threshold={threshold!r} is not known. Give "tune", a margin, or a ThresholdResult.')
+        self.is_given = not isinstance(threshold, str)
+        """Whether the threshold was given at construction: then no checkpoint replaces it."""
         if not isinstance(threshold, str):
             self.use(threshold)
             self.freeze()

@@ -1,8 +1,10 @@
 """Who froze a parameter: hf_freeze, or somebody before it.
 
 Parameters that were frozen in the model handed in stay frozen under `all` and under roles; what hf_freeze froze itself
-may thaw again. The mark lives on the module that owns the parameter, so that it survives `deepcopy`, moving to
-another device, and wrapping by PEFT, DDP or FSDP, all of which may replace the parameter object.
+may thaw again. The mark lies on modules, not on the parameter, so that it survives `deepcopy`, moving to another
+device, and wrapping by PEFT, DDP or FSDP, all of which may replace the parameter object. It lies on two of them: on the
+owner, whose name changes when a wrapper comes around the model, and on the model, which stays when
+`resize_token_embeddings` replaces the owner.
 """
 
 from torch import nn
@@ -10,20 +12,27 @@ from torch import nn
 _MARK = "_parameters_frozen_by_hf_freeze"
 
 
-def mark_frozen(owner: nn.Module, attribute: str) -> None:
-    """Note that hf_freeze froze this parameter of `owner`."""
-    owner.__dict__.setdefault(_MARK, set()).add(attribute)
+def mark_frozen(model: nn.Module, name: str) -> None:
+    """Note that hf_freeze froze this parameter."""
+    owner, _, attribute = name.rpartition(".")
+    for module, below in ((model, name), (model.get_submodule(owner), attribute)):
+        module.__dict__.setdefault(_MARK, set()).add(below)
 
 
-def unmark_frozen(owner: nn.Module, attribute: str) -> None:
-    """Note that the parameter is no longer frozen by hf_freeze."""
-    owner.__dict__.get(_MARK, set()).discard(attribute)
+def unmark_frozen(model: nn.Module, name: str) -> None:
+    """Note that the parameter is no longer frozen by hf_freeze, whatever model above it the mark was given to."""
+    segments = name.split(".")
+    for depth in range(len(segments)):
+        module = model.get_submodule(".".join(segments[:depth]))
+        module.__dict__.get(_MARK, set()).discard(".".join(segments[depth:]))
 
 
 def frozen_by_us(model: nn.Module) -> frozenset[str]:
     """Names, under every alias, of the parameters that hf_freeze froze and that still are."""
-    return frozenset(
-        f"{path}.{attribute}" if path else attribute
+    marked = (
+        f"{path}.{below}" if path else below
         for path, module in model.named_modules(remove_duplicate=False)
-        for attribute in module.__dict__.get(_MARK, ())
+        for below in module.__dict__.get(_MARK, ())
     )
+    # A parametrization or a LoRA layer may have taken the marked name away.
+    return frozenset(marked).intersection(name for name, _ in model.named_parameters(remove_duplicate=False))

@@ -341,6 +341,8 @@ def _term_text(term: Term) -> str:
 
 def _no_match(entry: str, term: str, words: Vocabulary) -> str:
     where = repr(entry) if entry == term else f"{entry!r}: {term!r}"
+    if not words.spellings:
+        return f"{where} matches nothing: the model has no parameters."
     start = f"{where} matches none of the {len(words.spellings)} parameters."
     if term in ROLES:
         known = ", ".join(role for role in ROLES if words.roles[role])

@@ -52,8 +52,7 @@ def _write(model: nn.Module, names: Collection[str], *, trainable: bool) -> list
     chosen = [name for name in by_name if name in names]
     different = [name for name in chosen if by_name[name].requires_grad is not trainable]
     for name in different:
-        owner, _, attribute = name.rpartition(".")
-        (unmark_frozen if trainable else mark_frozen)(model.get_submodule(owner), attribute)
+        (unmark_frozen if trainable else mark_frozen)(model, name)
     for name in chosen:
         by_name[name].requires_grad_(trainable)
         if not trainable:

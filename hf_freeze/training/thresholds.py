@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import Trainer
 
-from hf_freeze.binary.checkpoint import find_threshold, set_config_threshold, threshold_saved_with_weights
+from hf_freeze.binary.checkpoint import (
+    find_threshold,
+    load_threshold,
+    set_config_threshold,
+    threshold_saved_with_weights,
+)
 from hf_freeze.binary.metrics import BinaryClassificationMetrics
 from hf_freeze.training.attributes import replaced
 
@@ -69,17 +74,23 @@ class ThresholdTrainerMixin(_Base):
         if metrics is None:
             yield
             return
+        if (
+            metrics.result is None
+            and getattr(getattr(self.model, "config", None), "decision_threshold", None) is not None
+        ):
+            metrics.use(load_threshold(self.model))  # the model was saved with one
         with metrics.evaluation(metric_key_prefix, in_training=in_training):
             yield
 
-    def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+    def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """Save the model, and the threshold with it."""
         metrics = self._threshold_metrics
-        if metrics is None or metrics.result is None:
-            super()._save(output_dir, *args, **kwargs)
+        if metrics is None:
+            super().save_model(output_dir, *args, **kwargs)
             return
         folder = output_dir if output_dir is not None else str(self.args.output_dir)
         with threshold_saved_with_weights(metrics.result, folder, model=self.model, should_save=self.args.should_save):
-            super()._save(output_dir, *args, **kwargs)
+            super().save_model(output_dir, *args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -91,7 +102,8 @@ class ThresholdTrainerMixin(_Base):
             self._use_threshold_of(self.state.best_model_checkpoint)
 
     def _use_threshold_of(self, folder: str) -> None:
-        if metrics := self._threshold_metrics:
+        metrics = self._threshold_metrics
+        if metrics is not None and not metrics.is_given:
             found = find_threshold(folder)
             metrics.use(found)
             set_config_threshold(self.model, found)

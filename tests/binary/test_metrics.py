@@ -233,6 +233,8 @@ def test_a_given_threshold_is_applied_and_never_tuned(threshold):
     figures = metrics(prediction(*rows()))
     assert figures["threshold"] == metrics.result.threshold == -0.75
     assert not metrics.tunes
+    assert metrics.is_given
+    assert not BinaryClassificationMetrics().is_given
 
 
 # Labels

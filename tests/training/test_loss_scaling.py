@@ -112,8 +112,8 @@ def assert_same(one, other):
     assert other_norms == pytest.approx(norms, rel=1e-5)
     assert [entry["loss"] for entry in other_logs] == pytest.approx([entry["loss"] for entry in logs], rel=1e-5)
     for name, tensor in tensors.items():
-        scale = tensor.abs().max().item() if tensor.is_floating_point() and tensor.numel() else 0.0
-        assert torch.allclose(other_tensors[name], tensor, rtol=1e-5, atol=1e-5 * scale), name
+        # Key biases have no gradient but what rounding leaves (softmax is blind to a shift): 1e-12 and less.
+        assert torch.allclose(other_tensors[name], tensor, rtol=1e-5, atol=1e-8), name
 
 
 @pytest.mark.parametrize("build", [*CLASSIFIERS, *OTHERS], ids=lambda build: build.__name__)

@@ -178,3 +178,32 @@ def test_a_trainer_without_these_metrics_is_left_alone(tmp_path) -> None:
     assert not list(tmp_path.rglob(THRESHOLD_FILE))
     assert not hasattr(made.model.config, "decision_threshold")
     assert torch.is_tensor(made.model.classifier.weight)
+
+
+def test_a_given_threshold_survives_resuming_and_the_best_model(tmp_path) -> None:
+    made_with(tmp_path, metrics_for_tests()).train()
+    metrics = metrics_for_tests(threshold=0.25)
+    made = made_with(tmp_path, metrics, load_best_model_at_end=True)
+    made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    assert metrics.threshold == 0.25
+
+
+def test_weights_saved_before_anything_was_tuned_carry_no_older_threshold(tmp_path) -> None:
+    made = made_with(tmp_path / "run", metrics_for_tests(), save_strategy="no")
+    made.train()
+    made.save_model(str(tmp_path / "saved"))
+    again = made_with(tmp_path / "again", metrics_for_tests(), model=made.model, eval_strategy="no", save_strategy="no")
+    again.train()
+    again.save_model(str(tmp_path / "saved"))
+    assert not (tmp_path / "saved" / THRESHOLD_FILE).exists()
+    assert "decision_threshold" not in json.loads((tmp_path / "saved" / "config.json").read_text())
+
+
+def test_a_loaded_model_is_evaluated_at_the_threshold_it_was_saved_with(tmp_path) -> None:
+    made = made_with(tmp_path / "run", metrics_for_tests(), save_strategy="no")
+    made.train()
+    made.save_model(str(tmp_path / "saved"))
+    model = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    metrics = metrics_for_tests()
+    fresh = made_with(tmp_path / "fresh", metrics, model=model)
+    assert fresh.evaluate(text_rows(12, seed=3))["eval_threshold"] == made.compute_metrics.threshold
