@@ -2,28 +2,54 @@
 #
 #     source .setup.sh; set_up test
 #
-# The stamp in .venv says for which pyproject.toml, and for which extras, everything was installed.
+# A stamp in .venv says for which pyproject.toml, and for which extra, everything was installed.
 
-TORCH_VERSION=2.13.0 # the tested one; plain "torch" would bring the newest, with gigabytes of CUDA
+TORCH_VERSION=2.13.0 # the tested one; without a version, pip would take the newest
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+VENV=$ROOT/.venv
 
 set_up() {
-    local extra=$1 root wanted
-    root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-    VENV="$root/.venv"
-    exec 9>"$root/.setup.lock"
-    flock 9 # a second run waits until the first has installed everything
-    if [ ! -x "$VENV/bin/python" ] || ! "$VENV/bin/python" -c "import pip" 2>/dev/null; then
-        python3 -m venv "$VENV"
+    local stamp=$VENV/.installed-$1 wanted
+    # The path counts too: a clone that was moved needs a new editable install.
+    wanted="$(cat "$ROOT/pyproject.toml" "$ROOT/.setup.sh" | cksum) $ROOT"
+    if ! is_set_up; then
+        # A second run waits until the first has installed everything. macOS has no flock.
+        exec 9>"$ROOT/.setup.lock"
+        if command -v flock >/dev/null; then flock 9; fi
+        is_set_up || install "$1"
+        exec 9>&-
     fi
-    wanted=$(cat "$root/pyproject.toml" "$root/.setup.sh" | sha256sum | cut -d' ' -f1)
-    if [ "$(cat "$VENV/.installed-$extra" 2>/dev/null)" != "$wanted" ]; then
-        echo "Installing the extra '$extra' into .venv ..."
-        rm -f "$VENV/.installed-$extra"
-        if ! "$VENV/bin/python" -c "import torch" 2>/dev/null; then
-            "$VENV/bin/python" -m pip install --quiet "torch==$TORCH_VERSION"
+}
+
+is_set_up() {
+    [[ -x $VENV/bin/python && -f $stamp && $(<"$stamp") == "$wanted" ]]
+}
+
+install() {
+    local extra=$1 pip=("$VENV/bin/python" -m pip install --quiet --disable-pip-version-check)
+    if ! "$VENV/bin/python" -c "import pip" 2>/dev/null; then
+        echo "Making .venv ..." >&2
+        "$(suitable_python)" -m venv "$VENV"
+    fi
+    # Repair an interrupted install: pip counts a package from its .dist-info on, but writes RECORD last.
+    find "$VENV" -name "*.dist-info" -type d ! -exec test -e "{}/RECORD" ";" -prune -exec rm -r "{}" +
+    rm -f "$VENV"/.installed-*
+    echo "Installing hf_freeze[$extra] into .venv, which takes minutes the first time ..." >&2
+    if ! "$VENV/bin/python" -c "from importlib.metadata import version; version('torch')" 2>/dev/null; then
+        "${pip[@]}" "torch==$TORCH_VERSION"
+    fi
+    "${pip[@]}" --editable "$ROOT[$extra]"
+    echo "$wanted" >"$stamp"
+}
+
+suitable_python() {
+    local candidate
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python python3.{14,13,12,11,10}; do
+        if "$candidate" -c "import sys; sys.exit(sys.version_info < (3, 10))" 2>/dev/null; then
+            echo "$candidate"
+            return
         fi
-        "$VENV/bin/python" -m pip install --quiet --editable "$root[$extra]"
-        echo "$wanted" >"$VENV/.installed-$extra"
-    fi
-    exec 9>&-
+    done
+    echo "Found no Python 3.10 or later. Name one: PYTHON=/path/to/python3 bash ..." >&2
+    return 1
 }

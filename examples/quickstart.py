@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, disable_progress_bars, load_dataset, load_from_disk
 from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support
 from transformers import (
     AutoModelForSequenceClassification,
@@ -32,6 +32,7 @@ from transformers import (
     logging,
     set_seed,
 )
+from transformers.trainer_utils import PredictionOutput
 
 from hf_freeze import FreezeError, FreezeTrainer, FreezeTrainingArguments, trainable_summary
 
@@ -43,13 +44,13 @@ THRESHOLD = 0.0  # on the margin, logit of class 1 minus logit of class 0: the s
 PLAN: dict[str, Any] = {"freeze": ["embeddings", "layers", "!layers[-2:]"], "group_lrs": {"head": 1e-3}}
 DEFAULTS: dict[str, Any] = {
     "output_dir": "outputs/quickstart",
-    "num_train_epochs": 2,
+    "num_train_epochs": 1,
     "learning_rate": 3e-4,
     "warmup_steps": 0.1,
-    "per_device_train_batch_size": 32,
+    "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 64,
     "train_sampling_strategy": "group_by_length",
-    "logging_steps": 0.2,
+    "logging_steps": 0.25,
     "save_strategy": "no",
     "report_to": "none",
     "disable_tqdm": not sys.stderr.isatty(),
@@ -63,20 +64,22 @@ class ScriptArguments:
 
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "A model of the hub or a folder; without it, all-MiniLM-L6-v2 from its package."},
+        metadata={"help": "A model of the hub or a folder; without it, all-MiniLM-L6-v2."},
     )
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Two-class data: a data set of the hub, a folder written by save_to_disk, or a csv, tsv, json, jsonl "
-            "or parquet file; without it, the SMS Spam Collection."
+            "help": "Data with two classes: a data set of the hub, a folder written by save_to_disk, or a csv, tsv, "
+            "json, jsonl or parquet file; without it, the SMS Spam Collection."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "The configuration of a data set of the hub."})
     text_column: str = field(default="text", metadata={"help": "The column with the text."})
     label_column: str = field(default="label", metadata={"help": "The column with the label; class 1 is the positive."})
     max_length: int = field(default=128, metadata={"help": "Cut texts after so many tokens."})
-    max_rows: int | None = field(default=None, metadata={"help": "Use so many rows in all, for a quick look."})
+    max_rows: int | None = field(
+        default=None, metadata={"help": "Use so many rows of the data, or of each split that it has."}
+    )
 
 
 def main() -> None:
@@ -89,6 +92,9 @@ def main() -> None:
     say = PartialState().print
     if args.process_index > 0:
         logging.set_verbosity_error()
+    if args.disable_tqdm:
+        disable_progress_bars()
+        logging.disable_progress_bar()
 
     with args.main_process_first():
         parts = split(load_rows(script), script)
@@ -99,7 +105,8 @@ def main() -> None:
     model = AutoModelForSequenceClassification.from_pretrained(
         name, id2label=dict(enumerate(classes)), label2id={label: index for index, label in enumerate(classes)}
     )
-    say(f"The plan:\n{args.freeze_plan().resolve(model)}\n")
+    plan = args.freeze_plan().resolve(model)
+    say(f"The plan:\n{plan}\n")
 
     parts = tokenize(parts, tokenizer, script.max_length)
     trainer = FreezeTrainer(
@@ -115,10 +122,10 @@ def main() -> None:
     predictions = {part: trainer.predict(parts[part]) for part in ("validation", "test")}
     trainer.save_model()
 
-    summary = trainable_summary(model)
-    say()
-    say(f"what trained       {summary.trainable:,} of {summary.parameters:,} parameters")
-    say(f"rows per second    {trained.metrics['train_samples_per_second']:.1f} in training")
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    count = sum(size for name, size in sizes.items() if name in plan.ever_trainable)
+    say(f"\n{'what trained':<20}{count:,} of {sum(sizes.values()):,} parameters")
+    say(f"{'rows per second':<20}{trained.metrics['train_samples_per_second']:.1f} while training")
     say(as_table(predictions, classes))
     say(f"\nSaved in {args.output_dir}, for AutoModelForSequenceClassification.from_pretrained.")
     if args.verify_freeze:
@@ -145,7 +152,7 @@ def load_rows(script: ScriptArguments) -> Dataset | DatasetDict:
         options = {"sep": "\t"} if path.suffix == ".tsv" else {}
         return load_dataset(reader, data_files=name, **options)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        return load_from_disk(name)
+        return load_from_disk(name, keep_in_memory=True)  # a folder given is read, never written to
     return load_dataset(name, script.dataset_config)
 
 
@@ -213,7 +220,7 @@ def margin(logits: np.ndarray) -> np.ndarray:
     return logits[:, 1] - logits[:, 0]
 
 
-def metrics(prediction: EvalPrediction) -> dict[str, float]:
+def metrics(prediction: EvalPrediction | PredictionOutput) -> dict[str, float]:
     """Measure how well class 1 is found, at `THRESHOLD` and, as average precision, at all thresholds."""
     scores, labels = margin(prediction.predictions), prediction.label_ids
     precision, recall, f1, _ = precision_recall_fscore_support(
@@ -223,22 +230,18 @@ def metrics(prediction: EvalPrediction) -> dict[str, float]:
     return {"f1": f1, "precision": precision, "recall": recall, "average_precision": average_precision}
 
 
-def as_table(predictions: dict[str, Any], classes: list[str]) -> str:
-    """Lay the metrics and the confusion matrix out, one column per part of the data."""
-    columns = {}
-    for part, prediction in predictions.items():
-        shown = {name: f"{prediction.metrics[f'test_{name}']:.3f}" for name in ("f1", "precision", "recall")}
-        shown["average precision"] = f"{prediction.metrics['test_average_precision']:.3f}"
-        confusion = confusion_matrix(prediction.label_ids, margin(prediction.predictions) >= THRESHOLD, labels=[0, 1])
-        for (actual, called), count in np.ndenumerate(confusion):
-            shown[f"{classes[actual]} called {classes[called]}"] = str(count)
-        columns[part] = {"rows": str(len(prediction.label_ids)), **shown}
-    names = list(columns["test"])
-    width = max(map(len, names)) + 2
-    header = " " * width + "".join(f"{part:>12}" for part in columns)
-    return "\n".join(
-        [header, *(f"{name:<{width}}" + "".join(f"{c[name]:>12}" for c in columns.values()) for name in names)]
-    )
+def as_table(predictions: dict[str, PredictionOutput], classes: list[str]) -> str:
+    """Lay metrics and confusion matrix out, one column per part of the data."""
+    columns = [{"": part, **column(prediction, classes)} for part, prediction in predictions.items()]
+    return "\n".join(f"{name:<20}" + "".join(f"{values[name]:>12}" for values in columns) for name in columns[0])
+
+
+def column(prediction: PredictionOutput, classes: list[str]) -> dict[str, str]:
+    measured = {name.replace("_", " "): f"{value:.3f}" for name, value in metrics(prediction).items()}
+    called = margin(prediction.predictions) >= THRESHOLD
+    confusion = confusion_matrix(prediction.label_ids, called, labels=[0, 1])
+    counts = {f"{classes[a]} called {classes[c]}": str(count) for (a, c), count in np.ndenumerate(confusion)}
+    return {"rows": str(len(called)), **measured, **counts}
 
 
 if __name__ == "__main__":

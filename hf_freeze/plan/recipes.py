@@ -17,8 +17,10 @@ def linear_probe() -> FreezePlan:
 
 def last_layers(k: int = 1) -> FreezePlan:
     """Train the head and the last `k` layers."""
-    if k < 1:
-        raise PlanError(f"last_layers(k={k!r}): k is at least 1; for the head alone use linear_probe.")
+    if not isinstance(k, int) or k < 1:
+        raise PlanError(
+            f"last_layers(k={k!r}): k is a whole number of at least 1; for the head alone use linear_probe."
+        )
     return FreezePlan(trainable=["head", f"layers[-{k}:]"])
 
 

@@ -47,8 +47,12 @@ class Plateau:
             raise PlanError(
                 f"Plateau(metric={self.metric!r}): name a metric that evaluation logs, such as 'eval_loss'."
             )
-        if self.patience < 1 or self.min_delta < 0 or (self.max_epochs is not None and self.max_epochs <= 0):
-            raise PlanError(f"{self!r}: patience is at least 1, min_delta at least 0, max_epochs above 0.")
+        deadline = self.max_epochs is None or (_is_number(self.max_epochs) and self.max_epochs > 0)
+        if not (_is_count(self.patience) and _is_number(self.min_delta) and self.min_delta >= 0 and deadline):
+            raise PlanError(
+                f"{self!r}: patience is a whole number of at least 1, min_delta a number of at least 0, max_epochs one "
+                "above 0."
+            )
 
     @property
     def rises(self) -> bool:
@@ -80,10 +84,21 @@ class Stage:
             )
         if self.unfreeze is None and self.freeze is None:
             raise PlanError(f"A stage says what to unfreeze, what to freeze, or both; this one says neither: {self!r}.")
-        if (self.fraction is not None and not 0 < self.fraction < 1) or (self.epoch or 0) < 0 or (self.step or 0) < 0:
-            raise PlanError(f"{self.when}: a fraction lies between 0 and 1, an epoch or a step is not negative.")
+        if not self._has_a_valid_time():
+            raise PlanError(
+                f"{self!r}: a fraction lies between 0 and 1, an epoch or a step is not negative; a step is a whole "
+                "number."
+            )
         for selection in filter(None, (self.unfreeze, self.freeze)):
             parse(selection)
+
+    def _has_a_valid_time(self) -> bool:
+        if self.step is not None:
+            return self.step == 0 or _is_count(self.step)
+        time = self.fraction if self.fraction is not None else self.epoch
+        if time is None:
+            return isinstance(self.plateau, Plateau)
+        return _is_number(time) and time >= 0 and (self.fraction is None or 0 < time < 1)
 
     @property
     def time(self) -> dict[str, Any]:
@@ -124,8 +139,16 @@ class TopDown:
     layers_per_stage: int = 1
 
     def __post_init__(self) -> None:
-        if self.every_epochs <= 0 or self.layers_per_stage < 1:
-            raise PlanError(f"{self!r}: every_epochs is above 0, layers_per_stage at least 1.")
+        if not (_is_number(self.every_epochs) and self.every_epochs > 0 and _is_count(self.layers_per_stage)):
+            raise PlanError(f"{self!r}: every_epochs is above 0, layers_per_stage a whole number of at least 1.")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _whole_steps(steps: float) -> int:
@@ -210,7 +233,8 @@ def read_mapping(path: str | os.PathLike[str]) -> Any:
         text = Path(path).read_text(encoding="utf-8")
         return json.loads(text) if str(path).endswith(".json") else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise PlanError(f"The plan file {str(path)!r} cannot be read: {error}") from error
+        quote = " In YAML, quote entries with '!', '*' or brackets." if isinstance(error, yaml.YAMLError) else ""
+        raise PlanError(f"The plan file {str(path)!r} cannot be read: {error}.{quote}") from error
 
 
 def _known(cls: type, values: Any, what: str) -> dict[str, Any]:

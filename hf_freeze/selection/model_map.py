@@ -45,9 +45,9 @@ class ModelMap:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside DDP, DataParallel, DeepSpeed and torch.compile wrappers."""
+    """Return the model inside DDP, DataParallel, DeepSpeed and torch.compile wrappers, in any order."""
     unwrapped: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
-    return unwrapped
+    return model if unwrapped is model else unwrap(unwrapped)
 
 
 def map_model(model: nn.Module) -> ModelMap:

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 Wrapped: TypeAlias = Mapping[str, str]  # path of a `PeftModel` -> path of the model that it wraps
 
-_INSIDE = re.compile(r"\.base_layer(?=\.|$)|\.modules_to_save\.[^.]+")
+# `_orig_mod` is no doing of PEFT: torch.compile puts it around a module that is compiled on its own.
+_INSIDE = re.compile(r"\.base_layer(?=\.|$)|\.modules_to_save\.[^.]+|\._orig_mod(?=\.|$)")
 
 
 def wrapped_models(model: nn.Module) -> Wrapped:

@@ -19,7 +19,7 @@ from hf_freeze.training import checkpoint
 from hf_freeze.training.freezing import set_trainable
 from hf_freeze.training.loss_scaling import warn_if_count_is_ignored
 from hf_freeze.training.run import FreezeRun, FreezeSettings, RunState
-from hf_freeze.training.setup import check_setup
+from hf_freeze.training.setup import check_setup, warn_of_coarse_weights
 from hf_freeze.training.snapshot import load_snapshot, save_snapshot
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class FreezeCallback(TrainerCallback, ExportableState):
         if self.resolved is None or self._model is not model or self.resolved.sizes != sizes_of(model):
             self.resolved = self.plan.resolve(model)
             self._model = model
+            warn_of_coarse_weights(model, self.resolved)
         check_setup(args, model, self.resolved)
         return self.resolved
 

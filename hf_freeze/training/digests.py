@@ -1,7 +1,8 @@
 """Cheap exact digests of tensors, to tell whether a single bit changed.
 
-The bits are read as 64-bit integers and summed with odd weights per row, modulo 2**64: a change of one element always
-shows, and any other change does with overwhelming probability. One pass over memory, on the tensor's own device.
+The bits are read as 64-bit integers, laid out in rows of 1024, and the sums of rows and of columns are added up with
+odd weights, modulo 2**64: a change of one word always shows, and any other, elements that change places among them,
+does with overwhelming probability. Two passes over memory and no copy, on the tensor's own device.
 Of sharded tensors each rank reads its shard, and the ranks' sums are added up.
 """
 
@@ -38,8 +39,8 @@ def over_shards(values: torch.Tensor, tensors: Iterable[torch.Tensor]) -> torch.
 def _digest(tensor: torch.Tensor) -> torch.Tensor:
     words = _as_words(tensor)
     whole = words.numel() // _ROW * _ROW
-    rows = words[:whole].view(-1, _ROW).sum(dim=1)
-    return _weighted(rows) + 3 * _weighted(words[whole:])
+    rows = words[:whole].view(-1, _ROW)
+    return _weighted(rows.sum(dim=1)) + 2 * _weighted(rows.sum(dim=0)) + 3 * _weighted(words[whole:])
 
 
 def _weighted(values: torch.Tensor) -> torch.Tensor:

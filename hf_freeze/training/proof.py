@@ -16,6 +16,9 @@ from hf_freeze.training.freezing import frozen_modules
 
 logger = logging.getLogger(__name__)
 
+# Optimizers may skip their first steps: RAdam makes none before its fifth, a gradient scaler none until its scale fits.
+_STEPS_THAT_MAY_BE_SKIPPED = 7
+
 
 class FreezeProof:
     """Watches one `train()` call over one model.
@@ -34,13 +37,16 @@ class FreezeProof:
         self._moved: set[str] = set()
         self._had_rate: set[str] = set()
         self._had_gradient: set[str] = set()
+        self._had_visible_step: set[str] = set()
+        self._optimizer: torch.optim.Optimizer | None = None
         self._steps = 0
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
         """Remember what is frozen now, and start to wait for what is trainable to move."""
+        self._optimizer = optimizer
         self._frozen = digests(self._frozen_tensors())
         trainable = {name: p for name, p in self._named().items() if p.requires_grad}
-        self._refuse_left_out(trainable, optimizer)
+        self._refuse_left_out(trainable)
         self._unmoved |= digests({name: p for name, p in trainable.items() if name not in self._moved})
         self._steps = 0
 
@@ -52,11 +58,13 @@ class FreezeProof:
         rates = _rates(optimizer)
         waiting = {name: p for name, p in self._named().items() if name in self._unmoved and rates.get(id(p), 0) > 0}
         self._had_rate |= waiting.keys()
-        gradients = {name: p.grad for name, p in waiting.items() if p.grad is not None}
-        if gradients:
-            nonzero = torch.stack([local(gradient).count_nonzero() for gradient in gradients.values()])
-            counts = over_shards(nonzero, gradients.values()).tolist()
-            self._had_gradient.update(name for name, count in zip(gradients, counts, strict=True) if count)
+        waiting = {name: p for name, p in waiting.items() if p.grad is not None}
+        if waiting:
+            counts = torch.stack([_count_steps(p, rates[id(p)]) for p in waiting.values()])
+            counts = over_shards(counts, waiting.values())
+            for name, (nonzero, visible) in zip(waiting, counts.tolist(), strict=True):
+                self._had_gradient |= {name} if nonzero else set()
+                self._had_visible_step |= {name} if visible and self._steps > _STEPS_THAT_MAY_BE_SKIPPED else set()
 
     def see_step_done(self) -> None:
         """Cross off what has moved."""
@@ -65,6 +73,7 @@ class FreezeProof:
 
     def verify(self) -> None:
         """Raise `FreezeViolation` when something frozen moved since `watch`, or when replicas differ."""
+        self._refuse_left_out({name: p for name, p in self._named().items() if p.requires_grad})
         self._cross_off()
         now = digests(self._frozen_tensors())
         if moved := [name for name, digest in self._frozen.items() if now.get(name, digest) != digest]:
@@ -75,28 +84,35 @@ class FreezeProof:
         """Verify, and raise `FreezeViolation` when something trainable should have moved and did not.
 
         What never had a gradient is a violation where it is all of the head, of a layer, or of an entry of the plan,
-        and a warning where it is a lone tensor that the model does not use in this task.
+        and a warning where it is a lone tensor that the model does not use in this task. Steps too small to show in the
+        parameter's precision, and steps that an optimizer skipped in its first few, are a warning.
         """
         self.verify()
-        if stuck := [name for name in self._unmoved if name in self._had_gradient]:
+        if stuck := [name for name in self._unmoved if name in self._had_visible_step]:
             raise FreezeViolation(
-                f"{_listing(stuck)} had a gradient and a learning rate above 0, but did not move. Likely causes: the "
-                "optimizer holds other tensors than the model (built before the model was replaced or moved), or steps "
-                f"too small to show in {self._named()[stuck[0]].dtype}."
+                f"{_listing(stuck)} had a gradient and a learning rate above 0, but did not move. Likely cause: an "
+                "optimizer or a scaler that skipped every step."
             )
-        idle = [name for name in self._unmoved if name in self._had_rate]
+        idle = [name for name in self._unmoved if name in self._had_rate - self._had_gradient]
         if whole := [label for label, names in self._units().items() if names <= set(idle)]:
             raise FreezeViolation(
                 f"{_listing(idle)} did not move: no gradient other than zero ever reached them. Nothing of "
                 f"{', '.join(whole)} trained. Likely causes: detach() or no_grad() between it and the loss, or a part "
                 "that the model does not use."
             )
-        if idle:
-            logger.warning(
-                "%s did not move: no gradient other than zero ever reached them. The model does not use them in this "
-                "task; freeze them to say so.",
-                _listing(idle),
-            )
+        self._warn(
+            idle,
+            "no gradient other than zero ever reached them. The model does not use them in this task; freeze them to "
+            "say so",
+        )
+        dtypes = {name: self._named()[name].dtype for name in self._unmoved if name in self._had_gradient}
+        for dtype in dict.fromkeys(dtypes.values()):
+            small = [name for name in dtypes if dtypes[name] is dtype]
+            self._warn(small, f"their steps, learning rate times gradient, were skipped or too small to show in {dtype}")
+
+    def _warn(self, names: Sequence[str], why: str) -> None:
+        if names:
+            logger.warning("%s did not move: %s.", _listing(names), why)
 
     def _units(self) -> dict[str, set[str]]:
         """What must not stand still as a whole: head, layers and plan entries, as far as they were trainable."""
@@ -132,12 +148,14 @@ class FreezeProof:
         }
         return frozen | {name: buffer for name, buffer in self._model.named_buffers() if id(buffer) in held}
 
-    def _refuse_left_out(self, trainable: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    def _refuse_left_out(self, trainable: Mapping[str, torch.Tensor]) -> None:
+        groups = self._optimizer.param_groups if self._optimizer else []
+        held = {id(p) for group in groups for p in group["params"]}
         if left_out := [name for name, p in trainable.items() if id(p) not in held]:
             raise FreezeViolation(
-                f"{_listing(left_out)} shall train but is left out of the optimizer, so that it would never move. "
-                "Build the optimizer with hf_freeze.param_groups(model, args, plan=plan), or let the trainer build it."
+                f"{_listing(left_out)} shall train but is left out of the optimizer, so that it never moves. Build "
+                "the optimizer with hf_freeze.param_groups(model, args, plan=plan), or let the trainer build it, and do "
+                "not replace weights afterwards."
             )
 
     def _why_moved(self, moved: Sequence[str]) -> str:
@@ -168,6 +186,20 @@ def verify_replicas(tensors: Mapping[str, torch.Tensor]) -> None:
             f"{_listing(names)} differ between the processes. Likely causes: parameters that DistributedDataParallel "
             "was not told of (thawed without rebuilding its reducer), or weights initialised without a common seed."
         )
+
+
+def _count_steps(parameter: torch.Tensor, rate: float) -> torch.Tensor:
+    """Count the elements with a gradient, and those of them that a step of either kind would change.
+
+    Optimizers step by the rate times the gradient (SGD) or about by the rate (Adam); where rounding swallows either, to
+    stand still is no fault.
+    """
+    with torch.no_grad():
+        assert parameter.grad is not None
+        value, gradient = local(parameter), local(parameter.grad)
+        nonzero = gradient != 0
+        seen = (value - rate * gradient != value) & (value - rate * gradient.sign() != value)
+        return torch.stack([nonzero.count_nonzero(), (nonzero & seen).count_nonzero()])
 
 
 def _rates(optimizer: torch.optim.Optimizer) -> dict[int, float]:

@@ -58,6 +58,12 @@ def _check_precision(args: TrainingArguments, model: nn.Module, resolved: Resolv
             "gradients, which torch refuses for float16 weights. Load the model in float32, or upcast what trains: "
             "parameter.data = parameter.data.float(). What stays frozen may stay float16."
         )
+
+
+def warn_of_coarse_weights(model: nn.Module, resolved: ResolvedPlan) -> None:
+    """Warn where what trains is kept in a precision that swallows small steps."""
+    by_name = dict(unwrap(model).named_parameters())
+    ever = [name for name in by_name if name in resolved.ever_trainable]
     coarse = [name for name in ever if by_name[name].dtype in (torch.float16, torch.bfloat16)]
     if coarse:
         logger.warning(
