@@ -9,8 +9,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from hf_freeze.errors import PlanError
-from hf_freeze.plan.plateau import PlateauWatch, metric_value
+from hf_freeze.plan.plateau import PlateauWatch, metric_value, require_metric
 from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.plan.tables import describe_parts
 from hf_freeze.plan.timeline import Timeline
@@ -77,7 +76,7 @@ class FreezeRun:
         self._gate = RateGate(optimizer, resolved, model, warmup=warmup)
         self._proof = FreezeProof(model, resolved, hold_buffers=settings.frozen_eval) if settings.verify else None
         self._wrappers = find_wrappers(model)
-        self._unlogged: Mapping[str, Any] | None = None
+        self._logged: dict[str, Any] = {}
 
     def begin(self, state: RunState | None = None, best: dict[str, torch.Tensor] | None = None) -> None:
         """Put the model into the first stage, or into the one that an interrupted run was in."""
@@ -88,7 +87,7 @@ class FreezeRun:
 
     def step_begins(self, step: int) -> None:
         """Enter the stage of the optimizer step that comes after `step` steps, and set its learning rates."""
-        self._refuse_missing_metric()
+        self._refuse_missing_metrics()
         stage = self._timeline.stage_at(step, fired=self._fired)
         if stage != self.state.stage:
             self._enter(stage, step)
@@ -108,14 +107,17 @@ class FreezeRun:
             self._proof.see_step_done()
 
     def evaluated(self, metrics: Mapping[str, Any], step: int) -> None:
-        """Judge, after an evaluation, whether the plateau that the plan waits for is there."""
-        awaited = self._timeline.awaited(step, fired=self._fired)
+        """Judge, after an evaluation, whether the plateau that the plan waits for is there.
+
+        It is an evaluation of the stage that made the last step, even where the next stage begins here.
+        """
+        self._logged |= metrics
+        awaited = self._timeline.awaited(max(step - 1, 0), fired=self._fired)
         if awaited is None:
             return
         plateau = self.resolved.timed[awaited - 1].plateau
         assert plateau is not None
         value = metric_value(plateau, metrics)
-        self._unlogged = metrics if value is None else None
         if value is None:
             return
         watch = self.state.watch
@@ -136,6 +138,13 @@ class FreezeRun:
         """Let go of the model, and raise `FreezeViolation` when the run did not do what the plan says."""
         proof = self._proof
         self.end()
+        if never := [stage.when for stage in self.resolved.timed[self.state.stage :]]:
+            logger.warning(
+                "The run ended in stage %d of %d; never began: %s.",
+                self.state.stage,
+                len(self.resolved.timed),
+                ", ".join(never),
+            )
         if proof:
             proof.conclude()
 
@@ -178,14 +187,13 @@ class FreezeRun:
             self._proof.watch(self._optimizer)
         self.state.stage = stage
 
-    def _refuse_missing_metric(self) -> None:
-        if self._unlogged is None:
-            return
-        waiting = [stage.when for stage in self.resolved.timed if stage.plateau]
-        raise PlanError(
-            f"The plan waits for a {waiting[0]}, but evaluation logs no such metric. It logs "
-            f"{', '.join(sorted(self._unlogged))}."
-        )
+    def _refuse_missing_metrics(self) -> None:
+        """Hold every plateau of the plan against what was evaluated since the last step, over all data sets."""
+        # A callback may evaluate a set of its own, under another prefix than the Trainer's.
+        if any(name.startswith("eval_") for name in self._logged):
+            for plateau in filter(None, (stage.plateau for stage in self.resolved.timed)):
+                require_metric(plateau, self._logged)
+        self._logged = {}
 
 
 def _from_main_process(watch: PlateauWatch) -> PlateauWatch:

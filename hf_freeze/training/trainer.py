@@ -153,6 +153,13 @@ class FreezeTrainerMixin(ScaledLossTrainerMixin, ThresholdTrainerMixin):
         else:
             continue_schedule(self.lr_scheduler, self.state.global_step)
 
+    def _load_callback_state(self) -> None:
+        super()._load_callback_state()
+        if self._freezing not in self.callback_handler.callbacks:
+            # restore_callback_states_from_checkpoint put one in its place that this trainer does not manage.
+            self.remove_callback(FreezeCallback)
+            self.add_callback(self._freezing)
+
     def log(self, logs: dict[str, float], *positional: Any, **kwargs: Any) -> None:
         """Log as the Trainer does, with `lr/<group>`, `stage` and `trainable_params` beside the training loss."""
         if "loss" in logs:
