@@ -12,6 +12,7 @@ flag (`--help`); what happens without any is in `PLAN` and `DEFAULTS`.
 """
 
 import gzip
+import logging as standard_logging
 import os
 import sys
 from dataclasses import dataclass, field
@@ -26,7 +27,6 @@ from sklearn.metrics import average_precision_score, confusion_matrix, precision
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    EvalPrediction,
     HfArgumentParser,
     PreTrainedTokenizerBase,
     logging,
@@ -34,11 +34,18 @@ from transformers import (
 )
 from transformers.trainer_utils import PredictionOutput
 
-from hf_freeze import FreezeError, FreezeTrainer, FreezeTrainingArguments, trainable_summary
+from hf_freeze import (
+    BinaryClassificationMetrics,
+    FreezeError,
+    FreezeTrainer,
+    FreezeTrainingArguments,
+    binary_margin,
+    predict_binary,
+    trainable_summary,
+)
 
 SMS_SPAM = Path(__file__).parent / "data" / "SMSSpamCollection.tsv.gz"
 SPLIT_SEED = 0
-THRESHOLD = 0.0  # on the margin, logit of class 1 minus logit of class 0: the same as a probability of 0.5
 
 # Without flags that say what trains. Not `trainable=...`: BERT's pooler is neither head nor layer, and shall train.
 PLAN: dict[str, Any] = {"freeze": ["embeddings", "layers", "!layers[-2:]"], "group_lrs": {"head": 1e-3}}
@@ -51,6 +58,7 @@ DEFAULTS: dict[str, Any] = {
     "per_device_eval_batch_size": 64,
     "train_sampling_strategy": "group_by_length",
     "logging_steps": 0.25,
+    "eval_strategy": "epoch",
     "save_strategy": "no",
     "report_to": "none",
     "disable_tqdm": not sys.stderr.isatty(),
@@ -107,8 +115,11 @@ def main() -> None:
     )
     plan = args.freeze_plan().resolve(model)
     say(f"The plan:\n{plan}\n")
+    if args.process_index == 0 and plan.timed:
+        report_stages()
 
     parts = tokenize(parts, tokenizer, script.max_length)
+    metrics = BinaryClassificationMetrics("f1", positive=classes[1])
     trainer = FreezeTrainer(
         model,
         args,
@@ -126,11 +137,19 @@ def main() -> None:
     count = sum(size for name, size in sizes.items() if name in plan.ever_trainable)
     say(f"\n{'what trained':<20}{count:,} of {sum(sizes.values()):,} parameters")
     say(f"{'rows per second':<20}{trained.metrics['train_samples_per_second']:.1f} while training")
-    say(as_table(predictions, classes))
+    say(as_table(predictions, classes, metrics.threshold))
+    say(f"\nTuned on validation: {metrics.result or 'nothing, as nothing was evaluated; margin 0 is used'}")
     say(f"\nSaved in {args.output_dir}, for AutoModelForSequenceClassification.from_pretrained.")
     if args.verify_freeze:
         replicas = f", and the weights of all {args.world_size} processes are equal" if args.world_size > 1 else ""
         say(f"Verified: what is frozen stood still, what is trainable moved{replicas}.")
+
+
+def report_stages() -> None:
+    """Print each stage of the plan when it begins."""
+    stages = standard_logging.getLogger("hf_freeze.training.run")
+    stages.addHandler(standard_logging.StreamHandler(sys.stdout))
+    stages.setLevel(standard_logging.INFO)
 
 
 def packaged_model() -> str:
@@ -215,33 +234,25 @@ def tokenize(parts: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length:
     )
 
 
-def margin(logits: np.ndarray) -> np.ndarray:
-    """Logit of class 1 minus logit of class 0."""
-    return logits[:, 1] - logits[:, 0]
-
-
-def metrics(prediction: EvalPrediction | PredictionOutput) -> dict[str, float]:
-    """Measure how well class 1 is found, at `THRESHOLD` and, as average precision, at all thresholds."""
-    scores, labels = margin(prediction.predictions), prediction.label_ids
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        labels, scores >= THRESHOLD, average="binary", zero_division=0
-    )
-    average_precision = average_precision_score(labels, scores)
-    return {"f1": f1, "precision": precision, "recall": recall, "average_precision": average_precision}
-
-
-def as_table(predictions: dict[str, PredictionOutput], classes: list[str]) -> str:
-    """Lay metrics and confusion matrix out, one column per part of the data."""
-    columns = [{"": part, **column(prediction, classes)} for part, prediction in predictions.items()]
+def as_table(predictions: dict[str, PredictionOutput], classes: list[str], threshold: float) -> str:
+    """Lay figures and confusion matrix out: each part of the data at probability 0.5 and at the tuned threshold."""
+    columns = [
+        {"": part, "threshold": name, **column(prediction, classes, margin)}
+        for part, prediction in predictions.items()
+        for name, margin in (("0.5", 0.0), ("tuned", threshold))
+    ]
     return "\n".join(f"{name:<20}" + "".join(f"{values[name]:>12}" for values in columns) for name in columns[0])
 
 
-def column(prediction: PredictionOutput, classes: list[str]) -> dict[str, str]:
-    measured = {name.replace("_", " "): f"{value:.3f}" for name, value in metrics(prediction).items()}
-    called = margin(prediction.predictions) >= THRESHOLD
-    confusion = confusion_matrix(prediction.label_ids, called, labels=[0, 1])
+def column(prediction: PredictionOutput, classes: list[str], threshold: float) -> dict[str, str]:
+    scores, labels = binary_margin(prediction.predictions), prediction.label_ids
+    called = predict_binary(prediction.predictions, threshold).label
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, called, average="binary", zero_division=0)
+    figures = {"f1": f1, "precision": precision, "recall": recall}
+    figures["average precision"] = average_precision_score(labels, scores)
+    confusion = confusion_matrix(labels, called, labels=[0, 1])
     counts = {f"{classes[a]} called {classes[c]}": str(count) for (a, c), count in np.ndenumerate(confusion)}
-    return {"rows": str(len(called)), **measured, **counts}
+    return {"rows": str(len(called)), **{name: f"{value:.3f}" for name, value in figures.items()}, **counts}
 
 
 if __name__ == "__main__":

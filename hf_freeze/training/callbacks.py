@@ -45,9 +45,11 @@ class FreezeCallback(TrainerCallback, ExportableState):
         verify: bool = True,
         unfreeze_warmup: float = 0.0,
     ) -> None:
-        self.plan = plan if isinstance(plan, FreezePlan) else FreezePlan.from_dict(plan)
-        self.settings = FreezeSettings(frozen_eval=frozen_eval, verify=verify, unfreeze_warmup=unfreeze_warmup)
         self.resolved: ResolvedPlan | None = None
+        self.declare(
+            plan if isinstance(plan, FreezePlan) else FreezePlan.from_dict(plan),
+            FreezeSettings(frozen_eval=frozen_eval, verify=verify, unfreeze_warmup=unfreeze_warmup),
+        )
         self.groups: dict[str, str] = {}
         self.loss_window: dict[str, Any] = {}
         self.resumed_from: str | Path | None = None
@@ -57,6 +59,12 @@ class FreezeCallback(TrainerCallback, ExportableState):
         self._run: FreezeRun | None = None
         self._rates: dict[str, float] = {}
         self._probe: RemovableHandle | None = None
+
+    def declare(self, plan: FreezePlan, settings: FreezeSettings) -> None:
+        """Go by this plan and these settings from the next run on."""
+        if self.resolved and self.resolved.plan != plan:
+            self.resolved = None
+        self.plan, self.settings = plan, settings
 
     def state(self) -> dict[str, Any]:
         """Return what the Trainer writes into `trainer_state.json`: how to build this callback again."""
@@ -87,6 +95,7 @@ class FreezeCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Freeze by the plan, once more: a `model_init` may have built the model anew."""
+        self.end()  # a run that broke off, as under auto_find_batch_size
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         if not self.managed:
             _put_first(self)

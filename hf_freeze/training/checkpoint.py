@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerState, TrainingArguments
@@ -35,8 +36,11 @@ def save_thawed(model: nn.Module, folder: str | os.PathLike[str], ever_trainable
         return None
     path = Path(folder) / THAWED_NAME
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished)
-    unfinished.replace(path)
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return path
 
 
@@ -46,19 +50,23 @@ def load_thawed(
     """Load the base weights that trained beside a PEFT adapter; return their names, [] when the folder has none.
 
     For use after `PeftModel.from_pretrained(base, folder)`, which loads the adapter only. Raises `FreezeError` when the
-    file does not fit the model, or is missing although base weights among the names `needed` trained.
+    file cannot be read, does not fit the model, or is missing although base weights among the names `needed` trained.
     """
     path = Path(folder) / THAWED_NAME
     if not path.exists():
         if needed and thawed_tensors(model, needed):
             raise FreezeError(
                 f"{str(path)!r} is missing: PEFT saved the adapter only, and the base weights that trained are lost. "
-                "Was the checkpoint written by a Trainer without FreezeCallback or FreezeTrainer?"
+                "Was the checkpoint written by a Trainer without FreezeCallback or FreezeTrainer? FreezeCallback looks "
+                "into output_dir; to resume from another folder, use FreezeTrainer."
             )
         return []
     model = unwrap(model)
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    saved = load_file(path)
+    try:
+        saved = load_file(path)
+    except SafetensorError as error:
+        raise FreezeError(f"{str(path)!r} cannot be read: {error}. Go back to an earlier checkpoint.") from error
     if unknown := [name for name, tensor in saved.items() if name not in own or own[name].shape != tensor.shape]:
         raise FreezeError(
             f"{str(path)!r} holds {unknown[0]!r} of shape {tuple(saved[unknown[0]].shape)}, which this model has not. "

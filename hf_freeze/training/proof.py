@@ -72,13 +72,24 @@ class FreezeProof:
             self._cross_off()
 
     def verify(self) -> None:
-        """Raise `FreezeViolation` when something frozen moved since `watch`, or when replicas differ."""
+        """Raise `FreezeViolation` when something frozen moved since `watch`, or when replicas differ.
+
+        What moved on one process only is raised on all of them.
+        """
+        frozen = self._frozen_tensors()
+        # First, as all processes must take part: one that raised before would leave the others waiting for it.
+        differing = differing_replicas(self._named() | frozen)
         self._refuse_left_out({name: p for name, p in self._named().items() if p.requires_grad})
         self._cross_off()
-        now = digests(self._frozen_tensors())
+        now = digests(frozen)
         if moved := [name for name, digest in self._frozen.items() if now.get(name, digest) != digest]:
             raise FreezeViolation(f"{_listing(moved)} moved while frozen. {self._why_moved(moved)}")
-        verify_replicas(self._named())
+        if differing:
+            raise FreezeViolation(
+                f"{_listing(differing)} differ between the processes. Likely causes: a callback that writes to weights "
+                "on one of them, parameters that DistributedDataParallel was not told of (thawed without rebuilding its "
+                "reducer), or weights initialised without a common seed."
+            )
 
     def conclude(self) -> None:
         """Verify, and raise `FreezeViolation` when something trainable should have moved and did not.
@@ -170,22 +181,18 @@ class FreezeProof:
         )
 
 
-def verify_replicas(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise `FreezeViolation` on every rank when these tensors are not bit-equal on all of them."""
+def differing_replicas(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Name the tensors that are not bit-equal on all processes; every process gets the same answer."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return
+        return []
     if any(hasattr(tensor, "to_local") or hasattr(tensor, "ds_id") for tensor in tensors.values()):
-        return  # sharded: the ranks hold different pieces by design
+        return []  # sharded: the ranks hold different pieces by design
     device = next(iter(tensors.values())).device
     mine = torch.tensor(list(digests(tensors).values()), device=device)
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, mine)
     differs = torch.stack([theirs != everyone[0] for theirs in everyone]).any(dim=0).tolist()
-    if names := [name for name, different in zip(tensors, differs, strict=True) if different]:
-        raise FreezeViolation(
-            f"{_listing(names)} differ between the processes. Likely causes: parameters that DistributedDataParallel "
-            "was not told of (thawed without rebuilding its reducer), or weights initialised without a common seed."
-        )
+    return [name for name, different in zip(tensors, differs, strict=True) if different]
 
 
 def _count_steps(parameter: torch.Tensor, rate: float) -> torch.Tensor:

@@ -54,22 +54,23 @@ class RateGate:
         self._optimizer = optimizer
         self._warmup = warmup
         self._trains = _trains_by_group(optimizer, resolved, model, warmup)
-        self._scheduled: list[float] | None = None
+        self._closed: list[tuple[float, float]] = []
 
     def close(self, begins: Sequence[int], step: int) -> None:
         """Set every group to its rate of this step."""
         groups = self._optimizer.param_groups
         self.open()
-        self._scheduled = [group["lr"] for group in groups]
         for group, trains in zip(groups, self._trains, strict=True):
-            group["lr"] = group["lr"] * rate_factor(trains, begins, step, self._warmup)
+            scheduled = group["lr"]
+            group["lr"] = scheduled * rate_factor(trains, begins, step, self._warmup)
+            self._closed.append((scheduled, group["lr"]))
 
     def open(self) -> None:
-        """Put the scheduler's rates back."""
-        if self._scheduled is not None:
-            for group, rate in zip(self._optimizer.param_groups, self._scheduled, strict=True):
-                group["lr"] = rate
-        self._scheduled = None
+        """Put the scheduler's rates back, but where a new scheduler has set others since."""
+        for group, (scheduled, gated) in zip(self._optimizer.param_groups, self._closed, strict=False):
+            if group["lr"] == gated:
+                group["lr"] = scheduled
+        self._closed = []
 
 
 def _trains_by_group(

@@ -19,6 +19,7 @@ from hf_freeze.training.arguments import FreezeArguments
 from hf_freeze.training.callbacks import FreezeCallback
 from hf_freeze.training.freezing import set_trainable
 from hf_freeze.training.groups import GroupLRs, GroupSpec, group_specs, with_parameters
+from hf_freeze.training.run import FreezeSettings
 from hf_freeze.training.scaled_loss import ScaledLossTrainerMixin
 from hf_freeze.training.schedule import continue_schedule
 from hf_freeze.training.setup import check_arguments
@@ -53,21 +54,11 @@ class FreezeTrainerMixin(ScaledLossTrainerMixin, ThresholdTrainerMixin):
         freeze_plan: FreezePlan | None = None,
         **kwargs: Any,
     ) -> None:
-        settings = args if isinstance(args, FreezeArguments) else FreezeArguments()
-        declared = settings.freeze_plan()
-        if freeze_plan is not None and declared is not None:
-            raise PlanError(
-                f"Two plans: freeze_plan={freeze_plan.to_dict()} and, in the arguments, {declared.to_dict()}. Keep one."
-            )
-        self._settings = settings
-        self._freezing = FreezeCallback(
-            freeze_plan or declared or FreezePlan(trainable="all"),
-            frozen_eval=settings.frozen_eval,
-            verify=settings.verify_freeze,
-            unfreeze_warmup=settings.unfreeze_warmup,
-        )
+        self._settings = args if isinstance(args, FreezeArguments) else FreezeArguments()
+        self._given_plan = freeze_plan
+        self._freezing = FreezeCallback(self._declared_plan())
         self._freezing.managed = True
-        self._freezing.ignore_plan_change = settings.ignore_plan_change
+        self._read_arguments()
         self._starts_optimizer_anew = False
         args = TrainingArguments(output_dir="tmp_trainer") if args is None else args
         _refuse_second_callback(kwargs.get("callbacks") or ())
@@ -79,6 +70,23 @@ class FreezeTrainerMixin(ScaledLossTrainerMixin, ThresholdTrainerMixin):
         self.add_callback(self._freezing)
         self.add_callback(_LossWindow(self))
         set_trainable(self.model, self._freezing.prepare(args, self.model).names[0])
+
+    def _read_arguments(self) -> None:
+        """Take the plan and its settings from the arguments, which a hyperparameter search changes between runs."""
+        given = self._settings
+        settings = FreezeSettings(
+            frozen_eval=given.frozen_eval, verify=given.verify_freeze, unfreeze_warmup=given.unfreeze_warmup
+        )
+        self._freezing.declare(self._declared_plan(), settings)
+        self._freezing.ignore_plan_change = given.ignore_plan_change
+
+    def _declared_plan(self) -> FreezePlan:
+        given, declared = self._given_plan, self._settings.freeze_plan()
+        if given is not None and declared is not None:
+            raise PlanError(
+                f"Two plans: freeze_plan={given.to_dict()} and, in the arguments, {declared.to_dict()}. Keep one."
+            )
+        return given or declared or FreezePlan(trainable="all")
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Build the model, and hold the plan and the groups against it at once."""
@@ -92,6 +100,7 @@ class FreezeTrainerMixin(ScaledLossTrainerMixin, ThresholdTrainerMixin):
         Raises `UnsupportedSetupError` for an optimizer without groups, `PlanError` for an option that it has not.
         """
         target: Any = self.model if model is None else model
+        self._read_arguments()
         # Whatever is prepared next (DDP's reducer, FSDP's upcast, DeepSpeed's partition) sees all that ever trains.
         set_trainable(self.model, self._freezing.prepare(self.args, self.model).ever_trainable)
         specs = self._group_specs(self.args, self.model)
@@ -137,6 +146,7 @@ class FreezeTrainerMixin(ScaledLossTrainerMixin, ThresholdTrainerMixin):
             folder = get_last_checkpoint(self.args.output_dir)  # type: ignore[no-untyped-call]
         if folder is None or not (Path(folder) / TRAINER_STATE_NAME).exists():
             return  # the Trainer says what is missing
+        self._read_arguments()
         self._group_specs(self.args, self.model)
         self._freezing.resumed_from = folder
         saved = checkpoint.read_callback_state(folder, FreezeCallback.__name__)

@@ -110,10 +110,10 @@ def test_adapters_alone_write_nothing_beside_themselves(tmp_path):
 @every_plan
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_resumed_run_ends_where_the_uninterrupted_one_ends(tmp_path, kind, plan, step):
-    whole = trainer_for(kind, lora(), tmp_path / "whole", plan, **SAVES)
+    whole = trainer_for(kind, lora(), tmp_path, plan, **SAVES)
     whole.train()
-    resumed = trainer_for(kind, lora(seed=3), tmp_path / "resumed", plan, **SAVES)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "run" / f"checkpoint-{step}"))
+    resumed = trainer_for(kind, lora(seed=3), tmp_path, plan, **SAVES)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
     assert moved(weights(whole.model), resumed.model) == set()
     assert training_logs(whole)[step:] == training_logs(resumed)[step:]
 
@@ -161,6 +161,14 @@ def test_a_thawed_batchnorm_comes_back_with_its_statistics(tmp_path, kind):
     back = PeftModel.from_pretrained(tiny_resnet(), folder)
     load_thawed(back, folder)
     assert moved(weights(model), back) == set()
+
+
+def test_freeze_trainer_resumes_from_another_folder(tmp_path):
+    whole = trainer_for("FreezeTrainer", lora(), tmp_path / "whole", PLANS["layer"], **SAVES)
+    whole.train()
+    resumed = trainer_for("FreezeTrainer", lora(seed=3), tmp_path / "resumed", PLANS["layer"], **SAVES)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "run" / "checkpoint-1"))
+    assert moved(weights(whole.model), resumed.model) == set()
 
 
 # What is wrong with the file
