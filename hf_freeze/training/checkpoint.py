@@ -153,4 +153,7 @@ def _lines(state: Mapping[str, Any]) -> list[str]:
 
 def folder_of(args: TrainingArguments, state: TrainerState) -> Path:
     """The folder of the checkpoint that the Trainer wrote, or would write, at this step."""
-    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+    folder, name = Path(str(args.output_dir)), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+    # A trial of a hyperparameter search has a folder of its own, whose name callbacks are not told.
+    of_trials = folder.glob(f"*/{name}") if state.is_hyper_param_search else ()
+    return max(of_trials, key=lambda written: written.stat().st_mtime, default=folder / name)

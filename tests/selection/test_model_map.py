@@ -192,6 +192,7 @@ def test_what_was_frozen_before_thaws_when_a_path_or_regex_names_it(selection):
 def test_a_convolutional_front_is_a_stack_that_only_its_path_reaches():
     model = tiny_wav2vec2()
     assert pick(model, "layers[0]") == named(model, "wav2vec2.encoder.layers.0")
+    assert pick(model, "wav2vec2.layers[0]") == named(model, "wav2vec2.encoder.layers.0")
     assert pick(model, "feature_extractor.layers[0]") == named(model, f"{EXTRACTOR}.conv_layers.0")
 
 

@@ -127,6 +127,12 @@ def test_what_adalora_counts_with_never_trains():
     assert not any("ranknum" in name for name in trains(model, ["layers", "encoder.layer.0", "re:.*ranknum.*", "all"]))
 
 
+def test_quantised_weights_that_peft_froze_are_passed_over_by_roles():
+    model = lora()
+    model.base_model.model.classifier.packed = nn.Parameter(torch.zeros(3, dtype=torch.int8), requires_grad=False)
+    assert {name.rpartition(".")[2] for name in trains(model, "head")} == {"weight", "bias"}
+
+
 def test_adapters_of_a_model_without_any_are_an_error():
     with pytest.raises(SelectionError, match="'adapters' matches none"):
         trains(tiny_bert(), "adapters")

@@ -78,6 +78,10 @@ class NormalHead(nn.Module):
         self.log_sigma = nn.Parameter(torch.zeros(2))
 
 
+class NormalPrior(RMSNorm):
+    """No norm either, although it owns nothing but a vector."""
+
+
 class PreNormBlock(nn.Module):
     """No norm either: it holds one."""
 
@@ -373,6 +377,7 @@ USER_MODULES = (
             c=LayerNormWithBias(8),
             d=AdaLayerNorm(),
             e=nn.GroupNorm(2, 8),
+            prior=NormalPrior(8),
             fc=nn.Linear(8, 2),
         ),
         head=("fc",),

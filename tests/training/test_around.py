@@ -184,9 +184,7 @@ def test_after_an_attempt_without_memory_the_plan_starts_anew(tmp_path, how, sch
     ramp = [0, 0, 0.5 if how == "trainer" else 1, 1, 1, 1, 1, 1]
     assert rates(made, "trainable@0-1") == pytest.approx([*scheduled[:7], 0])
     assert rates(made, "trainable@1-2") == pytest.approx([s * r for s, r in zip(scheduled, ramp, strict=True)])
-    assert rates(made, "trainable@2") == pytest.approx(
-        [0] * 7 + [scheduled[7] * (0.5 if how == "trainer" else 1)]
-    )
+    assert rates(made, "trainable@2") == pytest.approx([0] * 7 + [scheduled[7] * (0.5 if how == "trainer" else 1)])
     made.model.train()
     assert all(module.training for module in made.model.modules())
 
@@ -201,7 +199,9 @@ def test_a_second_call_of_train_has_the_stages_and_rates_of_the_first(tmp_path, 
     seen = []
     for _ in range(2):
         made.train()
-        seen.append([{k: v for k, v in entry.items() if k.startswith(("lr/", "stage"))} for entry in training_logs(made)])
+        seen.append(
+            [{k: v for k, v in entry.items() if k.startswith(("lr/", "stage"))} for entry in training_logs(made)]
+        )
     assert seen[0] == seen[1]
     assert [entry["stage"] for entry in seen[0]] == EPOCHS_OF_FIVE
 

@@ -100,7 +100,7 @@ def scaling(folder: Path) -> dict:
             found[key] = {name: [entry[name] for entry in logs] for name in ("grad_norm", "loss")}
             found[key]["spread"] = spread(trainer.model)
             if dist.get_rank() == 0:
-                save_file(trainer.model.state_dict(), folder / f"{key}.safetensors")
+                save_file(weights(trainer.model), folder / f"{key}.safetensors")
     return found
 
 
