@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from hf_freeze import binary_margin, load_threshold
 from tests.launch import ROOT, accelerate_launch, free_port, run
 
 EXAMPLES = ROOT / "examples"
@@ -151,3 +152,17 @@ def test_the_script_for_the_main_job_reaches_what_the_readme_shows(tmp_path) -> 
     assert min(figures(done.stdout, "average precision")) > 0.95
     assert min(figures(done.stdout, "f1")) > 0.9
     assert (tmp_path / "outputs" / "quickstart" / "model.safetensors").exists()
+
+
+def test_a_second_script_gives_the_labels_of_the_saved_threshold(alone) -> None:
+    _, folder = alone
+    texts = [SPAM, HAM, "Free entry! Text WIN to 80086", "Sorry, I'll call later"]
+    printed = run([sys.executable, str(EXAMPLES / "serve.py"), "--model", str(folder), *texts], timeout=120)
+    labels = [line.split()[0] for line in printed.splitlines() if line.startswith(("ham ", "spam "))]
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    batch = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        margin = binary_margin(model(**batch).logits)
+    called = margin >= load_threshold(folder).threshold
+    assert labels == [model.config.id2label[int(spam)] for spam in called]

@@ -40,7 +40,9 @@ def test_the_yaml_block_is_the_plan_of_the_python_block(tmp_path) -> None:
     assert yaml.safe_load(plan)["trainable"] == "head"
 
 
-@pytest.mark.parametrize("script", sorted(set(re.findall(r"(?:bash|python|\s)\s+((?:examples|tests)/\S+\.(?:sh|py))", README))))
+@pytest.mark.parametrize(
+    "script", sorted(set(re.findall(r"(?:bash|python|\s)\s+((?:examples|tests)/\S+\.(?:sh|py))", README)))
+)
 def test_every_script_that_a_command_names_exists(script) -> None:
     assert (ROOT / script).is_file()
 

@@ -111,7 +111,8 @@ class FreezeCallback(TrainerCallback, ExportableState):
         if state.is_world_process_zero:
             logger.info("Freeze plan:\n%s", resolved)
         self._begin(self._run, args, state, model)
-        if not self.managed and (args.gradient_accumulation_steps > 1 or args.world_size > 1):
+        cut_up = args.gradient_accumulation_steps > 1 or args.world_size > 1
+        if cut_up and not self.managed and state.is_world_process_zero:
             self._probe = warn_if_count_is_ignored(model)
 
     def on_step_begin(

@@ -1,7 +1,7 @@
 """Proof that training did what the plan says: frozen weights stood still, trainable ones moved, replicas are equal."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -59,12 +59,9 @@ class FreezeProof:
         waiting = {name: p for name, p in self._named().items() if name in self._unmoved and rates.get(id(p), 0) > 0}
         self._had_rate |= waiting.keys()
         waiting = {name: p for name, p in waiting.items() if p.grad is not None}
-        if waiting:
-            counts = torch.stack([_count_steps(p, rates[id(p)]) for p in waiting.values()])
-            counts = over_shards(counts, waiting.values())
-            for name, (nonzero, visible) in zip(waiting, counts.tolist(), strict=True):
-                self._had_gradient |= {name} if nonzero else set()
-                self._had_visible_step |= {name} if visible and self._steps > _STEPS_THAT_MAY_BE_SKIPPED else set()
+        self._had_gradient |= _names_where(_has_gradient, waiting)
+        if self._steps > _STEPS_THAT_MAY_BE_SKIPPED:
+            self._had_visible_step |= _names_where(lambda p: _steps_visibly(p, rates[id(p)]), waiting)
 
     def see_step_done(self) -> None:
         """Cross off what has moved."""
@@ -119,7 +116,9 @@ class FreezeProof:
         dtypes = {name: self._named()[name].dtype for name in self._unmoved if name in self._had_gradient}
         for dtype in dict.fromkeys(dtypes.values()):
             small = [name for name in dtypes if dtypes[name] is dtype]
-            self._warn(small, f"their steps, learning rate times gradient, were skipped or too small to show in {dtype}")
+            self._warn(
+                small, f"their steps, learning rate times gradient, were skipped or too small to show in {dtype}"
+            )
 
     def _warn(self, names: Sequence[str], why: str) -> None:
         if names:
@@ -195,18 +194,32 @@ def differing_replicas(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     return [name for name, different in zip(tensors, differs, strict=True) if different]
 
 
-def _count_steps(parameter: torch.Tensor, rate: float) -> torch.Tensor:
-    """Count the elements with a gradient, and those of them that a step of either kind would change.
-
-    Optimizers step by the rate times the gradient (SGD) or about by the rate (Adam); where rounding swallows either, to
-    stand still is no fault.
-    """
+def _names_where(holds: Callable[[torch.Tensor], torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> set[str]:
+    """Name the tensors for which `holds` returns a count above 0, here or in the shard of another rank."""
+    if not tensors:
+        return set()
     with torch.no_grad():
-        assert parameter.grad is not None
-        value, gradient = local(parameter), local(parameter.grad)
-        nonzero = gradient != 0
-        seen = (value - rate * gradient != value) & (value - rate * gradient.sign() != value)
-        return torch.stack([nonzero.count_nonzero(), (nonzero & seen).count_nonzero()])
+        counts = torch.stack([holds(tensor) for tensor in tensors.values()])
+    return {name for name, count in zip(tensors, over_shards(counts, tensors.values()).tolist(), strict=True) if count}
+
+
+def _has_gradient(parameter: torch.Tensor) -> torch.Tensor:
+    return local(_gradient(parameter)).count_nonzero()
+
+
+def _steps_visibly(parameter: torch.Tensor, rate: float) -> torch.Tensor:
+    """Count the elements that a step of either kind would change: by the rate times the gradient, or by the rate.
+
+    SGD steps by the one, Adam about by the other; where rounding swallows either, to stand still is no fault.
+    """
+    value, gradient = local(parameter), local(_gradient(parameter))
+    seen = (value - rate * gradient != value) & (value - rate * gradient.sign() != value)
+    return seen.count_nonzero()
+
+
+def _gradient(parameter: torch.Tensor) -> torch.Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def _rates(optimizer: torch.optim.Optimizer) -> dict[int, float]:

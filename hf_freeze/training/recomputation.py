@@ -11,9 +11,10 @@ def let_gradients_in(model: nn.Module) -> None:
     none does. Transformers sees to it for models over `input_ids`; this does for images, audio and the rest.
     """
     for part in model.modules():
-        opened = hasattr(part, "_require_grads_hooks") or not isinstance(part, PreTrainedModel)
-        if not opened and any(map(_recomputes_reentrantly, part.modules())):
-            part.enable_input_require_grads()
+        if not isinstance(part, PreTrainedModel) or "_require_grads_hooks" in vars(part):
+            continue
+        if any(map(_recomputes_reentrantly, part.modules())):
+            part.enable_input_require_grads()  # type: ignore[no-untyped-call]
 
 
 def _recomputes_reentrantly(module: nn.Module) -> bool:

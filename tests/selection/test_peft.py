@@ -186,14 +186,12 @@ def test_a_users_class_that_needs_more_than_a_config_can_be_wrapped():
     assert len(trains(model, ["adapters", "norms", "head"])) == 8 + 10 + 2
 
 
-def test_what_hf_freeze_froze_before_the_wrapping_thaws_by_role_after_it():
+@pytest.mark.parametrize("selection", ["backbone", "all"])
+def test_what_hf_freeze_froze_before_the_wrapping_thaws_after_it(selection):
     model = tiny_bert()
     freeze(model, "backbone")
-    wrapped = lora(model)
-
-    # Of LoRA's targets, whose owner has another name now, and of the rest.
-    thawed = unfreeze(wrapped, "backbone")
-    assert f"base_model.model.{QUERY}.base_layer.weight" in thawed
+    thawed = unfreeze(lora(model), selection)
+    assert f"base_model.model.{QUERY}.base_layer.weight" in thawed  # whose owner has another name now
     assert len(thawed) == 39
 
 

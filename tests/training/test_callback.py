@@ -76,7 +76,9 @@ def test_model_init_builds_a_model_that_is_frozen_again(tmp_path):
     for _ in range(2):
         trainer.train()
         assert moved(before, trainer.model) == HEAD
-        assert {id(p) for p in trainer.optimizer.optimizer.state} == {id(p) for p in trainer.model.classifier.parameters()}
+        assert {id(p) for p in trainer.optimizer.optimizer.state} == {
+            id(p) for p in trainer.model.classifier.parameters()
+        }
 
 
 def test_training_twice_and_evaluating_between_keeps_the_plan(tmp_path):
@@ -254,9 +256,7 @@ def test_looking_at_the_loss_changes_nothing_in_the_run(tmp_path):
     runs = []
     for callbacks in ([], [FreezeCallback(FreezePlan(trainable="all"), verify=False)]):
         model = tiny_bert()
-        plain_trainer(
-            model, tmp_path, *callbacks, per_device_train_batch_size=2, gradient_accumulation_steps=2
-        ).train()
+        plain_trainer(model, tmp_path, *callbacks, per_device_train_batch_size=2, gradient_accumulation_steps=2).train()
         runs.append(weights(model))
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
 

@@ -11,7 +11,6 @@ from tests.launch import accelerate_launch
 from tests.models import text_rows
 from tests.training.runs import training_logs, weights
 from tests.training.scripts import static_run
-from tests.training.test_loss_scaling import CLASSIFIERS, OTHERS
 
 pytestmark = pytest.mark.distributed
 
@@ -29,8 +28,7 @@ def ranks(folder) -> list[dict]:
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("accumulation", static_run.ACCUMULATION)
-@pytest.mark.parametrize("build", [*CLASSIFIERS, *OTHERS], ids=lambda build: build.__name__)
+@pytest.mark.parametrize(("build", "accumulation"), static_run.CUTS, ids=lambda cut: getattr(cut, "__name__", str(cut)))
 def test_two_processes_take_the_steps_of_one(tmp_path, folder, ranks, build, accumulation):
     alone = static_run.scaled(build, tmp_path, 1)
     key = f"{build.__name__}-{accumulation}"

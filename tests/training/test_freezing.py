@@ -340,6 +340,18 @@ def test_a_copy_of_a_held_model_holds_its_own_frozen_part(copied):
     assert model.bert.training  # the original is left alone
 
 
+def test_an_embedding_that_adds_noise_while_training_keeps_doing_so():
+    model = tiny_bert()
+    freeze(model, "backbone")
+    model.get_input_embeddings().neftune_noise_alpha = 5.0  # as the Trainer sets it; the hook asks for train mode
+    hold_eval(model)
+    model.train()
+    assert model.get_input_embeddings().training
+    assert not model.bert.embeddings.dropout.training
+    model.eval()
+    assert not model.get_input_embeddings().training
+
+
 def test_frozen_modules_are_the_largest_that_hold_no_trainable_parameter():
     model = tiny_bert()
     freeze(model, ["embeddings", "layers[0]", "classifier.weight"])

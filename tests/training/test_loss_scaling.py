@@ -48,9 +48,7 @@ def modernbert():
 
 
 def deberta():
-    return seeded(
-        hf.DebertaV2ForSequenceClassification, hf.DebertaV2Config(**SIZES, num_hidden_layers=2, **NO_DROPOUT)
-    )
+    return seeded(hf.DebertaV2ForSequenceClassification, hf.DebertaV2Config(**SIZES, num_hidden_layers=2, **NO_DROPOUT))
 
 
 def electra():

@@ -115,9 +115,7 @@ def test_from_pretrained_of_a_checkpoint_and_resume_freezes_again(tmp_path):
     before = weights(model)
     resumed = trainer_for(tmp_path, model=model, save_steps=3)
     resumed.train(resume_from_checkpoint=True)
-    assert moved(before, model) == {
-        name for name in before if name.startswith(("classifier", "bert.encoder.layer.1."))
-    }
+    assert moved(before, model) == {name for name in before if name.startswith(("classifier", "bert.encoder.layer.1."))}
     assert moved(weights(first.model), model) == set()
 
 

@@ -1,9 +1,10 @@
-"""Plant a fault into a staged run on several processes, and write what every process said of it.
+"""Plant faults into staged runs on several processes, and write what every process said of them.
 
-`accelerate launch ... faulty_run.py OUT_DIR FAULT`: `rank<i>.txt` with the `FreezeViolation` of each process, and the
-optimizer step after which it came.
+`accelerate launch ... faulty_run.py OUT_DIR`: `rank<i>.json` with, per fault, the `FreezeViolation` of that process and
+the optimizer step after which it came.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -21,10 +22,11 @@ PLAN = FreezePlan(
 )
 
 
-def stale_reducer() -> list[TrainerCallback]:
-    """What every tool does that only sets requires_grad."""
-    backends._rebuild_reducer = lambda wrapper: None
-    return []
+class StaleReducer(TrainerCallback):
+    """From the first step on, the reducer is left as it is: what every tool does that only sets requires_grad."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        backends._rebuild_reducer = lambda wrapper: None
 
 
 class DecaysOnOneProcess(TrainerCallback):
@@ -36,12 +38,11 @@ class DecaysOnOneProcess(TrainerCallback):
                 model.bert.embeddings.word_embeddings.weight.mul_(0.99)
 
 
-FAULTS = {"none": list, "stale reducer": stale_reducer, "decay on one process": lambda: [DecaysOnOneProcess()]}
+FAULTS = {"none": TrainerCallback, "stale reducer": StaleReducer, "decay on one process": DecaysOnOneProcess}
 
 
-def main() -> None:
-    PartialState(cpu=True)  # starts the process group
-    folder, fault = Path(sys.argv[1]), sys.argv[2]
+def run(folder: Path, fault: str) -> dict[str, object]:
+    """Train with a fault planted; return the step that was reached, and what was said."""
     set_seed(0)
     trainer = FreezeTrainer(
         tiny_bert(layers=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
@@ -57,14 +58,24 @@ def main() -> None:
         ),
         train_dataset=text_rows(20),
         freeze_plan=PLAN,
-        callbacks=FAULTS[fault](),
+        callbacks=[FAULTS[fault]()],
     )
     said = ""
+    rebuild = backends._rebuild_reducer
     try:
         trainer.train()
     except FreezeViolation as violation:
         said = str(violation)
-    (folder / f"rank{dist.get_rank()}.txt").write_text(f"{trainer.state.global_step}: {said}")
+    finally:
+        backends._rebuild_reducer = rebuild
+    return {"step": trainer.state.global_step, "said": said}
+
+
+def main() -> None:
+    PartialState(cpu=True)  # starts the process group
+    folder = Path(sys.argv[1])
+    seen = {fault: run(folder, fault) for fault in FAULTS}
+    (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(seen))
     dist.barrier()
     dist.destroy_process_group()
 
