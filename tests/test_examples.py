@@ -14,7 +14,7 @@ from hf_freeze import binary_margin, load_threshold
 from tests.launch import ROOT, accelerate_launch, free_port, run
 
 EXAMPLES = ROOT / "examples"
-SMALL = ["--use_cpu", "--max_rows", "400", "--num_train_epochs", "2"]
+SMALL = ["--use_cpu", "--max_rows", "240", "--num_train_epochs", "2", "--max_length", "48"]
 SPAM = "WINNER!! You have won a 1000 pound prize. To claim call 09061701461 now. Claim code KL341."
 HAM = "Ok, I will be home at six. Do you want me to bring something for dinner?"
 

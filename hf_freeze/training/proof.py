@@ -84,8 +84,8 @@ class FreezeProof:
         if differing:
             raise FreezeViolation(
                 f"{_listing(differing)} differ between the processes. Likely causes: a callback that writes to weights "
-                "on one of them, parameters that DistributedDataParallel was not told of (thawed without rebuilding its "
-                "reducer), or weights initialised without a common seed."
+                "on one of them, parameters that DistributedDataParallel was not told of (thawed without rebuilding "
+                "its reducer), or weights initialised without a common seed."
             )
 
     def conclude(self) -> None:
@@ -164,8 +164,8 @@ class FreezeProof:
         if left_out := [name for name, p in trainable.items() if id(p) not in held]:
             raise FreezeViolation(
                 f"{_listing(left_out)} shall train but is left out of the optimizer, so that it never moves. Build "
-                "the optimizer with hf_freeze.param_groups(model, args, plan=plan), or let the trainer build it, and do "
-                "not replace weights afterwards."
+                "the optimizer with hf_freeze.param_groups(model, args, plan=plan), or let the trainer build it, "
+                "and do not replace weights afterwards."
             )
 
     def _why_moved(self, moved: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ the machine shows in the first, not in the second.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -63,7 +64,7 @@ class Marks(TrainerCallback):
     def steps(self, clock: str, per_stage: int) -> list[list[float]]:
         """Seconds per step, for each stage without its first step, which holds the transition."""
         times = self.times[clock]
-        seconds = [after - before for before, after in zip(times, times[1:], strict=False)]
+        seconds = [after - before for before, after in itertools.pairwise(times)]
         return [seconds[start + 1 : start + per_stage] for start in range(0, len(seconds), per_stage)]
 
 
