@@ -2,27 +2,28 @@
 #
 #     source .setup.sh; set_up test
 #
-# A stamp in .venv says for which pyproject.toml, and for which extra, everything was installed.
+# A stamp in .venv says which extra was installed, and for which pyproject.toml.
 
 TORCH_VERSION=2.13.0 # the tested one; without a version, pip would take the newest
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 VENV=$ROOT/.venv
 
 set_up() {
-    local stamp=$VENV/.installed-$1 wanted
+    local stamp=$VENV/.installed wanted
     # The path counts too: a clone that was moved needs a new editable install.
     wanted="$(cat "$ROOT/pyproject.toml" "$ROOT/.setup.sh" | cksum) $ROOT"
-    if ! is_set_up; then
+    if ! is_set_up "$1"; then
         # A second run waits until the first has installed everything. macOS has no flock.
         exec 9>"$ROOT/.setup.lock"
         if command -v flock >/dev/null; then flock 9; fi
-        is_set_up || install "$1"
+        is_set_up "$1" || install "$1"
         exec 9>&-
     fi
 }
 
 is_set_up() {
-    [[ -x $VENV/bin/python && -f $stamp && $(<"$stamp") == "$wanted" ]]
+    # The extra "test" holds all others.
+    [[ -x $VENV/bin/python ]] && grep -qsxF -e "$1 $wanted" -e "test $wanted" "$stamp"
 }
 
 install() {
@@ -33,13 +34,13 @@ install() {
     fi
     # Repair an interrupted install: pip counts a package from its .dist-info on, but writes RECORD last.
     find "$VENV" -name "*.dist-info" -type d ! -exec test -e "{}/RECORD" ";" -prune -exec rm -r "{}" +
-    rm -f "$VENV"/.installed-*
+    rm -f "$stamp"
     echo "Installing hf_freeze[$extra] into .venv, which takes minutes the first time ..." >&2
     if ! "$VENV/bin/python" -c "from importlib.metadata import version; version('torch')" 2>/dev/null; then
         "${pip[@]}" "torch==$TORCH_VERSION"
     fi
     "${pip[@]}" --editable "$ROOT[$extra]"
-    echo "$wanted" >"$stamp"
+    echo "$extra $wanted" >"$stamp"
 }
 
 suitable_python() {

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,21 @@ def test_the_two_commands_are_named() -> None:
     commands = "\n".join(blocks("bash"))
     assert "bash examples/quickstart.sh" in commands
     assert "bash tests/run.sh" in commands
+
+
+def quickstart_flags() -> list[list[str]]:
+    """The flags of every quickstart command in the README, the long lines joined; the plain command has none."""
+    commands = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    found = [shlex.split(command, comments=True)[2:] for command in commands if "examples/quickstart.sh" in command]
+    return [flags for flags in found if flags]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", quickstart_flags(), ids=" ".join)
+def test_every_quickstart_command_runs(tmp_path, flags) -> None:
+    small = ["--max_rows", "200", "--output_dir", str(tmp_path / "out"), "--use_cpu"]
+    done = subprocess.run(
+        ["bash", ROOT / "examples" / "quickstart.sh", *flags, *small], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.rstrip().endswith("Verified: what is frozen stood still, what is trainable moved.")

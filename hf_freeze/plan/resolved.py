@@ -12,7 +12,7 @@ from hf_freeze.errors import PlanError
 from hf_freeze.plan.stages import FreezePlan, Stage, TopDown
 from hf_freeze.plan.tables import as_table, describe_parts
 from hf_freeze.plan.trainable import all_but, changed, trainable_only
-from hf_freeze.selection.language import parse
+from hf_freeze.selection.language import parse, paths_in_front
 from hf_freeze.selection.model_map import ModelMap, map_model, unwrap
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _top_down(rule: TopDown, words: ModelMap) -> Iterator[Stage]:
 def _stack_prefixes(words: ModelMap) -> list[str]:
     if len(words.stacks) == 1:
         return [""]
-    return [f"{stack.path.rpartition('.')[0]}." for stack in words.stacks]
+    return [f"{path}." for path in paths_in_front(words.stacks)]
 
 
 def _refuse_nothing(trainable: frozenset[str], plan: FreezePlan, when: str, words: ModelMap) -> None:

@@ -206,7 +206,10 @@ class FreezePlan:
     def from_dict(cls, values: Mapping[str, Any]) -> "FreezePlan":
         """Read what `to_dict` wrote, or the same written by hand; raises `PlanError` for an unknown key."""
         checked = _known(cls, values, "a plan")
-        return cls(**{**checked, "stages": [stage_from_dict(stage) for stage in checked.get("stages", ())]})
+        stages = checked.get("stages") or ()
+        if not isinstance(stages, Sequence) or isinstance(stages, str):
+            raise PlanError(f"stages: {stages!r} is no list of stages.")
+        return cls(**{**checked, "stages": [stage_from_dict(stage) for stage in stages]})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "FreezePlan":
@@ -223,7 +226,7 @@ def stage_from_dict(values: Mapping[str, Any]) -> Stage | TopDown:
     if isinstance(plateau, str):
         plateau = Plateau(plateau)
     elif plateau is not None:
-        plateau = Plateau(**_known(Plateau, plateau, "a plateau"))
+        plateau = Plateau(**{"metric": "", **_known(Plateau, plateau, "a plateau")})
     return Stage(plateau=plateau, **checked)
 
 

@@ -2,16 +2,17 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
+from hf_freeze.selection.language import paths_in_front
 from hf_freeze.selection.model_map import ModelMap
 
 
 def part_labels(words: ModelMap) -> dict[str, str]:
     """Canonical name -> head, embeddings, rest, layers[i], or path.layers[i] where there are several stacks."""
     labels = dict(words.parts)
-    for stack in words.stacks:
-        where = f"{stack.path.rpartition('.')[0] or stack.path}." if len(words.stacks) > 1 else ""
+    paths = paths_in_front(words.stacks) if len(words.stacks) > 1 else [""]
+    for stack, path in zip(words.stacks, paths, strict=False):
         for index, names in enumerate(stack.layers):
-            labels.update(dict.fromkeys(names, f"{where}layers[{index}]"))
+            labels.update(dict.fromkeys(names, f"{path}.layers[{index}]" if path else f"layers[{index}]"))
     return labels
 
 

@@ -164,7 +164,7 @@ class Layers:
         if not stacks:
             raise SelectionError(f"{self.text!r}: {_what_stacks(words)}")
         index = self.text[self.text.rindex("[") :]
-        choices = ", ".join(repr(f"{_short_path(stack.path)}.layers{index}") for stack in stacks)
+        choices = ", ".join(repr(f"{path}.layers{index}") for path in paths_in_front(stacks))
         raise SelectionError(
             f"{self.text!r} could mean several stacks: {_stack_sizes(stacks)}. Say which: {choices}, "
             "or use 'layers' for the layers of all of them."
@@ -384,6 +384,12 @@ def _stack_sizes(stacks: Iterable[LayerStack]) -> str:
     return ", ".join(f"{stack.path!r} has {len(stack.layers)} layers" for stack in stacks)
 
 
-def _short_path(path: str) -> str:
-    """The part that holds the stack: `model.encoder.layers` -> `model.encoder`."""
-    return path.rpartition(".")[0] or path
+def paths_in_front(stacks: Sequence[LayerStack]) -> list[str]:
+    """What tells each stack from the others in `path.layers[...]`: the part that holds it, or its own path."""
+    return [_path_in_front(stack, stacks) for stack in stacks]
+
+
+def _path_in_front(stack: LayerStack, stacks: Sequence[LayerStack]) -> str:
+    holder = stack.path.rpartition(".")[0]
+    inside = [other for other in stacks if other.path.startswith(f"{holder}.")]
+    return holder if holder and inside == [stack] else stack.path

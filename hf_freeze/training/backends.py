@@ -2,10 +2,12 @@
 
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -60,3 +62,63 @@ def _forget_buckets(state: object) -> None:
     for name in ("error_dict", "p_memory_dict", "q_memory_dict"):
         if hasattr(state, name):
             getattr(state, name).clear()
+
+
+def steps_copies(optimizer: object) -> bool:
+    """Tell whether the optimizer steps copies of the weights, as that of a DeepSpeed engine does.
+
+    The copies are made once, of what requires a gradient then, and all of them are stepped in every step, with zeros
+    where there is no gradient. `requires_grad` neither freezes nor thaws them afterwards; a learning rate and a weight
+    decay of 0 freeze. Without ZeRO and in float32 the engine has the optimizer that it was given, and the answer is no.
+    """
+    inner = _unwrapped(optimizer)
+    comes_from_deepspeed = any(base.__module__.startswith("deepspeed.") for base in type(inner).__mro__)
+    return comes_from_deepspeed and not isinstance(inner, torch.optim.Optimizer)
+
+
+def group_members(optimizer: torch.optim.Optimizer) -> list[list[torch.Tensor]]:
+    """Return the model's parameters in each optimizer group, also where the groups hold copies of them.
+
+    Raises `UnsupportedSetupError` where they cannot be told.
+    """
+    groups = optimizer.param_groups
+    if not steps_copies(optimizer):
+        return [list(group["params"]) for group in groups]
+    inner = _unwrapped(optimizer)
+    kept: list[Any] = next((getattr(inner, name) for name in _GROUPS_OF_ORIGINALS if hasattr(inner, name)), [])
+    members = [list(group["params"] if isinstance(group, Mapping) else group) for group in kept]
+    if len(members) != len(groups):
+        raise UnsupportedSetupError(
+            f"{type(inner).__name__} has {len(groups)} groups, but keeps parameters of {len(members)}: which it steps "
+            "at which rate cannot be told. hf_freeze knows the ZeRO and mixed precision optimizers of DeepSpeed 0.19, "
+            "with AdamW or SGD inside."
+        )
+    return members
+
+
+# ZeRO 1 and 2; ZeRO 3; bfloat16 with float32 gradients; float16 without ZeRO. ZeRO 3 has the last one too, cut smaller.
+_GROUPS_OF_ORIGINALS = ("bit16_groups", "trainable_param_groups", "bf16_groups", "fp16_groups")
+
+
+def _unwrapped(optimizer: Any) -> Any:
+    while isinstance(optimizer, AcceleratedOptimizer):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Tell whether each process holds a piece of its own: a DTensor of FSDP2, a parameter under ZeRO 3."""
+    return hasattr(tensor, "to_local") or hasattr(tensor, "ds_tensor")
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the piece that this process holds of a sharded tensor, and any other tensor as it is."""
+    whole: Any = tensor
+    if hasattr(whole, "ds_tensor"):
+        shard = whole.ds_tensor
+        before = dist.get_rank(whole.ds_process_group) * shard.numel()
+        whole = shard[: max(whole.ds_numel - before, 0)]  # the last pieces are padded, with what was in memory
+    elif hasattr(whole, "to_local"):
+        whole = whole.to_local()
+    piece: torch.Tensor = whole
+    return piece

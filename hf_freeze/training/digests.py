@@ -11,27 +11,29 @@ from collections.abc import Iterable, Mapping
 import torch
 import torch.distributed as dist
 
+from hf_freeze.training.backends import is_sharded, local
+
 _ROW = 1024
 
 
-def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """Digest every tensor; one transfer from the device for all of them."""
+def digests(tensors: Mapping[str, torch.Tensor], *, merge_zeros: bool = False) -> dict[str, int]:
+    """Digest every tensor; one transfer from the device for all of them.
+
+    With `merge_zeros`, -0.0 counts as 0.0, for a copy of one tensor at a time: a step at a rate of 0 turns the one into
+    the other.
+    """
     if not tensors:
         return {}
     with torch.no_grad():
-        values = torch.stack([_digest(local(tensor)) for tensor in tensors.values()])
+        values = torch.stack(
+            [_digest(local(tensor) + 0 if merge_zeros else local(tensor)) for tensor in tensors.values()]
+        )
     return dict(zip(tensors, over_shards(values, tensors.values()).tolist(), strict=True))
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the shard that this rank holds of a DTensor, and any other tensor as it is."""
-    shard: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return shard
 
 
 def over_shards(values: torch.Tensor, tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """Add up over the ranks what each computed of its shards, so that all go by the same numbers."""
-    if any(hasattr(tensor, "to_local") for tensor in tensors):
+    if any(map(is_sharded, tensors)):
         dist.all_reduce(values)
     return values
 
@@ -51,4 +53,6 @@ def _as_words(tensor: torch.Tensor) -> torch.Tensor:
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
     if short := -flat.numel() % 8:
         flat = torch.cat([flat, flat.new_zeros(short)])
+    if flat.storage_offset() % 8:
+        flat = flat.clone()  # a view into a larger tensor, as DeepSpeed's pieces are
     return flat.view(torch.int64)

@@ -1,11 +1,13 @@
 """The one writer of `requires_grad` and of the eval mode of what is frozen."""
 
 import logging
+import re
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 
 from torch import nn
 
+from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.plan.trainable import changed
 from hf_freeze.selection.frozen_marks import mark_frozen, unmark_frozen
 from hf_freeze.selection.language import Selection, evaluate
@@ -38,6 +40,15 @@ def unfreeze(model: nn.Module, selection: Selection = "all") -> list[str]:
     return thawed
 
 
+def plan_as_it_is(model: nn.Module) -> FreezePlan:
+    """Return the plan of what requires a gradient now, whoever saw to that, and of nothing else."""
+    requires = {name: parameter.requires_grad for name, parameter in unwrap(model).named_parameters()}
+    if all(requires.values()):
+        return FreezePlan(trainable="all")
+    names = [name for name, trains in requires.items() if trains]
+    return FreezePlan(trainable=[f"re:{re.escape(name)}" for name in names]) if names else FreezePlan(freeze="all")
+
+
 def set_trainable(model: nn.Module, trainable: Collection[str]) -> tuple[list[str], list[str]]:
     """Make exactly these names trainable; return what thawed and what froze. Doing it twice changes nothing."""
     names = dict(unwrap(model).named_parameters(remove_duplicate=False)).keys()
@@ -60,28 +71,32 @@ def _write(model: nn.Module, names: Collection[str], *, trainable: bool) -> list
     return different
 
 
-def frozen_modules(model: nn.Module) -> list[nn.Module]:
-    """The largest modules that hold parameters, none of which trains."""
-    return list(_frozen_modules(unwrap(model)))
+def frozen_modules(model: nn.Module, trainable: Collection[str] | None = None) -> list[nn.Module]:
+    """The largest modules that hold parameters, none of which trains: is among `trainable`, or requires a gradient."""
+    model = unwrap(model)
+    named = model.named_parameters(remove_duplicate=False)
+    trains = {id(p) for name, p in named if (p.requires_grad if trainable is None else name in trainable)}
+    return list(_frozen_modules(model, trains))
 
 
-def _frozen_modules(module: nn.Module) -> Iterator[nn.Module]:
-    trains = [parameter.requires_grad for parameter in module.parameters()]
-    if trains and not any(trains):
+def _frozen_modules(module: nn.Module, trains: Collection[int]) -> Iterator[nn.Module]:
+    parameters = {id(parameter) for parameter in module.parameters()}
+    if parameters and parameters.isdisjoint(trains):
         yield module
-    elif trains:
+    elif parameters:
         for child in module.children():
-            yield from _frozen_modules(child)
+            yield from _frozen_modules(child, trains)
 
 
-def hold_eval(model: nn.Module) -> None:
+def hold_eval(model: nn.Module, trainable: Collection[str] | None = None) -> None:
     """Keep what is frozen now in eval mode, whatever calls `train()` on the model, until `release_eval`.
 
     Dropout in the frozen part is off and its BatchNorm statistics stand still. Call again when what is frozen changed.
+    `trainable` are the names that train where `requires_grad` does not tell, as under DeepSpeed.
     """
     model = unwrap(model)
     release_eval(model)
-    modules = frozen_modules(model)
+    modules = frozen_modules(model, trainable)
     # NEFTune's hook adds its noise in train mode only; an embedding has nothing else that train mode changes.
     noisy = [module for module in model.modules() if hasattr(module, "neftune_noise_alpha")]
     # On the instance, so that the wrappers' own train() finds it: DDP calls module.train(mode) on its child. A partial

@@ -21,6 +21,7 @@ from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.plan.tables import part_labels
 from hf_freeze.selection.language import evaluate
 from hf_freeze.selection.model_map import ModelMap, unwrap
+from hf_freeze.training.freezing import plan_as_it_is
 
 GroupLRs: TypeAlias = Mapping[str, float | Mapping[str, Any]]
 
@@ -69,8 +70,7 @@ def param_groups(
     one matches too.
     """
     if plan is None:
-        names = [name for name, parameter in unwrap(model).named_parameters() if parameter.requires_grad]
-        plan = FreezePlan(trainable=[f"re:{re.escape(name)}" for name in names] or "all")
+        plan = plan_as_it_is(model)
     decayed = Trainer.get_decay_parameter_names(None, unwrap(model))  # type: ignore[arg-type] # reads nothing of self
     specs = group_specs(
         plan.resolve(model), args, decayed=decayed, group_lrs=group_lrs or {}, layer_lr_decay=layer_lr_decay

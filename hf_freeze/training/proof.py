@@ -1,7 +1,7 @@
 """Proof that training did what the plan says: frozen weights stood still, trainable ones moved, replicas are equal."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -11,7 +11,8 @@ from hf_freeze.errors import FreezeViolation
 from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.plan.tables import part_labels
 from hf_freeze.selection.norms import is_norm
-from hf_freeze.training.digests import digests, local, over_shards
+from hf_freeze.training.backends import group_members, is_sharded, local, steps_copies
+from hf_freeze.training.digests import digests, over_shards
 from hf_freeze.training.freezing import frozen_modules
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class FreezeProof:
         self._model = model
         self._resolved = resolved
         self._hold_buffers = hold_buffers
+        self._trainable: Collection[str] = frozenset()
         self._frozen: dict[str, int] = {}
         self._unmoved: dict[str, int] = {}
         self._moved: set[str] = set()
@@ -41,13 +43,14 @@ class FreezeProof:
         self._optimizer: torch.optim.Optimizer | None = None
         self._steps = 0
 
-    def watch(self, optimizer: torch.optim.Optimizer) -> None:
+    def watch(self, optimizer: torch.optim.Optimizer, trainable: Collection[str]) -> None:
         """Remember what is frozen now, and start to wait for what is trainable to move."""
         self._optimizer = optimizer
-        self._frozen = digests(self._frozen_tensors())
-        trainable = {name: p for name, p in self._named().items() if p.requires_grad}
-        self._refuse_left_out(trainable)
-        self._unmoved |= digests({name: p for name, p in trainable.items() if name not in self._moved})
+        self._trainable = trainable
+        self._frozen = digests(self._frozen_tensors(), merge_zeros=steps_copies(optimizer))
+        self._refuse_left_out()
+        named = self._named().items()
+        self._unmoved |= digests({name: p for name, p in named if name in trainable and name not in self._moved})
         self._steps = 0
 
     def see_step_coming(self, optimizer: torch.optim.Optimizer) -> None:
@@ -57,7 +60,8 @@ class FreezeProof:
             return
         rates = _rates(optimizer)
         waiting = {name: p for name, p in self._named().items() if name in self._unmoved and rates.get(id(p), 0) > 0}
-        self._had_rate |= waiting.keys()
+        if self._steps > _STEPS_THAT_MAY_BE_SKIPPED or not steps_copies(optimizer):
+            self._had_rate |= waiting.keys()  # whose gradients DeepSpeed keeps to itself
         waiting = {name: p for name, p in waiting.items() if p.grad is not None}
         self._had_gradient |= _names_where(_has_gradient, waiting)
         if self._steps > _STEPS_THAT_MAY_BE_SKIPPED:
@@ -76,9 +80,9 @@ class FreezeProof:
         frozen = self._frozen_tensors()
         # First, as all processes must take part: one that raised before would leave the others waiting for it.
         differing = differing_replicas(self._named() | frozen)
-        self._refuse_left_out({name: p for name, p in self._named().items() if p.requires_grad})
+        self._refuse_left_out()
         self._cross_off()
-        now = digests(frozen)
+        now = digests(frozen, merge_zeros=steps_copies(self._optimizer))
         if moved := [name for name, digest in self._frozen.items() if now.get(name, digest) != digest]:
             raise FreezeViolation(f"{_listing(moved)} moved while frozen. {self._why_moved(moved)}")
         if differing:
@@ -147,25 +151,28 @@ class FreezeProof:
 
     def _frozen_tensors(self) -> dict[str, torch.Tensor]:
         """Frozen parameters, and the statistics of the normalisations that are held in eval mode."""
-        frozen = {name: p for name, p in self._named().items() if not p.requires_grad}
+        frozen = {name: p for name, p in self._named().items() if name not in self._trainable}
         if not self._hold_buffers:
             return frozen
         held = {
             id(buffer)
-            for frozen_module in frozen_modules(self._model)
+            for frozen_module in frozen_modules(self._model, self._trainable)
             for module in filter(is_norm, frozen_module.modules())
             for buffer in module.buffers()
         }
         return frozen | {name: buffer for name, buffer in self._model.named_buffers() if id(buffer) in held}
 
-    def _refuse_left_out(self, trainable: Mapping[str, torch.Tensor]) -> None:
-        groups = self._optimizer.param_groups if self._optimizer else []
-        held = {id(p) for group in groups for p in group["params"]}
-        if left_out := [name for name, p in trainable.items() if id(p) not in held]:
+    def _refuse_left_out(self) -> None:
+        if self._optimizer is None:
+            return
+        held = {id(p) for members in group_members(self._optimizer) for p in members}
+        ever = self._resolved.ever_trainable
+        if left_out := [name for name, p in self._named().items() if name in ever and id(p) not in held]:
             raise FreezeViolation(
                 f"{_listing(left_out)} shall train but is left out of the optimizer, so that it never moves. Build "
                 "the optimizer with hf_freeze.param_groups(model, args, plan=plan), or let the trainer build it, "
-                "and do not replace weights afterwards."
+                "and do not replace weights afterwards. Under DeepSpeed, all that ever trains requires a gradient when "
+                "the engine is built, and the optimizer is engine.optimizer."
             )
 
     def _why_moved(self, moved: Sequence[str]) -> str:
@@ -184,7 +191,7 @@ def differing_replicas(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     """Name the tensors that are not bit-equal on all processes; every process gets the same answer."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return []
-    if any(hasattr(tensor, "to_local") or hasattr(tensor, "ds_id") for tensor in tensors.values()):
+    if any(map(is_sharded, tensors.values())):
         return []  # sharded: the ranks hold different pieces by design
     device = next(iter(tensors.values())).device
     mine = torch.tensor(list(digests(tensors).values()), device=device)
@@ -223,7 +230,8 @@ def _gradient(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _rates(optimizer: torch.optim.Optimizer) -> dict[int, float]:
-    return {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+    groups = zip(optimizer.param_groups, group_members(optimizer), strict=True)
+    return {id(p): float(group["lr"]) for group, members in groups for p in members}
 
 
 def _listing(names: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ def let_gradients_in(model: nn.Module) -> None:
     none does. Transformers sees to it for models over `input_ids`; this does for images, audio and the rest.
     """
     for part in model.modules():
-        if not isinstance(part, PreTrainedModel) or hasattr(part, "_require_grads_hooks"):
+        if not isinstance(part, PreTrainedModel) or "_require_grads_hooks" in vars(part):
             continue
         if any(map(_recomputes_reentrantly, part.modules())):
             part.enable_input_require_grads()  # type: ignore[no-untyped-call]

@@ -13,12 +13,13 @@ from hf_freeze.plan.plateau import PlateauWatch, metric_value, require_metric
 from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.plan.tables import describe_parts
 from hf_freeze.plan.timeline import Timeline
-from hf_freeze.training.backends import find_wrappers, tell_wrappers
+from hf_freeze.selection.model_map import unwrap
+from hf_freeze.training.backends import find_wrappers, is_sharded, steps_copies, tell_wrappers
 from hf_freeze.training.freezing import hold_eval, release_eval, set_trainable
 from hf_freeze.training.proof import FreezeProof
 from hf_freeze.training.recomputation import let_gradients_in
 from hf_freeze.training.schedule import RateGate, warmup_steps
-from hf_freeze.training.snapshot import restore_snapshot, take_snapshot
+from hf_freeze.training.snapshot import refuse_rewind, restore_snapshot, take_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,18 @@ class RunState:
 
 
 class FreezeRun:
-    """Carries a plan through one run over one model and one optimizer."""
+    """Carries a plan through one run over one model and one optimizer.
+
+    In a loop of one's own: `begin` first, `step_begins` before each step, `optimizer_steps` and `optimizer_stepped`
+    around the optimizer's, then the scheduler's step, `conclude` at the end.
+
+    Under DeepSpeed: call `deepspeed.initialize` with the groups of `param_groups`, while all that ever trains requires
+    a gradient, and give `engine.module` and `engine.optimizer` here. Where the engine steps copies of the weights (see
+    `steps_copies`), what is frozen in a stage has a learning rate and a weight decay of 0 instead of no gradient. Its
+    weights stand still all the same, but its gradients are computed, sent, and counted in the norm for clipping, and
+    its moments follow them: what thaws starts with warm moments. A weight of -0.0 becomes 0.0, and a gradient that is
+    not finite reaches frozen weights too, unless the engine skips the step.
+    """
 
     def __init__(
         self,
@@ -68,14 +80,18 @@ class FreezeRun:
         self.resolved = resolved
         self.state = RunState(fired={})
         self.best: dict[str, torch.Tensor] = {}
+        model = unwrap(model)
         self._model = model
         self._optimizer = optimizer
+        self._by_rate = steps_copies(optimizer)
         self._settings = settings
         self._timeline = Timeline(resolved.timed, max_steps=max_steps, steps_per_epoch=steps_per_epoch)
         warmup = warmup_steps(settings.unfreeze_warmup, max_steps)
         self._gate = RateGate(optimizer, resolved, model, warmup=warmup)
         self._proof = FreezeProof(model, resolved, hold_buffers=settings.frozen_eval) if settings.verify else None
         self._wrappers = find_wrappers(model)
+        if self._by_rate or any(map(is_sharded, model.parameters())):
+            refuse_rewind(resolved, "This set-up")
         self._logged: dict[str, Any] = {}
 
     def begin(self, state: RunState | None = None, best: dict[str, torch.Tensor] | None = None) -> None:
@@ -161,11 +177,7 @@ class FreezeRun:
 
     def _enter(self, stage: int, step: int) -> None:
         self.verify()
-        rewinds = [
-            timed.plateau.restore_best for timed in self.resolved.timed[self.state.stage : stage] if timed.plateau
-        ]
-        if any(rewinds) and self.best:
-            restore_snapshot(self._model, self.best)
+        restore_snapshot(self._model, self.best)
         self.best = {}
         self._apply(stage)
         logger.info(
@@ -178,13 +190,14 @@ class FreezeRun:
         )
 
     def _apply(self, stage: int) -> None:
-        thawed, frozen = set_trainable(self._model, self.resolved.names[stage])
+        trainable = self.resolved.names[stage]
+        thawed, frozen = set_trainable(self._model, self.resolved.ever_trainable if self._by_rate else trainable)
         if thawed or frozen:
             tell_wrappers(self._wrappers)
         if self._settings.frozen_eval:
-            hold_eval(self._model)
+            hold_eval(self._model, trainable)
         if self._proof:
-            self._proof.watch(self._optimizer)
+            self._proof.watch(self._optimizer, trainable)
         self.state.stage = stage
 
     def _refuse_missing_metrics(self) -> None:

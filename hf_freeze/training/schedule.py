@@ -6,12 +6,14 @@ function of the step alone, which is why a resumed run has the same rates.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.resolved import ResolvedPlan
+from hf_freeze.training.backends import group_members, steps_copies
 
 
 def warmup_steps(warmup: float, max_steps: int) -> int:
@@ -54,22 +56,24 @@ class RateGate:
         self._optimizer = optimizer
         self._warmup = warmup
         self._trains = _trains_by_group(optimizer, resolved, model, warmup)
-        self._closed: list[tuple[float, float]] = []
+        self._closed: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
     def close(self, begins: Sequence[int], step: int) -> None:
-        """Set every group to its rate of this step."""
+        """Set every group to its rate of this step; a frozen one has no weight decay either."""
         groups = self._optimizer.param_groups
         self.open()
         for group, trains in zip(groups, self._trains, strict=True):
-            scheduled = group["lr"]
-            group["lr"] = scheduled * rate_factor(trains, begins, step, self._warmup)
-            self._closed.append((scheduled, group["lr"]))
+            scheduled: dict[str, Any] = {option: group[option] for option in ("lr", "weight_decay") if option in group}
+            factor = rate_factor(trains, begins, step, self._warmup)
+            group["lr"] = group["lr"] * factor
+            if not factor and "weight_decay" in group:
+                group["weight_decay"] = 0.0
+            self._closed.append((scheduled, {option: group[option] for option in scheduled}))
 
     def open(self) -> None:
         """Put the scheduler's rates back, but where a new scheduler has set others since."""
         for group, (scheduled, gated) in zip(self._optimizer.param_groups, self._closed, strict=False):
-            if group["lr"] == gated:
-                group["lr"] = scheduled
+            group.update({option: value for option, value in scheduled.items() if group[option] == gated[option]})
         self._closed = []
 
 
@@ -78,15 +82,16 @@ def _trains_by_group(
 ) -> list[list[bool]]:
     """For every group, in which stages it trains."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    by_rate = steps_copies(optimizer)
     result: list[list[bool]] = []
-    for index, group in enumerate(optimizer.param_groups):
-        members = [names[id(parameter)] for parameter in group["params"] if id(parameter) in names]
+    for index, (group, parameters) in enumerate(zip(optimizer.param_groups, group_members(optimizer), strict=True)):
+        members = [names[id(parameter)] for parameter in parameters if id(parameter) in names]
         ever = [name for name in members if name in resolved.ever_trainable]
         stages = [[name in trainable for name in ever] for trainable in resolved.names]
-        if warmup and any(any(stage) and not all(stage) for stage in stages):
+        if (warmup or by_rate) and any(any(stage) and not all(stage) for stage in stages):
             raise PlanError(
-                f"unfreeze_warmup needs groups that thaw as a whole; group {group.get('name', index)!r} of the "
-                "optimizer mixes parameters of several stages. Build it with "
+                f"{'DeepSpeed' if by_rate else 'unfreeze_warmup'} needs groups that thaw as a whole; group "
+                f"{group.get('name', index)!r} of the optimizer mixes parameters of several stages. Build it with "
                 "hf_freeze.param_groups(model, args, plan=plan), or use FreezeTrainer."
             )
         result.append([any(stage) or not members for stage in stages])

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from hf_freeze.errors import PlanError, UnsupportedSetupError
 from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.selection.model_map import unwrap
+from hf_freeze.training.snapshot import refuse_rewind
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +22,9 @@ def check_setup(args: TrainingArguments, model: nn.Module, resolved: ResolvedPla
     check_arguments(args)
     _check_precision(args, model, resolved)
     _check_plateaus(args, resolved)
+    _check_deepspeed(args, resolved)
+    if args.fsdp or _plugin("fsdp_plugin"):
+        refuse_rewind(resolved, "FSDP")
 
 
 def check_arguments(args: TrainingArguments) -> None:
@@ -75,6 +79,16 @@ def warn_of_coarse_weights(model: nn.Module, resolved: ResolvedPlan) -> None:
         )
 
 
+def _check_deepspeed(args: TrainingArguments, resolved: ResolvedPlan) -> None:
+    if resolved.timed and (args.deepspeed or args.deepspeed_plugin or _plugin("deepspeed_plugins")):
+        raise UnsupportedSetupError(
+            f"The plan has stages ({resolved.timed[0].when}, ...), and the Trainer runs under DeepSpeed, which steps "
+            "inside backward, before the Trainer tells its callbacks of a step: freezing over time is not tested "
+            "there. Use a plan without stages, DistributedDataParallel or FSDP2, or a loop of your own over "
+            "deepspeed.initialize with param_groups and hf_freeze.training.run.FreezeRun."
+        )
+
+
 def _check_fsdp(args: TrainingArguments) -> None:
     if _uses_flat_parameters(args):
         raise UnsupportedSetupError(
@@ -84,10 +98,15 @@ def _check_fsdp(args: TrainingArguments) -> None:
 
 
 def _uses_flat_parameters(args: TrainingArguments) -> bool:
-    plugin = AcceleratorState._shared_state.get("fsdp_plugin") if AcceleratorState._shared_state else None
+    plugin = _plugin("fsdp_plugin")
     if plugin is not None:
         return getattr(plugin, "fsdp_version", 1) == 1 and not plugin.use_orig_params
     config: Mapping[str, Any] = args.fsdp_config if isinstance(args.fsdp_config, Mapping) else {}
     version = int(config.get("fsdp_version", config.get("version", 1)))
     asked = str(config.get("use_orig_params", True)).lower()
     return bool(args.fsdp) and version == 1 and asked == "false"
+
+
+def _plugin(name: str) -> Any:
+    """What `accelerate launch` or an Accelerator has set up; None before either."""
+    return AcceleratorState._shared_state.get(name)

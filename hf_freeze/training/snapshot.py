@@ -8,10 +8,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from hf_freeze.errors import UnsupportedSetupError
+from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.selection.norms import is_norm
 
 STAGE_BEST_NAME = "stage_best.safetensors"
+
+
+def refuse_rewind(resolved: ResolvedPlan, backend: str) -> None:
+    """Raise `UnsupportedSetupError` when the plan rewinds weights, for a backend where no process has them whole."""
+    if any(stage.plateau and stage.plateau.restore_best for stage in resolved.timed):
+        raise UnsupportedSetupError(
+            f"The plan has Plateau(restore_best=True), which copies whole weights. {backend} keeps them in shards or "
+            "steps copies of them. Use restore_best=False, or DistributedDataParallel."
+        )
 
 
 def take_snapshot(model: nn.Module) -> dict[str, torch.Tensor]:

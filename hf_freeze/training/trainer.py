@@ -17,7 +17,7 @@ from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training import checkpoint
 from hf_freeze.training.arguments import FreezeArguments
 from hf_freeze.training.callbacks import FreezeCallback
-from hf_freeze.training.freezing import set_trainable
+from hf_freeze.training.freezing import plan_as_it_is, set_trainable
 from hf_freeze.training.groups import GroupLRs, GroupSpec, group_specs, with_parameters
 from hf_freeze.training.run import FreezeSettings
 from hf_freeze.training.scaled_loss import ScaledLossTrainerMixin
@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 class FreezeTrainerMixin(ScaledLossTrainerMixin, ThresholdTrainerMixin):
     """Adds a freeze plan to a Trainer class: `class MyTrainer(FreezeTrainerMixin, Seq2SeqTrainer): ...`.
 
-    The plan is `freeze_plan=`, or what `FreezeTrainingArguments` declare; with neither, everything trains. Learning
-    rates per group come from the arguments as well. On top of the Trainer it
+    The plan is `freeze_plan=`, or what `FreezeTrainingArguments` declare; with neither, what requires gradients trains.
+    Learning rates per group come from the arguments as well. On top of the Trainer it
 
     - freezes as `FreezeCallback` does, and proves it (`frozen_eval`, `verify_freeze`);
     - builds named optimizer groups, and logs `lr/<group>`, `stage` and `trainable_params`;
@@ -56,6 +56,7 @@ class FreezeTrainerMixin(ScaledLossTrainerMixin, ThresholdTrainerMixin):
     ) -> None:
         self._settings = args if isinstance(args, FreezeArguments) else FreezeArguments()
         self._given_plan = freeze_plan
+        self._plan_as_it_is = FreezePlan(trainable="all") if model is None else plan_as_it_is(model)
         self._freezing = FreezeCallback(self._declared_plan())
         self._freezing.managed = True
         self._read_arguments()
@@ -86,7 +87,7 @@ class FreezeTrainerMixin(ScaledLossTrainerMixin, ThresholdTrainerMixin):
             raise PlanError(
                 f"Two plans: freeze_plan={given.to_dict()} and, in the arguments, {declared.to_dict()}. Keep one."
             )
-        return given or declared or FreezePlan(trainable="all")
+        return given or declared or self._plan_as_it_is
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Build the model, and hold the plan and the groups against it at once."""

@@ -1,13 +1,16 @@
 """The model map against a hand-written table of models as users write them."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
-from hf_freeze import FreezePlan, SelectionError, freeze
+from hf_freeze import FreezePlan, SelectionError, freeze, recipes
+from hf_freeze.plan.tables import describe_parts
 from hf_freeze.selection.model_map import ModelMap, map_model
 from tests.models import BackboneWithHead
-from tests.selection.user_modules import USER_MODULES, UserModule, bert, with_children
+from tests.selection.user_modules import USER_MODULES, Block, UserModule, bert, with_children
 
 every_module = pytest.mark.parametrize("row", USER_MODULES, ids=lambda row: row.name)
 
@@ -56,6 +59,40 @@ def test_a_path_chooses_between_the_stacks_of_two_backbones():
     (trainable,) = FreezePlan(trainable="vision.layers[-1]").resolve(model).stages
     assert {name.rpartition(".layers.")[2].partition(".")[0] for name in trainable} == {"1"}
     assert all(name.startswith("vision.layers.1.") for name in trainable)
+
+
+def two_stacks_side_by_side():
+    """`net.down` and `net.up`, and one more below: no parent tells the three apart."""
+    layers = [nn.ModuleList([Block() for _ in range(count)]) for count in (2, 3, 4)]
+    return with_children(
+        net=with_children(down=layers[0], up=layers[1], inner=with_children(blocks=layers[2])), out=nn.Linear(8, 2)
+    )
+
+
+def test_stacks_side_by_side_are_told_apart_by_their_own_paths():
+    model = two_stacks_side_by_side()
+
+    with pytest.raises(SelectionError, match="could mean several stacks") as error:
+        FreezePlan(trainable="layers[-1]").resolve(model)
+    advised = re.findall(r"'(\S+layers\[-1\])'", str(error.value).partition("Say which")[2])
+    assert advised == ["net.down.layers[-1]", "net.up.layers[-1]", "net.inner.layers[-1]"]
+    picked = [FreezePlan(trainable=entry).resolve(model).ever_trainable for entry in advised]
+    assert [next(iter(names)).rpartition(".")[0].rsplit(".", 1)[0] for names in picked] == [
+        "net.down.1",
+        "net.up.2",
+        "net.inner.blocks.3",
+    ]
+
+
+def test_stacks_side_by_side_have_labels_of_their_own():
+    plan = FreezePlan(trainable=["layers", "head"]).resolve(two_stacks_side_by_side())
+    labels = describe_parts(plan.stages[0], plan.words)
+    assert labels == "net.down.layers[0:2], net.up.layers[0:3], net.inner.layers[0:4], head"
+
+
+def test_stacks_side_by_side_thaw_from_the_top_down():
+    stages = recipes.gradual().resolve(two_stacks_side_by_side()).stages
+    assert len(stages[1] - stages[0]) == 3 * 4
 
 
 def test_layers_of_numbered_siblings_count_across_the_stages():

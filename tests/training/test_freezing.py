@@ -358,6 +358,15 @@ def test_frozen_modules_are_the_largest_that_hold_no_trainable_parameter():
     assert frozen_modules(model) == [model.bert.embeddings, model.bert.encoder.layer[0]]
 
 
+def test_names_say_what_is_frozen_where_the_flags_do_not():
+    model = tiny_gpt2_lm()  # every flag is up, as under DeepSpeed
+    hold_eval(model, {"lm_head.weight", *named(model, "transformer.h.1")})
+    model.train()
+    assert model.transformer.wte.training  # the alias trains
+    assert model.transformer.h[1].training
+    assert not model.transformer.h[0].training
+
+
 def test_a_model_with_nothing_frozen_is_left_alone():
     model = tiny_bert()
     hold_eval(model)

@@ -75,7 +75,7 @@ def staged(trainable, later, model):
     return None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(list(SAMPLE)),
     st.lists(st.sampled_from(SELECTIONS), min_size=1, max_size=3, unique=True),

@@ -19,6 +19,7 @@ from hf_freeze import (
     PlanError,
     SelectionError,
     UnsupportedSetupError,
+    freeze,
 )
 from tests.models import (
     image_rows,
@@ -535,3 +536,12 @@ def test_one_sample_goes_through_the_trained_model(tmp_path):
     freeze_trainer(model, tmp_path, trainable=["head"]).train()
     with torch.no_grad():
         assert model(**text_batch(1)).logits.shape == (1, 2)
+
+
+def test_without_a_plan_what_was_frozen_before_stays_frozen(tmp_path):
+    model = tiny_bert()
+    freeze(model, "backbone")
+    before = weights(model)
+    trainer = freeze_trainer(model, tmp_path)
+    trainer.train()
+    assert moved(before, model) == HEAD
