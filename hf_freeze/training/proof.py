@@ -77,13 +77,15 @@ class FreezeProof:
 
         What moved on one process only is raised on all of them.
         """
-        frozen = self._frozen_tensors()
+        named = self._named()
+        now = digests(self._frozen_tensors(), merge_zeros=steps_copies(self._optimizer))
+        moved = [name for name, digest in self._frozen.items() if now.get(name, digest) != digest]
         # First, as all processes must take part: one that raised before would leave the others waiting for it.
-        differing = differing_replicas(self._named() | frozen)
+        # Of buffers, that they moved: nobody but DistributedDataParallel makes them equal while they train.
+        differing = differing_replicas(named, {name: name in moved for name in self._frozen if name not in named})
         self._refuse_left_out()
         self._cross_off()
-        now = digests(frozen, merge_zeros=steps_copies(self._optimizer))
-        if moved := [name for name, digest in self._frozen.items() if now.get(name, digest) != digest]:
+        if moved:
             raise FreezeViolation(f"{_listing(moved)} moved while frozen. {self._why_moved(moved)}")
         if differing:
             raise FreezeViolation(
@@ -187,18 +189,22 @@ class FreezeProof:
         )
 
 
-def differing_replicas(tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """Name the tensors that are not bit-equal on all processes; every process gets the same answer."""
+def differing_replicas(tensors: Mapping[str, torch.Tensor], moved: Mapping[str, bool]) -> list[str]:
+    """Name the tensors that are not bit-equal on all processes, and what `moved` on some only.
+
+    Every process gets the same answer.
+    """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return []
     if any(map(is_sharded, tensors.values())):
         return []  # sharded: the ranks hold different pieces by design
     device = next(iter(tensors.values())).device
-    mine = torch.tensor(list(digests(tensors).values()), device=device)
+    values = {**digests(tensors), **moved}
+    mine = torch.tensor(list(values.values()), device=device)
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, mine)
     differs = torch.stack([theirs != everyone[0] for theirs in everyone]).any(dim=0).tolist()
-    return [name for name, different in zip(tensors, differs, strict=True) if different]
+    return [name for name, different in zip(values, differs, strict=True) if different]
 
 
 def _names_where(holds: Callable[[torch.Tensor], torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> set[str]:

@@ -49,6 +49,7 @@ class DecoupledSGD(torch.optim.SGD):
 OPTIMIZERS = {
     "adamw": lambda groups: torch.optim.AdamW(groups, eps=1e-3),
     "decoupled": lambda groups: DecoupledSGD(groups, lr=1e-2),
+    "bf16": lambda groups: torch.optim.AdamW(groups),
 }
 CASES = [f"{optimizer}-zero{zero}" for optimizer in OPTIMIZERS for zero in range(4)]
 
@@ -60,7 +61,7 @@ def text_model() -> torch.nn.Module:
     return model
 
 
-def train(case: str, folder, *, model=None, plan=PLAN, rows=None, see=None) -> torch.nn.Module:
+def train(case: str, folder, *, model=None, plan=PLAN, rows=None, see=None):
     """Train by the plan; `see` is called with the model before the first step and after each."""
     name, _, zero = case.partition("-zero")
     model = text_model() if model is None else model
@@ -70,7 +71,7 @@ def train(case: str, folder, *, model=None, plan=PLAN, rows=None, see=None) -> t
     set_trainable(model, resolved.ever_trainable)
     base = OPTIMIZERS[name](param_groups(model, args, plan=plan))
     scheduler = LambdaLR(base, lambda step: 1 - step / (2 * STEPS))
-    engine = initialize(model, base, int(zero)) if zero else None
+    engine = initialize(model, base, zero=int(zero), bf16=name == "bf16") if zero else None
     run = FreezeRun(
         resolved,
         model,
@@ -101,10 +102,10 @@ def train(case: str, folder, *, model=None, plan=PLAN, rows=None, see=None) -> t
         scheduler.step()
         see(model)
     run.conclude()
-    return model
+    return engine
 
 
-def initialize(model: torch.nn.Module, optimizer: torch.optim.Optimizer, zero: int):
+def initialize(model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, zero: int, bf16: bool):
     import deepspeed
 
     # A threshold of 0 cuts even the smallest tensors into pieces.
@@ -112,6 +113,8 @@ def initialize(model: torch.nn.Module, optimizer: torch.optim.Optimizer, zero: i
         "train_micro_batch_size_per_gpu": ROWS // dist.get_world_size(),
         "zero_optimization": {"stage": zero, "stage3_param_persistence_threshold": 0},
         "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": bf16},
+        "data_types": {"grad_accum_dtype": "fp32" if bf16 and zero == 1 else None},
     }
     return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
 
@@ -147,7 +150,8 @@ def text_case(case: str, folder: Path) -> dict:
         layers = enumerate(model.bert.encoder.layer)
         seen["in_train_mode"].append([index for index, layer in layers if layer.output.dropout.training])
 
-    train(case, folder / "arguments", see=see)
+    engine = train(case, folder / "arguments", see=see)
+    seen["optimizer"] = type(engine.optimizer).__name__
     if dist.get_rank() == 0:
         save_file(weights, folder / f"{case}.safetensors")
     return seen
