@@ -4,20 +4,23 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def accelerate_launch(script: str | Path, *arguments: object, processes: int = 2, timeout: float = 240) -> str:
+def accelerate_launch(
+    script: str | Path, *arguments: object, processes: int = 2, flags: Sequence[str] = (), timeout: float = 240
+) -> str:
     """Run `script` under `accelerate launch` with `processes` gloo processes; return what it printed.
 
-    The script's own arguments must have `use_cpu=True`. Fails with the whole output when it ends badly or late.
+    The script's own arguments must have `use_cpu=True`. `flags` are for `accelerate launch` itself. Fails with the whole output when it ends badly or late.
     """
     setup = ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
     setup += ["--dynamo_backend", "no", "--main_process_port", str(free_port())]
-    several = ["--multi_gpu"] if processes > 1 else []
-    command = [sys.executable, "-m", "accelerate.commands.launch", *several, *setup, str(script), *map(str, arguments)]
+    kind = flags or (["--multi_gpu"] if processes > 1 else [])
+    command = [sys.executable, "-m", "accelerate.commands.launch", *kind, *setup, str(script), *map(str, arguments)]
     return run(command, timeout=timeout)
 
 
@@ -31,7 +34,8 @@ def torchrun(script: str | Path, *arguments: object, processes: int = 2, timeout
 
 def run(command: list[str], *, timeout: float, expect: int = 0) -> str:
     """Run a command from the repository root; fail with its output unless it exits with `expect`."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
     child = subprocess.Popen(
         command,
         cwd=ROOT,

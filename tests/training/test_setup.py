@@ -10,8 +10,18 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from hf_freeze import FreezePlan, PlanError, Plateau, Stage, UnsupportedSetupError, freeze
+from hf_freeze import (
+    FreezePlan,
+    FreezeTrainer,
+    FreezeTrainingArguments,
+    PlanError,
+    Plateau,
+    Stage,
+    UnsupportedSetupError,
+    freeze,
+)
 from hf_freeze.training.setup import check_setup, warn_of_coarse_weights
+from tests.launch import accelerate_launch
 from tests.models import tiny_bert
 from tests.training.runs import freeze_trainer
 
@@ -108,41 +118,137 @@ def test_coarse_weights_that_stay_frozen_are_not_warned_of(caplog):
 # --- wrappers ---------------------------------------------------------------------------------------------------------
 
 
+FLAT = "FSDP1 with use_orig_params=False flattens frozen and trainable"
+
+
 @pytest.mark.parametrize("flat", [False, "false", "False"])
-def test_flat_parameters_of_fsdp1_are_refused(flat):
-    args = arguments()
-    args.fsdp, args.fsdp_config = "full_shard", {"fsdp_version": 1, "use_orig_params": flat}
-    with pytest.raises(UnsupportedSetupError, match="FSDP1 with use_orig_params=False flattens frozen and trainable"):
+@pytest.mark.parametrize("prefix", ["", "fsdp_"])
+def test_flat_parameters_of_fsdp1_are_refused(prefix, flat):
+    args = arguments(fsdp=True, fsdp_config={f"{prefix}version": 1, f"{prefix}use_orig_params": flat})
+    with pytest.raises(UnsupportedSetupError, match=FLAT):
         check(args)
 
 
 @pytest.mark.parametrize(
     ("fsdp", "config"),
     [
-        ("full_shard", {"fsdp_version": 2, "use_orig_params": False}),
-        ("full_shard", {"version": 1, "use_orig_params": True}),
-        ("full_shard", {"use_orig_params": "true"}),
-        ("", {"use_orig_params": False}),
-        ("full_shard", None),
+        (True, {"version": 2, "use_orig_params": False}),
+        (True, {"use_orig_params": False}),  # of version 2
+        (True, {"version": 1, "use_orig_params": True}),
+        (True, {"version": 1}),  # which the Trainer takes for True
+        (True, None),
+        (None, {"version": 1, "use_orig_params": False}),
     ],
 )
 def test_other_ways_of_sharding_pass(fsdp, config):
-    args = arguments()
-    args.fsdp, args.fsdp_config = fsdp, config
-    check(args)
+    check(arguments(fsdp=fsdp, fsdp_config=config))
+
+
+LAUNCHED = {
+    "flat": ({"FSDP_VERSION": "1", "FSDP_USE_ORIG_PARAMS": "false"}, {}, True),
+    "flat by default": ({}, {}, True),
+    "original": ({"FSDP_VERSION": "1", "FSDP_USE_ORIG_PARAMS": "True"}, {}, False),
+    "version 2": ({"FSDP_VERSION": "2", "FSDP_USE_ORIG_PARAMS": "false"}, {}, False),
+    "the arguments first": (
+        {"FSDP_VERSION": "2", "FSDP_USE_ORIG_PARAMS": "true"},
+        {"version": 1, "use_orig_params": False},
+        True,
+    ),
+    "the arguments first, which are fine": ({"FSDP_USE_ORIG_PARAMS": "false"}, {"version": 2}, False),
+}
+
+
+@pytest.mark.parametrize("case", LAUNCHED)
+def test_what_accelerate_launch_leaves_in_the_environment_is_read_before_there_is_a_plugin(monkeypatch, case, tmp_path):
+    environment, config, refused = LAUNCHED[case]
+    for name, value in {"ACCELERATE_USE_FSDP": "true", **environment}.items():
+        monkeypatch.setenv(name, value)
+    args = arguments(fsdp=True if config else None, fsdp_config=config or None)
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})
+    if not refused:
+        return check(args)
+    with pytest.raises(UnsupportedSetupError, match=FLAT):
+        check(args)
+
+
+def test_a_launch_without_fsdp_leaves_nothing_to_refuse(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    monkeypatch.setenv("FSDP_USE_ORIG_PARAMS", "false")
+    check(arguments())
+
+
+LAUNCHED_SCRIPT = """
+import sys
+from hf_freeze import FreezeTrainer, FreezeTrainingArguments, UnsupportedSetupError
+from tests.models import text_rows, tiny_bert
+
+try:
+    args = FreezeTrainingArguments(sys.argv[1], trainable=["head"], report_to=[], use_cpu=True)
+    FreezeTrainer(tiny_bert(), args, train_dataset=text_rows(8)).train()
+except UnsupportedSetupError as refusal:
+    print("REFUSED", refusal)
+"""
+
+
+@pytest.mark.distributed
+def test_flat_parameters_by_accelerate_launch_are_refused_and_nothing_is_written(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(LAUNCHED_SCRIPT, encoding="utf-8")
+    flags = ["--use_fsdp", "--fsdp_version", "1", "--fsdp_use_orig_params", "false"]
+    found = accelerate_launch(script, tmp_path / "out", flags=flags, processes=1)
+    assert re.search(f"REFUSED {FLAT}", found), found
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("version", "original", "refused"), [(1, False, True), (1, True, False), (2, True, False)])
 def test_what_accelerate_launch_configured_goes_before_the_arguments(monkeypatch, version, original, refused):
-    args = arguments()
+    args = arguments(fsdp=True, fsdp_config={"version": 1, "use_orig_params": refused})
     plugin = FullyShardedDataParallelPlugin(fsdp_version=version, use_orig_params=original)
     monkeypatch.setattr(AcceleratorState, "_shared_state", {"fsdp_plugin": plugin})
     if not refused:
-        args.fsdp, args.fsdp_config = "full_shard", {"fsdp_version": 1, "use_orig_params": False}
-        check(args)
-        return
+        return check(args)
     with pytest.raises(UnsupportedSetupError, match="use_orig_params=False"):
         check(args)
+
+
+STAGED = FreezePlan(trainable="head", stages=[Stage(epoch=1, unfreeze="all")])
+
+
+@pytest.mark.parametrize("how", ["arguments", "plugin of the arguments", "accelerate launch"])
+def test_a_plan_with_stages_is_refused_in_a_trainer_under_deepspeed_and_one_without_is_not(monkeypatch, how):
+    args = arguments()
+    if how == "arguments":
+        args.deepspeed = "config.json"
+    elif how == "plugin of the arguments":
+        args.deepspeed_plugin = object()
+    else:
+        monkeypatch.setattr(AcceleratorState, "_shared_state", {"deepspeed_plugins": {"default": object()}})
+    with pytest.raises(UnsupportedSetupError, match=r"stages \(epoch 1.*Use a plan without stages.*FSDP2.*FreezeRun"):
+        check(args, plan=STAGED)
+    check(args)
+
+
+def test_a_trainer_under_deepspeed_refuses_stages_at_construction(tmp_path):
+    args = FreezeTrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none")
+    args.deepspeed = "config.json"
+    with pytest.raises(UnsupportedSetupError, match="runs under DeepSpeed"):
+        FreezeTrainer(tiny_bert(), args, freeze_plan=STAGED)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("how", ["arguments", "accelerate launch"])
+@pytest.mark.parametrize("restore_best", [True, False])
+def test_rewinding_weights_is_refused_under_fsdp(monkeypatch, restore_best, how):
+    args = arguments(eval_strategy="epoch", fsdp=True if how == "arguments" else None)
+    if how == "accelerate launch":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        monkeypatch.setenv("FSDP_VERSION", "2")
+    waits = Stage(plateau=Plateau("eval_loss", restore_best=restore_best), unfreeze="all")
+    plan = FreezePlan(trainable="head", stages=[waits])
+    if not restore_best:
+        return check(args, plan=plan)
+    with pytest.raises(UnsupportedSetupError, match=r"restore_best=True.*FSDP keeps them in shards"):
+        check(args, plan=plan)
 
 
 # --- plateaus ---------------------------------------------------------------------------------------------------------
