@@ -199,7 +199,7 @@ class FreezePlan:
             name: _plain(getattr(self, name)) for name in ("freeze", "trainable") if getattr(self, name) is not None
         }
         if self.stages:
-            plan["stages"] = [_set_fields(stage) for stage in self.stages]
+            plan["stages"] = [stage_to_dict(stage) for stage in self.stages]
         return plan
 
     @classmethod
@@ -230,6 +230,14 @@ def stage_from_dict(values: Mapping[str, Any]) -> Stage | TopDown:
     return Stage(plateau=plateau, **checked)
 
 
+def stage_to_dict(stage: Stage | TopDown) -> dict[str, Any]:
+    """Return one stage as JSON-able values; what is not set is left out."""
+    if isinstance(stage, TopDown):
+        return {"top_down": asdict(stage)}
+    selections = {"unfreeze": _plain(stage.unfreeze), "freeze": _plain(stage.freeze)}
+    return {**stage.time, **{name: value for name, value in selections.items() if value is not None}}
+
+
 def read_mapping(path: str | os.PathLike[str]) -> Any:
     """Read a YAML or JSON file; raises `PlanError` when there is none or it cannot be read."""
     try:
@@ -247,13 +255,6 @@ def _known(cls: type, values: Any, what: str) -> dict[str, Any]:
     if unknown := [key for key in values if key not in names]:
         raise PlanError(f"{unknown[0]!r} is no key of {what}. The keys are {', '.join(names)}.")
     return dict(values)
-
-
-def _set_fields(stage: Stage | TopDown) -> dict[str, Any]:
-    if isinstance(stage, TopDown):
-        return {"top_down": asdict(stage)}
-    selections = {"unfreeze": _plain(stage.unfreeze), "freeze": _plain(stage.freeze)}
-    return {**stage.time, **{name: value for name, value in selections.items() if value is not None}}
 
 
 def _plain(value: Any) -> Any:

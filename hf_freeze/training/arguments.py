@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.recipes import RECIPES, recipe
-from hf_freeze.plan.stages import FreezePlan, Stage, TopDown, read_mapping, stage_from_dict
+from hf_freeze.plan.stages import FreezePlan, Plateau, Stage, TopDown, read_mapping, stage_from_dict, stage_to_dict
 
 
 @dataclass
@@ -71,6 +71,7 @@ class FreezeArguments:
 
     def __post_init__(self) -> None:
         self.group_lrs = _read_group_lrs(self.group_lrs)
+        self.unfreeze_stages = _plain_stages(self.unfreeze_stages)
         parents = super()
         if hasattr(parents, "__post_init__"):
             parents.__post_init__()
@@ -82,7 +83,7 @@ class FreezeArguments:
 
     def freeze_plan(self) -> FreezePlan | None:
         """Return the declared plan, or None when nothing was declared. Raises `PlanError` and `SelectionError`."""
-        stages = [stage if isinstance(stage, Stage | TopDown) else stage_from_dict(stage) for stage in self._stages()]
+        stages = [stage_from_dict(stage) for stage in self._stages()]
         given = {"freeze": self.freeze, "trainable": self.trainable}
         declared = {name: value for name, value in given.items() if value is not None}
         if self.freeze_recipe is not None:
@@ -95,9 +96,9 @@ class FreezeArguments:
         return FreezePlan(**declared, stages=stages)
 
     def _stages(self) -> Sequence[Any]:
-        stages = self.unfreeze_stages
+        stages = _plain_stages(self.unfreeze_stages)  # once more: a hyperparameter search sets them anew
         if isinstance(stages, str):
-            stages = _read_json(stages, "unfreeze_stages") if stages.lstrip().startswith("[") else read_mapping(stages)
+            stages = read_mapping(stages)
         if stages is not None and (isinstance(stages, str) or not isinstance(stages, Sequence)):
             raise PlanError(f"unfreeze_stages={self.unfreeze_stages!r} is no list of stages, but {stages!r}.")
         return stages or ()
@@ -114,6 +115,21 @@ def _read_group_lrs(value: Mapping[str, Any] | str | None) -> dict[str, Any] | N
     if value is not None and not isinstance(value, Mapping):
         raise PlanError(f"group_lrs={value!r} is no mapping of selections to learning rates, such as {{'head': 1e-3}}.")
     return None if value is None else dict(value)
+
+
+def _plain_stages(stages: Any) -> Any:
+    """Turn stages into the plain values that arguments are saved as; a path stays one, and so does what is no list."""
+    if isinstance(stages, str):
+        return _read_json(stages, "unfreeze_stages") if stages.lstrip().startswith("[") else stages
+    return [_plain_stage(stage) for stage in stages] if isinstance(stages, Sequence) else stages
+
+
+def _plain_stage(stage: Any) -> Any:
+    if isinstance(stage, Stage | TopDown):
+        return stage_to_dict(stage)
+    if isinstance(stage, Mapping) and isinstance(stage.get("plateau"), Plateau):
+        return {**stage, "plateau": asdict(stage["plateau"])}
+    return stage
 
 
 def _read_json(text: str, name: str) -> Any:

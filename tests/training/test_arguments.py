@@ -7,7 +7,16 @@ import pytest
 import yaml
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArguments
 
-from hf_freeze import FreezeArguments, FreezePlan, FreezeTrainingArguments, PlanError, SelectionError, Stage
+from hf_freeze import (
+    FreezeArguments,
+    FreezePlan,
+    FreezeTrainingArguments,
+    PlanError,
+    Plateau,
+    SelectionError,
+    Stage,
+    recipes,
+)
 
 PARSER = HfArgumentParser(FreezeTrainingArguments)
 STAGES = [{"epoch": 1, "unfreeze": "layers[-1]"}, {"step": 9, "freeze": ["head", "!classifier.bias"]}]
@@ -137,6 +146,33 @@ def test_arguments_are_written_and_read_back():
     assert {name: written[name] for name in VALUES} == {**VALUES, "output_dir": "never-written"}
     known = {name: value for name, value in args.to_dict().items() if name in VALUES}
     assert_is_what_was_meant(FreezeTrainingArguments(**known))
+
+
+WAITS = {"plateau": Plateau("f1", patience=2), "freeze": "head"}
+OBJECTS = [
+    [Stage(epoch=1, unfreeze=("layers[-1]", "!norms"))],
+    [Stage(**WAITS), {"step": 9, "unfreeze": "all"}],
+    [{**WAITS}],
+    recipes.gradual().stages,
+]
+
+
+@pytest.mark.parametrize("stages", OBJECTS, ids=["stage", "plateau", "plateau in a dict", "top down"])
+def test_stages_given_as_objects_are_written_and_read_back(stages):
+    args = declare(trainable=["head"], unfreeze_stages=stages)
+    written = json.loads(args.to_json_string())
+    assert declare(trainable=["head"], unfreeze_stages=written["unfreeze_stages"]).freeze_plan() == args.freeze_plan()
+    assert args.to_dict()["unfreeze_stages"] == written["unfreeze_stages"]
+
+
+def test_stages_given_as_json_text_are_written_as_the_list_that_they_are():
+    assert declare(trainable=["head"], unfreeze_stages=json.dumps(STAGES)).to_dict()["unfreeze_stages"] == STAGES
+
+
+def test_stages_that_are_set_later_are_read_as_well():
+    args = declare(trainable=["head"])
+    args.unfreeze_stages = [Stage(epoch=1, unfreeze="all")]
+    assert args.freeze_plan() == FreezePlan(trainable=["head"], stages=args.unfreeze_stages)
 
 
 def test_arguments_survive_to_a_tracker():
