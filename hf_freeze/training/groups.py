@@ -5,13 +5,16 @@ parameter later breaks its scheduler and cannot be resumed. A frozen parameter h
 neither step it nor decay it nor hold state for it.
 """
 
+import difflib
 import hashlib
+import inspect
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
@@ -57,6 +60,7 @@ def param_groups(
     plan: FreezePlan | None = None,
     group_lrs: GroupLRs | None = None,
     layer_lr_decay: float = 1.0,
+    optimizer_cls: type[torch.optim.Optimizer] | None = None,
 ) -> list[dict[str, Any]]:
     """Build named parameter groups for `Trainer(optimizers=...)`, `optimizer_cls_and_kwargs` or a loop of one's own.
 
@@ -66,9 +70,13 @@ def param_groups(
     one more per layer below, embeddings last. Biases and norms have no weight decay, as in the Trainer, unless a
     selection of nothing else is given one. Without a plan, what requires a gradient now is what trains.
 
-    Raises `PlanError` for a rate that is no rate, and for a selection that matches nothing that trains or what another
-    one matches too.
+    Optimizers read over options that they do not know. So name the class that takes the groups as `optimizer_cls`;
+    without it, the options of torch's own optimizers and of `args.optim` pass.
+
+    Raises `PlanError` for a rate that is no rate, for an option that is none, and for a selection that matches nothing
+    that trains or what another one matches too.
     """
+    _refuse_misspelt_options(group_lrs or {}, args, model, optimizer_cls)
     if plan is None:
         plan = plan_as_it_is(model)
     decayed = Trainer.get_decay_parameter_names(None, unwrap(model))  # type: ignore[arg-type] # reads nothing of self
@@ -178,6 +186,40 @@ def _options(selection: str, value: float | Mapping[str, Any]) -> dict[str, Any]
         if isinstance(number, bool) or not isinstance(number, int | float) or not (0 <= number < math.inf):
             raise PlanError(f"group_lrs[{selection!r}]: {name}={number!r} is not a finite number of at least 0.")
     return options
+
+
+_TORCHS_OWN = [cls for cls in vars(torch.optim).values() if inspect.isclass(cls) and cls is not torch.optim.Optimizer]
+
+
+def refuse_unknown_options(group_lrs: GroupLRs, known: Collection[str], optimizer: str) -> None:
+    """Raise `PlanError` for an option that is not among the `known` ones of the optimizer of this name."""
+    for selection, options in group_lrs.items():
+        unknown = sorted(options.keys() - set(known)) if isinstance(options, Mapping) else []
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], sorted(known), n=1, cutoff=0.0)
+            raise PlanError(
+                f"group_lrs[{selection!r}]: {unknown[0]!r} is no option of {optimizer}. Nearest: "
+                f"{', '.join(map(repr, near))}. Its options are {', '.join(sorted(known))}."
+            )
+
+
+def _refuse_misspelt_options(
+    group_lrs: GroupLRs, args: TrainingArguments, model: nn.Module, cls: type[torch.optim.Optimizer] | None
+) -> None:
+    if cls is not None:
+        return refuse_unknown_options(group_lrs, _options_of(cls), cls.__name__)
+    known = frozenset().union(*map(_options_of, _TORCHS_OWN))
+    given = {name for options in group_lrs.values() if isinstance(options, Mapping) for name in options}
+    if given <= known:
+        return
+    name = getattr(args.optim, "value", args.optim)
+    # Only now, as it imports the optimizer's package.
+    cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, unwrap(model))  # type: ignore[arg-type]
+    refuse_unknown_options(group_lrs, known | _options_of(cls) | kwargs.keys(), f"torch's optimizers or {name}")
+
+
+def _options_of(cls: type) -> frozenset[str]:
+    return frozenset(inspect.signature(cls).parameters) - {"params", "closure", "args", "kwargs"}
 
 
 def with_parameters(specs: Sequence[GroupSpec], model: nn.Module) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """`FreezeTrainer`: the Hugging Face Trainer with a freeze plan. `FreezeTrainerMixin` gives the same to any subclass."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hf_freeze.training import checkpoint
 from hf_freeze.training.arguments import FreezeArguments
 from hf_freeze.training.callbacks import FreezeCallback
 from hf_freeze.training.freezing import plan_as_it_is, set_trainable
-from hf_freeze.training.groups import GroupLRs, GroupSpec, group_specs, with_parameters
+from hf_freeze.training.groups import GroupSpec, group_specs, refuse_unknown_options, with_parameters
 from hf_freeze.training.run import FreezeSettings
 from hf_freeze.training.scaled_loss import ScaledLossTrainerMixin
 from hf_freeze.training.schedule import continue_schedule
@@ -114,7 +114,7 @@ class FreezeTrainerMixin(ScaledLossTrainerMixin, ThresholdTrainerMixin):
             optimizer = super().create_optimizer(*_given(model))
         finally:
             self.optimizer_cls_and_kwargs = before
-        _refuse_unknown_options(self._settings.rates_by_selection, optimizer)
+        refuse_unknown_options(self._settings.rates_by_selection, optimizer.defaults, type(optimizer).__name__)
         return optimizer
 
     def _group_specs(self, args: TrainingArguments, model: nn.Module) -> list[GroupSpec]:
@@ -257,16 +257,6 @@ def _split_by(special: list[dict[str, Any]], groups: list[dict[str, Any]]) -> It
 def _refuse_second_callback(callbacks: Iterable[Any]) -> None:
     if any(isinstance(callback, FreezeCallback) for callback in callbacks):
         raise PlanError("FreezeTrainer brings its own FreezeCallback; give it the plan as freeze_plan= instead.")
-
-
-def _refuse_unknown_options(group_lrs: GroupLRs, optimizer: torch.optim.Optimizer) -> None:
-    for selection, options in group_lrs.items():
-        unknown = sorted(options.keys() - optimizer.defaults.keys()) if isinstance(options, Mapping) else []
-        if unknown:
-            raise PlanError(
-                f"group_lrs[{selection!r}]: {unknown[0]!r} is no option of {type(optimizer).__name__}. Its options are "
-                f"{', '.join(sorted(optimizer.defaults))}."
-            )
 
 
 def _given(model: nn.Module | None) -> tuple[nn.Module, ...]:

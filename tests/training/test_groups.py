@@ -287,6 +287,28 @@ def test_what_groups_are_made_of_is_not_an_option(key):
         specs(tiny_bert(), group_lrs={"head": {"lr": 1e-3, key: "mine"}})
 
 
+@pytest.mark.parametrize("given", [{"optimizer_cls": torch.optim.SGD}, {}])
+def test_a_misspelt_option_is_refused_with_the_nearest_one(given):
+    with pytest.raises(PlanError, match=r"group_lrs\['head'\]: 'lrr' is no option of .*Nearest: 'lr'"):
+        param_groups(tiny_bert(), arguments(), group_lrs={"backbone": 1e-4, "head": {"lrr": 1e-3}}, **given)
+
+
+def test_the_options_of_the_optimizer_that_is_named_are_the_ones_that_pass():
+    ask = {"head": {"lr": 1e-3, "momentum": 0.9}}
+    for kwargs in ({"optimizer_cls": torch.optim.SGD}, {}):
+        assert param_groups(tiny_bert(), arguments(), group_lrs=ask, **kwargs)[-1]["momentum"] == 0.9
+    with pytest.raises(PlanError, match="'momentum' is no option of AdamW"):
+        param_groups(tiny_bert(), arguments(), group_lrs=ask, optimizer_cls=torch.optim.AdamW)
+
+
+def test_the_options_of_the_optimizer_in_the_arguments_pass():
+    args = TrainingArguments("never-written", use_cpu=True, report_to="none", optim="adafactor")
+    ask = {"head": {"clip_threshold": 2.0}}
+    assert param_groups(tiny_bert(), args, group_lrs=ask)[-1]["clip_threshold"] == 2.0
+    with pytest.raises(PlanError, match="'clip_threshold' is no option of torch's optimizers or adamw_torch"):
+        param_groups(tiny_bert(), arguments(), group_lrs=ask)
+
+
 def test_a_rate_of_nought_is_a_rate():
     assert rates(specs(tiny_bert(), group_lrs={"head": 0}))["classifier.weight"] == 0
 
