@@ -50,10 +50,15 @@ def plan_as_it_is(model: nn.Module) -> FreezePlan:
 
 
 def set_trainable(model: nn.Module, trainable: Collection[str]) -> tuple[list[str], list[str]]:
-    """Make exactly these names trainable; return what thawed and what froze. Doing it twice changes nothing."""
-    names = dict(unwrap(model).named_parameters(remove_duplicate=False)).keys()
-    thawed = _write(model, set(trainable), trainable=True)
-    return thawed, _write(model, names - set(trainable), trainable=False)
+    """Make exactly these parameters trainable, a tied one by any of its names; return what thawed and what froze.
+
+    Doing it twice changes nothing.
+    """
+    by_name = dict(unwrap(model).named_parameters(remove_duplicate=False))
+    chosen = {id(parameter) for name, parameter in by_name.items() if name in trainable}
+    names = {name for name, parameter in by_name.items() if id(parameter) in chosen}
+    thawed = _write(model, names, trainable=True)
+    return thawed, _write(model, by_name.keys() - names, trainable=False)
 
 
 def _write(model: nn.Module, names: Collection[str], *, trainable: bool) -> list[str]:

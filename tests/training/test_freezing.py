@@ -202,6 +202,17 @@ def test_set_trainable_makes_exactly_these_trainable_and_says_what_thawed_and_wh
     assert unfreeze(model, "head") == HEAD  # frozen by us
 
 
+@pytest.mark.parametrize("alias", ["transformer.wte.weight", "lm_head.weight"])
+def test_set_trainable_takes_a_tied_weight_by_either_name(alias):
+    model = tiny_gpt2_lm()
+    both = ["transformer.wte.weight", "lm_head.weight"]
+    set_trainable(model, [])
+    assert set_trainable(model, [alias]) == (both, [])
+    assert model.lm_head.weight.requires_grad
+    assert set_trainable(model, [alias]) == ([], [])
+    assert set_trainable(model, both[:1]) == set_trainable(model, both) == ([], [])
+
+
 # --- eval mode --------------------------------------------------------------------------------------------------------
 
 
