@@ -1,11 +1,12 @@
 """Refuse, before anything is written or trained, what could not honour a plan."""
 
 import logging
-from collections.abc import Mapping
+import os
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.utils import str_to_bool
 from torch import nn
 from transformers import TrainingArguments
 
@@ -23,7 +24,7 @@ def check_setup(args: TrainingArguments, model: nn.Module, resolved: ResolvedPla
     _check_precision(args, model, resolved)
     _check_plateaus(args, resolved)
     _check_deepspeed(args, resolved)
-    if args.fsdp or _plugin("fsdp_plugin"):
+    if _uses_fsdp(args):
         refuse_rewind(resolved, "FSDP")
 
 
@@ -97,14 +98,32 @@ def _check_fsdp(args: TrainingArguments) -> None:
         )
 
 
+def _uses_fsdp(args: TrainingArguments) -> bool:
+    return bool(args.fsdp or _plugin("fsdp_plugin") or _launched_with_fsdp())
+
+
+def _launched_with_fsdp() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
 def _uses_flat_parameters(args: TrainingArguments) -> bool:
+    """Read what accelerate reads: its plugin, where there is one, or else what the plugin will be built from.
+
+    That is the arguments first, and the environment, in which `accelerate launch` leaves its options, where they are
+    silent.
+    """
     plugin = _plugin("fsdp_plugin")
     if plugin is not None:
-        return getattr(plugin, "fsdp_version", 1) == 1 and not plugin.use_orig_params
-    config: Mapping[str, Any] = args.fsdp_config if isinstance(args.fsdp_config, Mapping) else {}
-    version = int(config.get("fsdp_version", config.get("version", 1)))
-    asked = str(config.get("use_orig_params", True)).lower()
-    return bool(args.fsdp) and version == 1 and asked == "false"
+        return plugin.fsdp_version == 1 and not plugin.use_orig_params
+    declared: dict[str, Any] | None = args.fsdp_plugin_args
+    if declared is None and not _launched_with_fsdp():
+        return False
+    launched = {
+        "fsdp_version": os.environ.get("FSDP_VERSION", "1"),
+        "use_orig_params": os.environ.get("FSDP_USE_ORIG_PARAMS", "false"),
+    }
+    asked = launched | (declared or {})
+    return int(asked["fsdp_version"]) == 1 and not str_to_bool(str(asked["use_orig_params"]))
 
 
 def _plugin(name: str) -> Any:
