@@ -159,10 +159,21 @@ class FreezeTrainerMixin(ScaledLossTrainerMixin, ThresholdTrainerMixin):
         self._starts_optimizer_anew = difference is not None
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not self._starts_optimizer_anew:
+        if checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
-        else:
+        elif self._starts_optimizer_anew:
             continue_schedule(self.lr_scheduler, self.state.global_step)
+        else:
+            if self.is_fsdp_enabled:
+                # It asks the checkpoint for the moments of all that requires a gradient now.
+                set_trainable(self.model, self._trained_so_far())
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _trained_so_far(self) -> frozenset[str]:
+        """What trained in any stage up to that of the checkpoint that is resumed."""
+        saved = checkpoint.saved_part(checkpoint.callback_state(self.state, FreezeCallback.__name__))
+        resolved = self._freezing.prepare(self.args, self.model)
+        return frozenset().union(*resolved.names[: saved["run"]["stage"] + 1])
 
     def _load_callback_state(self) -> None:
         super()._load_callback_state()
