@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -81,13 +82,34 @@ def warn_of_coarse_weights(model: nn.Module, resolved: ResolvedPlan) -> None:
 
 
 def _check_deepspeed(args: TrainingArguments, resolved: ResolvedPlan) -> None:
-    if resolved.timed and (args.deepspeed or args.deepspeed_plugin or _plugin("deepspeed_plugins")):
+    if uses_deepspeed(args):
+        refuse_rewind(resolved, "DeepSpeed")
+    if resolved.timed:
+        refuse_deepspeeds_own_optimizer(args)
+
+
+def refuse_deepspeeds_own_optimizer(args: TrainingArguments) -> None:
+    """Raise `UnsupportedSetupError` when the DeepSpeed configuration declares the optimizer."""
+    if "optimizer" in _deepspeed_config(args):
         raise UnsupportedSetupError(
-            f"The plan has stages ({resolved.timed[0].when}, ...), and the Trainer runs under DeepSpeed, which steps "
-            "inside backward, before the Trainer tells its callbacks of a step: freezing over time is not tested "
-            "there. Use a plan without stages, DistributedDataParallel or FSDP2, or a loop of your own over "
-            "deepspeed.initialize with param_groups and hf_freeze.training.run.FreezeRun."
+            "The DeepSpeed configuration has an 'optimizer', which DeepSpeed builds over one group of what trains at "
+            "the start: nothing could thaw or have a rate of its own. Remove 'optimizer' from the configuration, and "
+            "say it in the TrainingArguments, such as optim='adamw_torch'; the engine steps that one."
         )
+
+
+def uses_deepspeed(args: TrainingArguments) -> bool:
+    """Whether the Trainer runs, or will run, under DeepSpeed."""
+    return bool(args.deepspeed or args.deepspeed_plugin or _plugin("deepspeed_plugins"))
+
+
+def _deepspeed_config(args: TrainingArguments) -> Mapping[str, Any]:
+    """What is configured; {} before accelerate has read a configuration that it was launched with."""
+    given = _plugin("deepspeed_plugins")
+    several = given.values() if isinstance(given, Mapping) else filter(None, [given])
+    plugin = next((plugin for plugin in several if plugin.selected), args.deepspeed_plugin)
+    config: Mapping[str, Any] = getattr(plugin, "deepspeed_config", None) or {}
+    return config
 
 
 def _check_fsdp(args: TrainingArguments) -> None:

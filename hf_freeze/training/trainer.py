@@ -22,7 +22,7 @@ from hf_freeze.training.groups import GroupSpec, group_specs, refuse_unknown_opt
 from hf_freeze.training.run import FreezeSettings
 from hf_freeze.training.scaled_loss import ScaledLossTrainerMixin
 from hf_freeze.training.schedule import continue_schedule
-from hf_freeze.training.setup import check_arguments
+from hf_freeze.training.setup import check_arguments, refuse_deepspeeds_own_optimizer, uses_deepspeed
 from hf_freeze.training.thresholds import ThresholdTrainerMixin
 
 logger = logging.getLogger(__name__)
@@ -64,10 +64,12 @@ class FreezeTrainerMixin(ScaledLossTrainerMixin, ThresholdTrainerMixin):
         args = TrainingArguments(output_dir="tmp_trainer") if args is None else args
         _refuse_second_callback(kwargs.get("callbacks") or ())
         check_arguments(args)
+        refuse_deepspeeds_own_optimizer(args)
         if model is not None:
             self._group_specs(args, model)
         super().__init__(model, args, *positional, **kwargs)
         _refuse_second_callback(self.callback_handler.callbacks)  # one given by position
+        refuse_deepspeeds_own_optimizer(args)  # one that only `accelerate launch` knew of
         self.add_callback(self._freezing)
         self.add_callback(_LossWindow(self))
         set_trainable(self.model, self._freezing.prepare(args, self.model).names[0])
@@ -154,6 +156,11 @@ class FreezeTrainerMixin(ScaledLossTrainerMixin, ThresholdTrainerMixin):
         difference = checkpoint.plan_difference(saved, self._freezing.state(), folder)
         if difference and not self._settings.ignore_plan_change:
             raise PlanError(difference)
+        if difference and uses_deepspeed(self.args):
+            raise UnsupportedSetupError(
+                "ignore_plan_change=True begins a new optimizer, and DeepSpeed loads the old one together with the "
+                f"weights. Start anew from the weights of {str(folder)!r}. {difference}"
+            )
         if difference:
             logger.warning("ignore_plan_change=True: the optimizer starts anew. %s", difference)
         self._starts_optimizer_anew = difference is not None

@@ -214,26 +214,51 @@ def test_what_accelerate_launch_configured_goes_before_the_arguments(monkeypatch
 STAGED = FreezePlan(trainable="head", stages=[Stage(epoch=1, unfreeze="all")])
 
 
-@pytest.mark.parametrize("how", ["arguments", "plugin of the arguments", "accelerate launch"])
-def test_a_plan_with_stages_is_refused_in_a_trainer_under_deepspeed_and_one_without_is_not(monkeypatch, how):
-    args = arguments()
+class DeepSpeed:
+    """Stands in for the plugin, which only the installed package can make."""
+
+    selected = True
+
+    def __init__(self, config):
+        self.deepspeed_config = config
+
+
+def under_deepspeed(how, monkeypatch, config, **values):
+    args = arguments(**values)
     if how == "arguments":
-        args.deepspeed = "config.json"
-    elif how == "plugin of the arguments":
-        args.deepspeed_plugin = object()
+        args.deepspeed, args.deepspeed_plugin = config, DeepSpeed(config)
     else:
-        monkeypatch.setattr(AcceleratorState, "_shared_state", {"deepspeed_plugins": {"default": object()}})
-    with pytest.raises(UnsupportedSetupError, match=r"stages \(epoch 1.*Use a plan without stages.*FSDP2.*FreezeRun"):
+        plugins = {"a plugin": DeepSpeed(config), "several plugins": {"default": DeepSpeed(config)}}[how]
+        monkeypatch.setattr(AcceleratorState, "_shared_state", {"deepspeed_plugins": plugins})
+    return args
+
+
+ways_to_deepspeed = pytest.mark.parametrize("how", ["arguments", "a plugin", "several plugins"])
+
+
+@ways_to_deepspeed
+def test_an_optimizer_that_deepspeed_builds_is_refused_for_a_plan_with_stages(monkeypatch, how):
+    args = under_deepspeed(how, monkeypatch, {"optimizer": {"type": "AdamW"}})
+    with pytest.raises(UnsupportedSetupError, match=r"Remove 'optimizer' from the configuration.*optim='adamw_torch'"):
         check(args, plan=STAGED)
     check(args)
+    check(under_deepspeed(how, monkeypatch, {"zero_optimization": {"stage": 3}}), plan=STAGED)
 
 
-def test_a_trainer_under_deepspeed_refuses_stages_at_construction(tmp_path):
-    args = FreezeTrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none")
-    args.deepspeed = "config.json"
-    with pytest.raises(UnsupportedSetupError, match="runs under DeepSpeed"):
-        FreezeTrainer(tiny_bert(), args, freeze_plan=STAGED)
+def test_a_freeze_trainer_refuses_an_optimizer_that_deepspeed_builds_under_any_plan(tmp_path):
+    args = FreezeTrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none", trainable=["head"])
+    args.deepspeed_plugin = DeepSpeed({"optimizer": {"type": "AdamW"}})
+    with pytest.raises(UnsupportedSetupError, match="DeepSpeed configuration has an 'optimizer'"):
+        FreezeTrainer(tiny_bert(), args)
     assert not list(tmp_path.iterdir())
+
+
+@ways_to_deepspeed
+def test_rewinding_weights_is_refused_under_deepspeed(monkeypatch, how):
+    args = under_deepspeed(how, monkeypatch, {"zero_optimization": {"stage": 1}}, eval_strategy="epoch")
+    waits = Stage(plateau=Plateau("eval_loss", restore_best=True), unfreeze="all")
+    with pytest.raises(UnsupportedSetupError, match=r"restore_best=True.*DeepSpeed keeps them in shards"):
+        check(args, plan=FreezePlan(trainable="head", stages=[waits]))
 
 
 @pytest.mark.parametrize("how", ["arguments", "accelerate launch"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import set_seed
 
-from hf_freeze import FreezePlan, PlanError, Plateau, Stage
+from hf_freeze import FreezePlan, PlanError, Plateau, Stage, UnsupportedSetupError
 from tests.models import tiny_bert
 from tests.training.staged import PLAN, STEPS, losses, optimizer_bytes, trainer, weights_of
 
@@ -84,3 +84,12 @@ def test_ignoring_a_change_of_plan_takes_over_weights_step_and_schedule(tmp_path
     assert all(torch.equal(weight, made.watch.weights[0][name]) for name, weight in whole.watch.weights[8].items())
     rates = {entry["step"]: entry["learning_rate"] for entry in losses(made) if "loss" in entry}
     assert [rates[step] for step in (9, 10, 11, 12)] == pytest.approx([1e-2 * k / 12 for k in (4, 3, 2, 1)])
+
+
+def test_a_change_of_plan_cannot_be_ignored_under_deepspeed(tmp_path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    trainer(tmp_path, **saving).train()
+    made = trainer(tmp_path, plan=FreezePlan(trainable="head"), ignore_plan_change=True, **saving)
+    made.args.deepspeed_plugin = object()
+    with pytest.raises(UnsupportedSetupError, match=r"(?s)DeepSpeed loads the old one.*checkpoint-8.*The difference"):
+        made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
