@@ -53,3 +53,17 @@ def test_a_tuned_threshold_labels_its_own_rows_as_it_counted_them():
     result = tune_threshold(logits, labels)
     predicted = predict_binary(logits, result).label == 1
     assert ((predicted & labels).sum(), (predicted & ~labels).sum()) == (result.tp, result.fp)
+
+
+@pytest.mark.filterwarnings("ignore::hf_freeze.binary.diagnosis.ThresholdWarning")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_threshold_among_the_ties_of_half_precision_labels_its_own_rows_as_it_counted_them(dtype):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.rand(2000, generator=generator) < 0.2
+    logits = torch.randn(2000, 2, generator=generator)
+    logits[:, 1] += labels
+    logits = (4 * logits).round().to(dtype) / 4
+    result = tune_threshold(logits, labels)
+    assert result.n_distinct < 60
+    predicted = predict_binary(logits, result).label == 1
+    assert ((predicted & labels).sum(), (predicted & ~labels).sum()) == (result.tp, result.fp)

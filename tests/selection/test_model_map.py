@@ -228,6 +228,21 @@ def test_integers_that_are_named_are_refused(selection):
         FreezePlan(freeze=["all", "!classifier"]).resolve(with_integers())
 
 
+@pytest.mark.filterwarnings("ignore")  # of bitsandbytes and what it imports
+def test_four_bit_weights_are_passed_over_by_all_and_refused_by_name(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    tiny_bert(hidden_size=64, intermediate_size=64).save_pretrained(tmp_path)
+    model = hf.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path, quantization_config=hf.BitsAndBytesConfig(load_in_4bit=True)
+    )
+    packed = {name for name, parameter in model.named_parameters() if type(parameter).__name__ == "Params4bit"}
+    assert len(packed) >= 12
+    trainable = FreezePlan(trainable="all").resolve(model).ever_trainable
+    assert trainable == {name for name, _ in model.named_parameters()} - packed
+    with pytest.raises(UnsupportedSetupError, match=r"weight'.* cannot be trained: the values are integers"):
+        FreezePlan(trainable="bert.encoder.layer.0").resolve(model)
+
+
 def test_complex_weights_can_train():
     model = nn.Linear(2, 2)
     model.kernel = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
