@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from hf_freeze.errors import PlanError, UnsupportedSetupError
 from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.selection.model_map import unwrap
+from hf_freeze.training.checkpoint import thawed_tensors
 from hf_freeze.training.snapshot import refuse_rewind
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ def check_setup(args: TrainingArguments, model: nn.Module, resolved: ResolvedPla
     _check_deepspeed(args, resolved)
     if _uses_fsdp(args):
         refuse_rewind(resolved, "FSDP")
+    _check_thawed_base(args, model, resolved)
 
 
 def check_arguments(args: TrainingArguments) -> None:
@@ -41,6 +43,18 @@ def _check_plateaus(args: TrainingArguments, resolved: ResolvedPlan) -> None:
         raise PlanError(
             f"The plan waits for a plateau of {plateaus[0].metric!r}, but eval_strategy is 'no': nothing would ever be "
             "evaluated. Set eval_strategy to 'epoch' or 'steps'."
+        )
+
+
+def _check_thawed_base(args: TrainingArguments, model: nn.Module, resolved: ResolvedPlan) -> None:
+    """PEFT saves adapters only; what is saved beside them must be whole on the process that saves."""
+    zero = _deepspeed_config(args).get("zero_optimization", {}).get("stage")
+    in_shards = "FSDP" if _uses_fsdp(args) else "ZeRO-3" if zero == 3 else None
+    if in_shards and (thawed := thawed_tensors(model, resolved.ever_trainable)):
+        raise UnsupportedSetupError(
+            f"The plan trains {next(iter(thawed))!r} and {len(thawed) - 1} other weights of the base model under PEFT, "
+            f"which would have to be saved beside the adapter, and {in_shards} keeps them in shards. Train adapters "
+            "only, list the modules in modules_to_save of the PEFT config, or use DistributedDataParallel."
         )
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import FullyShardedDataParallelPlugin
+from peft import LoraConfig, get_peft_model
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
@@ -274,6 +275,21 @@ def test_rewinding_weights_is_refused_under_fsdp(monkeypatch, restore_best, how)
         return check(args, plan=plan)
     with pytest.raises(UnsupportedSetupError, match=r"restore_best=True.*FSDP keeps them in shards"):
         check(args, plan=plan)
+
+
+@pytest.mark.parametrize("sharded", ["FSDP", "ZeRO-3"])
+def test_base_weights_that_train_under_peft_in_shards_are_refused_as_they_could_not_be_saved(monkeypatch, sharded):
+    model = get_peft_model(tiny_bert(), LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
+    if sharded == "FSDP":
+        args = arguments(fsdp=True)
+    else:
+        args = under_deepspeed("a plugin", monkeypatch, {"zero_optimization": {"stage": 3}})
+    thawed = FreezePlan(trainable=["adapters", "norms"])
+    with pytest.raises(UnsupportedSetupError, match=rf"LayerNorm.weight' and 9 other.*{sharded} keeps them in shards"):
+        check(args, model, thawed)
+    check(args, model, FreezePlan(trainable=["adapters", "head"]))
+    check(under_deepspeed("a plugin", monkeypatch, {"zero_optimization": {"stage": 2}}), model, thawed)
+    check(args, tiny_bert(), FreezePlan(trainable="norms"))
 
 
 # --- plateaus ---------------------------------------------------------------------------------------------------------
