@@ -15,8 +15,10 @@ ARROWS = {
     "selection": set(),
     "plan": {"selection"},
     "binary": set(),
-    "training": {"plan", "selection", "binary"},
-    "reporting": {"training", "plan", "selection", "binary"},
+    "debugging": {"binary"},
+    "features": set(),
+    "training": {"plan", "selection", "binary", "features"},
+    "reporting": {"training", "plan", "selection", "binary", "debugging"},
 }
 
 

@@ -61,7 +61,24 @@ class FreezeArguments:
             "help": "Prove at each save and at the end that frozen weights stood still and trainable ones moved."
         },
     )
-
+    cache_frozen: bool | str = field(
+        default=False,
+        metadata={
+            "help": "Compute what is frozen once, and train on its stored output: true, or the folder to keep it in "
+            "(true: frozen_features in output_dir)."
+        },
+    )
+    cache_frozen_dtype: str | None = field(
+        default=None,
+        metadata={"help": "Store features as float32, float16 or bfloat16 instead of the model's own type."},
+    )
+    cache_frozen_max_gb: float = field(
+        default=20.0, metadata={"help": "Store no features that would take more than so many GB (1e9 bytes)."}
+    )
+    cache_frozen_always: bool = field(
+        default=False,
+        metadata={"help": "Store features even where the estimate says that it costs more than it saves."},
+    )
     ignore_plan_change: bool = field(
         default=False,
         metadata={

@@ -57,6 +57,7 @@ class FreezeCallback(TrainerCallback, ExportableState):
         self.ignore_plan_change = False
         self._model: nn.Module | None = None
         self._run: FreezeRun | None = None
+        self._steps_per_epoch: int | None = None
         self._rates: dict[str, float] = {}
         self._probe: RemovableHandle | None = None
 
@@ -100,13 +101,14 @@ class FreezeCallback(TrainerCallback, ExportableState):
         if not self.managed:
             _put_first(self)
         resolved = self.prepare(args, model)
+        self._steps_per_epoch = _steps_per_epoch(args, kwargs)
         self._run = FreezeRun(
             resolved,
             model,
             optimizer,
             settings=self.settings,
             max_steps=state.max_steps,
-            steps_per_epoch=_steps_per_epoch(args, kwargs),
+            steps_per_epoch=self._steps_per_epoch,
         )
         if state.is_world_process_zero:
             logger.info("Freeze plan:\n%s", resolved)
@@ -188,6 +190,20 @@ class FreezeCallback(TrainerCallback, ExportableState):
         stage = self._run.state.stage
         trainable = sum(self._run.resolved.sizes[name] for name in self._run.resolved.stages[stage])
         return {**self._rates, "stage": stage, "trainable_params": trainable}
+
+    @property
+    def stage(self) -> int | None:
+        """The stage that the run is in; None outside training."""
+        return self._run.state.stage if self._run else None
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps per epoch, where the data has a length."""
+        return self._steps_per_epoch
+
+    def steps_ahead(self, state: TrainerState) -> dict[int, int]:
+        """Return, from the present stage on, how many steps each has left, as far as that is known."""
+        return self._run.steps_ahead(state.global_step) if self._run else {}
 
     def verify_now(self) -> None:
         """Raise `FreezeViolation` when something frozen moved, or replicas differ. Does nothing outside training."""

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from torch import nn
@@ -74,6 +75,20 @@ def _write(model: nn.Module, names: Collection[str], *, trainable: bool) -> list
         if not trainable:
             by_name[name].grad = None
     return different
+
+
+@contextmanager
+def trainable_for_now(model: nn.Module, trainable: Collection[str]) -> Iterator[None]:
+    """Make exactly these names require a gradient while the context lasts."""
+    parameters = dict(unwrap(model).named_parameters(remove_duplicate=False))
+    before = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in trainable)
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(before[name])
 
 
 def frozen_modules(model: nn.Module, trainable: Collection[str] | None = None) -> list[nn.Module]:

@@ -85,6 +85,7 @@ class FreezeRun:
         self._optimizer = optimizer
         self._by_rate = steps_copies(optimizer)
         self._settings = settings
+        self._max_steps = max_steps
         self._timeline = Timeline(resolved.timed, max_steps=max_steps, steps_per_epoch=steps_per_epoch)
         warmup = warmup_steps(settings.unfreeze_warmup, max_steps)
         self._gate = RateGate(optimizer, resolved, model, warmup=warmup)
@@ -108,6 +109,17 @@ class FreezeRun:
         if stage != self.state.stage:
             self._enter(stage, step)
         self._gate.close(self._timeline.begins(fired=self._fired), step)
+
+    def steps_ahead(self, step: int) -> dict[int, int]:
+        """Return, from the stage of the present step on, how many steps each has left, as far as that is known."""
+        begins = [*self._timeline.begins(fired=self._fired)]
+        ends = [*begins[1:], self._max_steps]
+        spans = enumerate(zip(begins, ends, strict=True))
+        return {
+            stage: min(end, self._max_steps) - max(begin, step)
+            for stage, (begin, end) in spans
+            if stage >= self.state.stage and begin < self._max_steps
+        }
 
     def optimizer_steps(self) -> dict[str, float]:
         """Return the learning rates of the step that the optimizer is about to make."""

@@ -16,6 +16,7 @@ from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training import checkpoint
 from hf_freeze.training.arguments import FreezeArguments
+from hf_freeze.training.cached_features import CachedFeaturesTrainerMixin, CacheFeatures
 from hf_freeze.training.callbacks import FreezeCallback
 from hf_freeze.training.freezing import plan_as_it_is, set_trainable
 from hf_freeze.training.groups import GroupSpec, group_specs, refuse_unknown_options, with_parameters
@@ -28,7 +29,7 @@ from hf_freeze.training.thresholds import ThresholdTrainerMixin
 logger = logging.getLogger(__name__)
 
 
-class FreezeTrainerMixin(ScaledLossTrainerMixin, ThresholdTrainerMixin):
+class FreezeTrainerMixin(CachedFeaturesTrainerMixin, ScaledLossTrainerMixin, ThresholdTrainerMixin):
     """Adds a freeze plan to a Trainer class: `class MyTrainer(FreezeTrainerMixin, Seq2SeqTrainer): ...`.
 
     The plan is `freeze_plan=`, or what `FreezeTrainingArguments` declare; with neither, what requires gradients trains.
@@ -72,6 +73,7 @@ class FreezeTrainerMixin(ScaledLossTrainerMixin, ThresholdTrainerMixin):
         refuse_deepspeeds_own_optimizer(args)  # one that only `accelerate launch` knew of
         self.add_callback(self._freezing)
         self.add_callback(_LossWindow(self))
+        self.add_callback(CacheFeatures(self))
         set_trainable(self.model, self._freezing.prepare(args, self.model).names[0])
 
     def _read_arguments(self) -> None:
@@ -141,6 +143,7 @@ class FreezeTrainerMixin(ScaledLossTrainerMixin, ThresholdTrainerMixin):
             output: TrainOutput = super().train(resume_from_checkpoint, *positional, **kwargs)
             return output
         finally:
+            self._leave_stage()
             self._freezing.end()
 
     def _check_same_plan(self, resume_from_checkpoint: str | bool) -> None:

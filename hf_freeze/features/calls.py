@@ -1,0 +1,119 @@
+"""Watch, and stand in for, the calls that a model makes to its modules."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, order=True)
+class CallKey:
+    """The `index`-th outermost call of the module `name` in one forward pass."""
+
+    name: str
+    index: int
+
+    def __str__(self) -> str:
+        return self.name if not self.index else f"{self.name} (call {self.index + 1})"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that is about to be made: `run` makes it."""
+
+    key: CallKey
+    forward: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def run(self) -> Any:
+        """Make the call."""
+        return self.forward(*self.args, **self.kwargs)
+
+
+Handler = Callable[[Call], Any]
+
+
+class Interception:
+    """Hands each outermost call of `modules` to a handler, which returns what the call returns.
+
+    A call inside another one of them is not handed over. Calls are counted from the start of each forward pass of
+    `model`. Nothing is intercepted outside `by`, and nothing is left on the model after `remove`.
+    """
+
+    def __init__(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+        self.passes = 0
+        self._handler: Handler | None = None
+        self._inside = False
+        self._counts: Counter[str] = Counter()
+        self._modules = dict(modules)
+        self._before = {name: vars(module).get("forward") for name, module in self._modules.items()}
+        for name, module in self._modules.items():
+            vars(module)["forward"] = partial(self._called, name, module.forward)
+        self._pass_begins = model.register_forward_pre_hook(self._begin_pass)
+
+    def remove(self) -> None:
+        """Give the modules their own forward back."""
+        self._pass_begins.remove()
+        for name, module in self._modules.items():
+            vars(module).pop("forward", None)
+            if (before := self._before[name]) is not None:
+                vars(module)["forward"] = before
+
+    @contextmanager
+    def by(self, handler: Handler) -> Iterator[None]:
+        """Let `handler` answer the calls."""
+        previous, self._handler = self._handler, handler
+        self._counts.clear()
+        self.passes = 0
+        try:
+            yield
+        finally:
+            self._handler, self._inside = previous, False
+
+    def _begin_pass(self, module: nn.Module, args: Any) -> None:
+        self._counts.clear()
+        self.passes += 1
+
+    def _called(self, name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._handler is None or self._inside:
+            return forward(*args, **kwargs)
+        key = CallKey(name, self._counts[name])
+        self._counts[name] += 1
+        self._inside = True
+        try:
+            return self._handler(Call(key, forward, args, kwargs))
+        finally:
+            self._inside = False
+
+
+@contextmanager
+def intercepted(model: nn.Module, modules: Mapping[str, nn.Module], handler: Handler) -> Iterator[Interception]:
+    """Let `handler` answer the calls of `modules` while the context lasts."""
+    interception = Interception(model, modules)
+    try:
+        with interception.by(handler):
+            yield interception
+    finally:
+        interception.remove()
+
+
+def wholly_frozen(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> module, of the modules below `model` that hold parameters none of which requires a gradient."""
+    frozen: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        parameters = list(module.parameters())
+        if name and parameters and not any(parameter.requires_grad for parameter in parameters):
+            frozen[name] = module
+    return frozen
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """Return the tensors in nested outputs or arguments, in order."""
+    leaves, _ = torch.utils._pytree.tree_flatten(value)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]

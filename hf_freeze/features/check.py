@@ -1,0 +1,119 @@
+"""Whether stored features are what the model computes now."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from hf_freeze.errors import FreezeViolation
+from hf_freeze.features.batches import Batch, Source
+from hf_freeze.features.errors import CacheRefused
+from hf_freeze.features.extraction import Forward, captures, stored_rows
+from hf_freeze.features.frontier import Frontier, Roots
+from hf_freeze.features.replay import Replay
+from hf_freeze.features.store import Features
+from hf_freeze.features.untouched import random_states_kept, seed_all, untouched
+
+_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+"""Relative to the largest value. Other rows in a batch change the order of sums, which 8 or 11 bits show."""
+
+
+def check_still(
+    model: nn.Module, frontier: Frontier, forward: Forward, *, batches: tuple[Batch, Batch], shared: int
+) -> None:
+    """Hold rows that two batches share, at their ends, against each other, under other random numbers.
+
+    Raises `CacheRefused` where the frozen part is random, or where a row depends on the others of its batch.
+    """
+    with untouched(model), captures(model, [frontier]) as capture:
+        seen = []
+        for seed, batch in ((1, batches[0]), (2, batches[0]), (3, batches[1])):
+            seed_all(seed)
+            seen.append(capture(forward, batch)[0])
+    for column, (key, _, layout) in frontier.columns.items():
+        first, again = (stored_rows(seen[index][column], layout, batches[0]) for index in (0, 1))
+        if _difference(again.values, first.values) > _tolerance(first.values):
+            raise CacheRefused(
+                f"what {key} returns is random: dropout in front of it or between frozen modules is on"
+                f"{_named(training_dropout(model, frontier))}. Set its p, or the configuration's dropout, to 0"
+            )
+        one, other = first.last(shared), stored_rows(seen[2][column], layout, batches[1]).last(shared)
+        if _difference(other, one) > _tolerance(one):
+            raise CacheRefused(
+                f"what {key} returns for a row depends on the other rows of its batch or on their padding"
+            )
+
+
+def training_dropout(model: nn.Module, frontier: Frontier) -> list[str]:
+    """Name the dropout modules in train mode that lie next to frozen modules."""
+    parents = {key.name.rpartition(".")[0] for key in frontier.answers}
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Dropout) and module.training and module.p > 0 and name.rpartition(".")[0] in parents
+    ]
+
+
+def _named(names: Sequence[str]) -> str:
+    return f" ({', '.join(map(repr, names))})" if names else ""
+
+
+def check_stored(
+    model: nn.Module, source: Source, frontier: Frontier, features: Features, *, forward: Forward, rows: Sequence[int]
+) -> float:
+    """Compute the features of these rows again; return the largest difference, relative to the largest value.
+
+    Raises `FreezeViolation` where they are not what is stored.
+    """
+    batch = source.batch(rows)
+    with untouched(model), captures(model, [frontier]) as capture:
+        (seen,) = capture(forward, batch)
+    worst = 0.0
+    for column, (key, _, layout) in frontier.columns.items():
+        now = stored_rows(seen[column], layout, batch).values
+        mask = batch.mask(layout.positions).cpu() if layout.keeps_positions and layout.positions else None
+        stored = features.rows(column, torch.tensor(rows), mask).cpu()
+        stored = stored if mask is None else stored[mask]
+        difference = _difference(stored, now)
+        if not difference <= max(_tolerance(now), _tolerance(stored)):
+            raise FreezeViolation(
+                f"Stored features of {key} are not what the model computes now: they differ by {difference:.2g} of the "
+                f"largest value, in rows {list(rows)[:4]} ... Either the rows change from one reading to the next, or "
+                "the frozen part computes other values in another batch, or the stored file was changed. Delete the "
+                "folder of features, or train with cache_frozen=False."
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def check_replay(model: nn.Module, source: Source, replay: Replay, *, roots: Roots, rows: Sequence[int]) -> None:
+    """Hold the loss and the outputs of these rows with features against those without.
+
+    What nothing is known to read is not a number meanwhile. Raises `CacheRefused` where they are not the same.
+    """
+    batch = source.batch(rows)
+    with untouched(model), torch.no_grad():
+        with random_states_kept():
+            expected = roots(batch.inputs())
+        try:
+            with random_states_kept(), replay.of(torch.tensor(rows), batch, unread=torch.nan):
+                found = roots(batch.inputs())
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
+            raise CacheRefused(f"the rest of the model does not run on stored features ({error})") from error
+    for one, other in zip(expected, found, strict=True):
+        if one.shape != other.shape or not _difference(other, one) <= 10 * _tolerance(one):
+            raise CacheRefused("the rest of the model reads more of the frozen part than its gradients show")
+
+
+def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    if not other.numel():
+        return 0.0
+    one, other = one.double(), other.double().to(one.device)
+    largest = other[other.isfinite()].abs().max().item() if other.isfinite().any() else 0.0
+    same = (one == other) | (one.isnan() & other.isnan())
+    apart = torch.where(same, 0.0, (one - other).abs())
+    return apart.max().item() / max(largest, 1e-12)
+
+
+def _tolerance(values: torch.Tensor) -> float:
+    return _TOLERANCE.get(values.dtype, 0.0)

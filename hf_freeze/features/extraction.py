@@ -1,0 +1,152 @@
+"""Compute what a frontier stores, for all rows of a data set, and check it."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+from tqdm.auto import tqdm
+
+from hf_freeze.features.batches import Batch, Source
+from hf_freeze.features.calls import Call, CallKey, Interception
+from hf_freeze.features.errors import CacheRefused
+from hf_freeze.features.frontier import Frontier
+from hf_freeze.features.shapes import Layout
+from hf_freeze.features.store import Column, FeatureStore
+from hf_freeze.features.untouched import untouched
+
+logger = logging.getLogger(__name__)
+
+Forward = Callable[[dict[str, Any]], Any]
+
+
+class _AllSeen(Exception):  # noqa: N818  # ends a forward pass once nothing more is wanted of it
+    pass
+
+
+@dataclass
+class Work:
+    """A store to fill with what `frontier` stores, in `dtype` if that is not the model's own."""
+
+    frontier: Frontier
+    store: FeatureStore
+    missing: Sequence[int] = ()
+    dtype: torch.dtype | None = None
+
+
+@contextmanager
+def captures(model: nn.Module, frontiers: Sequence[Frontier]) -> Iterator[Callable[[Forward, Batch], list[Any]]]:
+    """Give a function that runs a batch until all that the frontiers store was seen, and returns it by frontier."""
+    interceptions = [Interception(model, frontier.watched(model)) for frontier in frontiers]
+    try:
+
+        def capture(forward: Forward, batch: Batch) -> list[Any]:
+            seen: list[dict[CallKey, list[Any]]] = [{} for _ in frontiers]
+            wanted = [{key for key, _, _ in frontier.columns.values()} for frontier in frontiers]
+
+            def note(number: int, call: Call) -> Any:
+                output = call.run()
+                if call.key in wanted[number]:
+                    seen[number][call.key] = pytree.tree_flatten(output)[0]
+                if all(keys <= found.keys() for keys, found in zip(wanted, seen, strict=True)):
+                    raise _AllSeen
+                return output
+
+            with ExitStack() as stack:
+                stack.enter_context(torch.no_grad())
+                for number, interception in enumerate(interceptions):
+                    stack.enter_context(interception.by(partial(note, number)))
+                try:
+                    forward(batch.inputs())
+                except _AllSeen:
+                    pass
+                else:
+                    raise CacheRefused("the frozen part makes other calls for one batch than for another")
+            return [
+                {column: found[key][index] for column, (key, index, _) in frontier.columns.items()}
+                for frontier, found in zip(frontiers, seen, strict=True)
+            ]
+
+        yield capture
+    finally:
+        for interception in reversed(interceptions):
+            interception.remove()
+
+
+def extract(
+    model: nn.Module,
+    source: Source,
+    work: Sequence[Work],
+    forward: Forward,
+    *,
+    batch_size: int,
+    share: tuple[int, int] = (0, 1),
+    show_progress: bool = False,
+) -> None:
+    """Fill the stores, in one pass over the rows that any of them misses; share (i, n) is every n-th part from i on."""
+    order = work[0].store
+    parts = sorted({part for one in work for part in one.missing})[share[0] :: share[1]]
+    batches = [
+        (part, chunk)
+        for part in parts
+        for chunk in np.array_split(order.rows_of(part), -(-len(order.rows_of(part)) // batch_size))
+    ]
+    collected: list[list[dict[int, Column]]] = [[] for _ in work]
+    bar = tqdm(
+        total=sum(len(rows) for _, rows in batches), unit="rows", desc="Frozen features", disable=not show_progress
+    )
+    with bar, untouched(model), captures(model, [one.frontier for one in work]) as capture:
+        stream = source.batches([rows.tolist() for _, rows in batches])
+        for number, ((part, rows), batch) in enumerate(zip(batches, stream, strict=True)):
+            for sink, one, seen in zip(collected, work, capture(forward, batch), strict=True):
+                sink.append(
+                    {
+                        column: stored_rows(seen[column], layout, batch, one.dtype)
+                        for column, (_, _, layout) in one.frontier.columns.items()
+                    }
+                )
+            bar.update(len(rows))
+            if number + 1 == len(batches) or batches[number + 1][0] != part:
+                for sink, one in zip(collected, work, strict=True):
+                    if part in one.missing:
+                        one.store.write(part, [_joined(sink, column) for column in one.frontier.columns])
+                    sink.clear()
+
+
+def stored_rows(tensor: torch.Tensor, layout: Layout, batch: Batch, dtype: torch.dtype | None = None) -> Column:
+    """Bring what a call returned into the form in which it is stored."""
+    expected = tuple(dim.at(batch.sizes) for dim in layout.dims)
+    if tuple(tensor.shape) != expected:
+        raise CacheRefused(f"a tensor of shape {tuple(tensor.shape)} was expected to have shape {expected}")
+    values = layout.forward(tensor.detach())
+    if dtype is not None and values.is_floating_point():
+        values = values.to(dtype)
+    if layout.positions is None:
+        return Column((values if layout.at is None else values[:, layout.at]).cpu())
+    mask = batch.mask(layout.positions).to(values.device)
+    if layout.keeps_positions:
+        return Column(values[mask].cpu(), mask.sum(1).cpu())
+    places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    if layout.at == 0:
+        chosen = places.masked_fill(~mask, mask.shape[1] - 1).min(dim=1).values
+    else:
+        chosen = places.masked_fill(~mask, 0).max(dim=1).values
+    return Column(values[torch.arange(len(values), device=values.device), chosen].cpu())
+
+
+def _joined(pieces: Sequence[dict[int, Column]], column: int) -> Column:
+    columns = [piece[column] for piece in pieces]
+    lengths = [one.lengths for one in columns if one.lengths is not None]
+    return Column(torch.cat([one.values for one in columns]), torch.cat(lengths) if lengths else None)
+
+
+def by_length(lengths: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Order rows by length, the longest first: a batch that does not fit into memory shows at once."""
+    return np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").astype(np.int64)

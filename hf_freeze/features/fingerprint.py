@@ -1,0 +1,131 @@
+"""What features depend on, as a short text: with any of it changed, they are other features."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+import transformers
+from torch import nn
+
+from hf_freeze.features.batches import Source
+from hf_freeze.features.frontier import Frontier
+
+_OF_THE_TASK = {
+    "_name_or_path",
+    "architectures",
+    "decision_threshold",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+    "transformers_version",
+}
+"""What a configuration says of heads and files, on which frozen features do not depend."""
+
+
+def fingerprint(model: nn.Module, frontier: Frontier, source: Source, *, form: Mapping[str, Any]) -> dict[str, str]:
+    """Digest the frozen weights, the modules that hold them, the data and its preparation, and the form of storage."""
+    modules = frontier.watched(model)
+    config = getattr(model, "config", None)
+    described: dict[str, Any] = config.to_dict() if isinstance(config, transformers.PretrainedConfig) else {}
+    structure = {
+        "config": {key: value for key, value in described.items() if key not in _OF_THE_TASK},
+        "modules": {key.name: repr(modules[key.name]) for key in sorted(frontier.answers)},
+        "versions": [torch.__version__, transformers.__version__],
+    }
+    stored = {str(column): [str(key), index, repr(layout)] for column, (key, index, layout) in frontier.columns.items()}
+    return {
+        "weights": digest_weights(model, frontier),
+        "structure": _digest(structure),
+        "stored": _digest(stored),
+        "data": digest_data(source.dataset),
+        "preparation": _digest(_described(source.collate)),
+        "form": _digest(form),
+    }
+
+
+def digest_weights(model: nn.Module, frontier: Frontier) -> str:
+    """Digest every frozen parameter, and every buffer of the frozen prefix, bit by bit."""
+    digest = hashlib.sha256()
+    modules = frontier.watched(model)
+    prefix = {id(part) for key in frontier.answers for part in modules[key.name].modules()}
+    for name, module in model.named_modules():
+        tensors = [*((n, p) for n, p in module.named_parameters(recurse=False) if not p.requires_grad)]
+        tensors += module.named_buffers(recurse=False) if id(module) in prefix else []
+        for own, tensor in tensors:
+            digest.update(f"{name}.{own} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def digest_data(dataset: Any) -> str:
+    """Digest the rows of a map-style data set, as they are before they are collated."""
+    digest = hashlib.sha256()
+    if isinstance(dataset, datasets.Dataset):
+        digest.update(json.dumps([dataset.format["type"], str(dataset.features)]).encode())
+        for table in dataset.with_format("arrow").iter(batch_size=1000):
+            digest.update(_serialized(table))
+    else:
+        for row in range(len(dataset)):
+            _update(digest, dataset[row])
+    return digest.hexdigest()
+
+
+def _serialized(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as stream:
+        stream.write_table(table.replace_schema_metadata().combine_chunks())
+    return sink.getvalue()
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+def _update(digest: "hashlib._Hash", value: Any) -> None:
+    digest.update(type(value).__name__.encode())
+    if isinstance(value, Mapping):
+        for key in value:
+            _update(digest, key)
+            _update(digest, value[key])
+    elif isinstance(value, torch.Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(_bytes(value))
+    elif isinstance(value, np.ndarray) and value.dtype != object:
+        digest.update(f"{value.dtype}{value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    elif hasattr(value, "tobytes"):
+        digest.update(value.tobytes())  # an image
+    elif isinstance(value, list) and value and all(type(part) in (int, float) for part in value):
+        digest.update(np.asarray(value).tobytes())
+    elif isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        for part in value:
+            _update(digest, part)
+    else:
+        digest.update(repr(value).encode())
+
+
+def _described(thing: Any, depth: int = 0) -> Any:
+    """Describe a collator and what it holds: its type, its settings, its tokenizer."""
+    if isinstance(thing, str | int | float | bool | type(None)):
+        return thing
+    kind = f"{type(thing).__module__}.{type(thing).__qualname__}"
+    if isinstance(thing, transformers.PreTrainedTokenizerBase):
+        return [kind, len(thing), thing.padding_side, thing.truncation_side, thing.pad_token_id, thing.name_or_path]
+    if callable(thing) and hasattr(thing, "__qualname__"):
+        return f"{thing.__module__}.{thing.__qualname__}"
+    if depth > 3:
+        return kind
+    names = [entry.name for entry in fields(thing)] if is_dataclass(thing) else sorted(getattr(thing, "__dict__", {}))
+    return [kind, {name: _described(getattr(thing, name, None), depth + 1) for name in names}]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,60 @@
+"""The processes that share one extraction."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from hf_freeze.features.errors import CacheRefused
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who this process is: the `index`-th of `count`, and the `local`-th of `local_count` on its machine."""
+
+    index: int = 0
+    count: int = 1
+    local: int = 0
+    local_count: int = 1
+
+    @classmethod
+    def now(cls) -> "Ranks":
+        """Ask accelerate."""
+        state = PartialState()
+        per_machine = [index for index, local in enumerate(_gather(state.local_process_index)) if local == 0]
+        first = max((index for index in per_machine if index <= state.process_index), default=0)
+        following = min((index for index in per_machine if index > first), default=state.num_processes)
+        return cls(state.process_index, state.num_processes, state.process_index - first, following - first)
+
+    def together(self, act: Callable[[], Any]) -> Any:
+        """Do something on every process. Where any of them refuses, all raise `CacheRefused`."""
+        result, refusal = None, None
+        try:
+            result = act()
+        except CacheRefused as error:
+            refusal = str(error)
+        refusals = [text for text in self.gather(refusal) if text is not None]
+        if refusals:
+            raise CacheRefused(refusals[0])
+        return result
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return what every process gave, by process."""
+        return [value] if self.count == 1 else _gather(value)
+
+    def of_main(self, value: Any) -> Any:
+        """Return what the main process gave."""
+        return self.gather(value)[0]
+
+    def of_leader(self, value: Any) -> Any:
+        """Return what the first process of this machine gave."""
+        return self.gather(value)[self.index - self.local]
+
+
+def _gather(value: Any) -> list[Any]:
+    if PartialState().num_processes == 1:
+        return [value]
+    gathered: list[Any] = gather_object([value])
+    return gathered

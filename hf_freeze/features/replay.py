@@ -1,0 +1,84 @@
+"""Stand in for the frozen prefix: its calls return what is stored for the rows of the batch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from hf_freeze.features.batches import Batch
+from hf_freeze.features.calls import Call, Interception, tensors_of
+from hf_freeze.features.errors import CacheRefused
+from hf_freeze.features.frontier import Computed, Frontier, Leaf, Other, Passed, Stored, Unread
+from hf_freeze.features.shapes import Layout
+from hf_freeze.features.store import Features
+
+
+class Replay:
+    """The frozen prefix of `model`, answered for from stored features."""
+
+    def __init__(self, model: nn.Module, frontier: Frontier, features: Features) -> None:
+        self._frontier = frontier
+        self._features = features
+        self._types = {column: layout for column, (_, _, layout) in frontier.columns.items()}
+        self._interception = Interception(model, frontier.watched(model))
+        self._recomputes = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+    def remove(self) -> None:
+        """Leave the model as it was."""
+        self._interception.remove()
+
+    @contextmanager
+    def of(self, rows: torch.Tensor, batch: Batch, *, unread: float = 0.0) -> Iterator[None]:
+        """Answer for these rows, (rows,), whose model inputs are `batch`; fill what nothing reads with `unread`."""
+        sizes = batch.sizes
+        if len(rows) != batch.rows:
+            raise CacheRefused(f"a batch of {batch.rows} rows carries {len(rows)} row numbers")
+
+        def answer(call: Call) -> Any:
+            known = self._frontier.answers.get(call.key)
+            if known is None:
+                return call.run()
+            computed: list[Any] = []
+            if known.is_computed:
+                with torch.no_grad():
+                    computed = pytree.tree_flatten(call.run())[0]
+            arguments = tensors_of((call.args, call.kwargs))
+            leaves = [
+                computed[index] if isinstance(leaf, Computed) else value_of(leaf, arguments)
+                for index, leaf in enumerate(known.leaves)
+            ]
+            return pytree.tree_unflatten(leaves, known.spec)
+
+        def value_of(leaf: Leaf, arguments: list[torch.Tensor]) -> Any:
+            if isinstance(leaf, Stored):
+                return self._stored(leaf, rows, batch)
+            if isinstance(leaf, Passed):
+                return arguments[leaf.position]
+            if isinstance(leaf, Unread):
+                fill = unread if leaf.dtype.is_floating_point else 0
+                shape = [dim.at(sizes) for dim in leaf.dims]
+                return torch.full((), fill, dtype=leaf.dtype, device=leaf.device).expand(shape)
+            return leaf.value if isinstance(leaf, Other) else None
+
+        with self._interception.by(answer):
+            yield
+
+    def _stored(self, leaf: Stored, rows: torch.Tensor, batch: Batch) -> torch.Tensor:
+        layout = leaf.layout
+        mask = batch.mask(layout.positions) if layout.keeps_positions and layout.positions else None
+        values = self._features.rows(leaf.column, rows, mask).to(device=leaf.device, dtype=leaf.dtype)
+        values = _spread(values, layout, batch)
+        # Reentrant checkpointing gives no gradient to a layer none of whose inputs requires one.
+        return values.requires_grad_() if self._recomputes and values.is_floating_point() else values
+
+
+def _spread(values: torch.Tensor, layout: Layout, batch: Batch) -> torch.Tensor:
+    """Bring stored rows into the shape that the model reads; a single position stands for all."""
+    if layout.at is not None:
+        dims = [dim for index, dim in enumerate(layout.dims) if index != layout.rows_dim]
+        where = layout.dims[layout.length_dim] if layout.length_dim is not None else dims[0]
+        values = values.unsqueeze(1).expand(-1, where.at(batch.sizes), *values.shape[1:])
+    return layout.back(values)
