@@ -10,7 +10,17 @@ from hf_freeze.binary.pipeline import BinaryClassificationPipeline
 from hf_freeze.binary.result import ThresholdResult
 from hf_freeze.binary.search import ThresholdError
 from hf_freeze.binary.threshold import tune_threshold
-from hf_freeze.errors import FreezeError, FreezeViolation, PlanError, SelectionError, UnsupportedSetupError
+from hf_freeze.debugging.check import Check
+from hf_freeze.debugging.report import SampleReport
+from hf_freeze.debugging.sample import debug_sample
+from hf_freeze.errors import (
+    FreezeError,
+    FreezeViolation,
+    PlanError,
+    SampleCheckError,
+    SelectionError,
+    UnsupportedSetupError,
+)
 from hf_freeze.plan import recipes
 from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.plan.stages import FreezePlan, Plateau, Stage
@@ -27,6 +37,7 @@ __all__ = [
     "BinaryClassificationMetrics",
     "BinaryClassificationPipeline",
     "BinaryPrediction",
+    "Check",
     "FreezeArguments",
     "FreezeCallback",
     "FreezeError",
@@ -38,6 +49,8 @@ __all__ = [
     "PlanError",
     "Plateau",
     "ResolvedPlan",
+    "SampleCheckError",
+    "SampleReport",
     "SelectionError",
     "Stage",
     "ThresholdError",
@@ -46,6 +59,7 @@ __all__ = [
     "TrainableSummary",
     "UnsupportedSetupError",
     "binary_margin",
+    "debug_sample",
     "fold_threshold_into_head",
     "freeze",
     "load_thawed",

@@ -23,3 +23,11 @@ class UnsupportedSetupError(FreezeError):
 
 class FreezeViolation(FreezeError):  # noqa: N818 - a fixed public name; it reports a finding, not a mistaken call
     """A frozen parameter or buffer moved, a trainable one did not, or replicas differ."""
+
+
+class SampleCheckError(FreezeError):
+    """`debug_sample(..., raise_on_failure=True)` found a check that failed. `report` is what it would have returned."""
+
+    def __init__(self, message: str, report: object = None) -> None:
+        super().__init__(message)
+        self.report = report

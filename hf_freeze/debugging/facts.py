@@ -1,0 +1,139 @@
+"""What was seen of a sample, as plain JSON-able values: text, inputs, outputs, model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_freeze.binary.inference import predict_binary
+from hf_freeze.binary.margin import binary_margin
+from hf_freeze.debugging.rows import Row
+from hf_freeze.debugging.subject import IDS, Subject
+from hf_freeze.debugging.variants import has_tokens, real_tokens
+
+Facts = dict[str, Any]
+
+
+def sample_facts(subject: Subject, row: Row, batch: Mapping[str, Any], labels: torch.Tensor | None) -> Facts:
+    """Return where the row comes from, its text, and its label by name."""
+    facts: Facts = {"origin": row.origin, "index": row.index, "seed": row.seed}
+    if has_tokens(batch):
+        ids, own = batch[IDS][0], real_tokens(subject, batch)
+        unknown = getattr(subject.tokenizer, "unk_token_id", None)
+        facts["tokens"] = int(own.sum())
+        facts["padding"] = int((~own).sum())
+        facts["unknown"] = None if unknown is None else int((ids == unknown).sum())
+        facts["text"] = None if subject.tokenizer is None else marked_text(subject.tokenizer, ids.tolist())
+    if labels is not None:
+        single = labels.numel() == 1
+        facts["target"] = labels.item() if single else labels.flatten()[:8].tolist()
+        names = getattr(subject.config, "id2label", None) or {}
+        facts["target_name"] = names.get(facts["target"]) if single and not labels.is_floating_point() else None
+    return facts
+
+
+def marked_text(tokenizer: Any, ids: list[int]) -> str:
+    """Decode token ids, with special tokens in guillemets and runs of one special token counted."""
+    special = set(getattr(tokenizer, "all_special_ids", None) or ())
+
+    def pieces() -> Iterator[str]:
+        for token, run in groupby(ids, key=lambda i: i if i in special else None):
+            found = list(run)
+            if token is None:
+                yield str(tokenizer.decode(found)).strip()
+            else:
+                name = tokenizer.convert_ids_to_tokens(token)
+                yield f"«{name}»" + (f" x {len(found)}" if len(found) > 1 else "")
+
+    return " ".join(pieces())
+
+
+def input_facts(batch: Mapping[str, Any]) -> Facts:
+    """Return shape, dtype, device and range of every input."""
+    return {name: _tensor_facts(value) for name, value in batch.items() if isinstance(value, torch.Tensor)}
+
+
+def _tensor_facts(value: torch.Tensor) -> Facts:
+    facts: Facts = {
+        "shape": list(value.shape),
+        "dtype": str(value.dtype).removeprefix("torch."),
+        "device": str(value.device),
+    }
+    if value.numel():
+        plain = value.detach().float() if value.is_floating_point() else value.detach().long()
+        facts |= {"min": plain.min().item(), "max": plain.max().item()}
+    return facts
+
+
+def output_facts(subject: Subject, logits: torch.Tensor, *, kind: str, head: Any = "logits") -> Facts:
+    """Return what the logits say: margin, probability, and the label at 0.5 and at the tuned threshold."""
+    facts: Facts = {**_tensor_facts(logits), "kind": kind}
+    row = logits.detach().float().reshape(-1)
+    names = {int(i): str(name) for i, name in (getattr(subject.config, "id2label", None) or {}).items()}
+    if kind == "binary" and bool(torch.isfinite(row).all()):
+        facts |= _binary_facts(subject, logits.detach().reshape(1, -1), head=head)
+    elif kind == "classes":
+        shares = row.softmax(0)
+        best = int(row.nan_to_num(nan=-math.inf).argmax())
+        facts |= {"label": best, "probability": float(shares[best])}
+    elif kind == "regression":
+        facts["value"] = float(row[0])
+    if facts.get("label") is not None:
+        facts["label_name"] = names.get(facts["label"]) if len(names) > 1 else None
+    return facts
+
+
+def _binary_facts(subject: Subject, logits: torch.Tensor, *, head: Any) -> Facts:
+    tuned = subject.threshold
+    positive = 1 if tuned is None else tuned.positive
+    margin = float(binary_margin(logits, positive=positive, head=head)[0])
+    at_half = predict_binary(logits, positive=positive, head=head)
+    label = int(at_half.label[0]) if tuned is None else int(predict_binary(logits, tuned, head=head).label[0])
+    return {
+        "margin": margin,
+        "probability": float(at_half.probability[0]),
+        "positive": positive,
+        "label_at_half": int(at_half.label[0]),
+        "label": label,
+        "threshold": None if tuned is None else tuned.threshold,
+        "distance": margin - (0.0 if tuned is None else tuned.threshold),
+    }
+
+
+def kind_of(subject: Subject, logits: torch.Tensor, labels: torch.Tensor | None, loss_kind: str | None) -> str:
+    """Tell what the logits are for: binary, classes, several labels, regression or tokens."""
+    if logits.ndim > 2:
+        return "tokens"
+    columns = 1 if logits.ndim == 1 and len(logits) == 1 else logits.shape[-1]
+    problem = getattr(subject.config, "problem_type", None)
+    several = labels is not None and labels.is_floating_point() and labels.numel() == columns > 1
+    if columns > 1 and (several or problem == "multi_label_classification"):
+        return "several labels"
+    if columns > 1:
+        return ("binary" if columns == 2 else "classes") if problem != "regression" else "values"
+    if (loss_kind or "").startswith("binary cross entropy") or subject.threshold is not None or is_binary(subject):
+        return "binary"
+    return "regression"
+
+
+def is_binary(subject: Subject) -> bool:
+    """Whether the Trainer's metrics are those of a binary classifier with a threshold."""
+    metrics = getattr(subject.trainer, "compute_metrics", None)
+    return hasattr(metrics, "threshold") and hasattr(metrics, "search")
+
+
+def model_facts(model: nn.Module, flags: Mapping[str, bool]) -> Facts:
+    """Return the size of the model, and the mode that its top-level parts were in."""
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
+    parts = {path: flags[path] for path in flags if path and "." not in path} or {"model": flags[""]}
+    return {
+        "class": type(model).__name__,
+        "parameters": sum(size for size, _ in sizes),
+        "trainable": sum(size for size, trains in sizes if trains),
+        "modes": {path: "train" if training else "eval" for path, training in parts.items()},
+    }

@@ -1,0 +1,191 @@
+"""Checks of what goes into the model, and of the state that it is in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_freeze.debugging.check import Check, failed, ok, warning
+from hf_freeze.debugging.passes import OutOfRange
+from hf_freeze.debugging.rows import Row, length_of, positions
+from hf_freeze.debugging.subject import IDS, Subject
+from hf_freeze.debugging.variants import has_tokens, real_tokens
+
+UNKNOWN_SHARE = 0.3
+LARGEST_PIXEL = 20.0
+
+
+def check_modes(flags: Mapping[str, bool], model: nn.Module, deaf: Sequence[str]) -> Check:
+    """Hold the train and eval flags of the parts against each other."""
+    name = "modes"
+    deaf = [path for path in deaf if _minds_mode(model.get_submodule(path))]
+    if deaf:
+        return failed(
+            name,
+            f"{deaf[0] or 'the model'} and {len(deaf) - 1} more stay in train mode after model.eval(): evaluation runs "
+            "with dropout or moving statistics there. Is train() or eval() overridden?",
+        )
+    if not flags[""]:
+        strays = [path for path, training in flags.items() if training and _minds_mode(model.get_submodule(path))]
+        if strays:
+            return warning(
+                name,
+                f"{strays[0]} is in train mode inside a model in eval mode ({len(strays)} modules): dropout or batch "
+                "statistics are on there. Call model.eval() or model.train() on the whole model.",
+            )
+    return ok(name, "The parts of the model follow eval() and agree with each other.")
+
+
+def _minds_mode(module: nn.Module) -> bool:
+    """Whether train mode makes a difference to a module or to what is in it."""
+    for part in module.modules():
+        if getattr(part, "p", 0) and isinstance(part, nn.modules.dropout._DropoutNd):
+            return True
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats:
+            return True
+        if not type(part).__module__.startswith(("torch.nn.", "peft.")):
+            return True
+    return False
+
+
+def check_weights(model: nn.Module) -> Check:
+    """Look for NaN and infinity among the weights."""
+    bad = [
+        (path, int((~torch.isfinite(tensor)).sum()))
+        for path, tensor in _floating(model)
+        if not bool(torch.isfinite(tensor).all())
+    ]
+    if not bad:
+        return ok("weights_finite", "Every weight is finite.")
+    more = f", and {len(bad) - 1} more parameters" if len(bad) > 1 else ""
+    return failed(
+        "weights_finite",
+        f"{bad[0][0]} holds {bad[0][1]:,} values that are NaN or infinite{more}. Load the weights again; did an "
+        "earlier run diverge, or was a new layer left without initialisation?",
+    )
+
+
+def _floating(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+        piece: Any = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        if piece.is_floating_point() and piece.numel() and piece.element_size() > 1:
+            is_statistic = "running" in path or isinstance(tensor, nn.Parameter)  # a mask may hold -inf on purpose
+            if is_statistic:
+                yield path, piece.detach()
+
+
+def check_inputs(batch: Mapping[str, Any]) -> Check:
+    """Look at pixels and samples: finite, and scaled as pretrained models want them."""
+    for key, value in batch.items():
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.numel():
+            continue
+        if not bool(torch.isfinite(value).all()) and "mask" not in key:
+            return failed("inputs", f"{key} holds NaN or infinite values. Look at the row and its preprocessing.")
+        if key == "pixel_values" and float(value.abs().max()) > LARGEST_PIXEL:
+            return warning(
+                "inputs",
+                f"pixel_values reach {float(value.abs().max()):.4g}: images seem neither rescaled nor normalised. Run "
+                "them through the model's image processor.",
+            )
+    return ok("inputs", "The inputs are finite.")
+
+
+def check_vocabulary(subject: Subject, batch: Mapping[str, Any], error: Exception | None) -> Check | None:
+    """Hold token ids and the tokenizer against the embedding."""
+    table, name = subject.input_embedding, "vocabulary"
+    if isinstance(error, OutOfRange) and not (error.is_counting and error.module is not table):
+        return failed(
+            name,
+            f"Ids from {error.smallest} to {error.largest} index {error.path}, which has {error.module.num_embeddings} "
+            "rows. Is it the model's own tokenizer? After adding tokens: "
+            "model.resize_token_embeddings(len(tokenizer)).",
+        )
+    if table is None or not has_tokens(batch):
+        return None
+    if subject.tokenizer is not None and len(subject.tokenizer) > table.num_embeddings:
+        return failed(
+            name,
+            f"The tokenizer knows {len(subject.tokenizer):,} tokens and the embedding {table.num_embeddings:,}: the "
+            "others will raise. model.resize_token_embeddings(len(tokenizer)), or take the model's own tokenizer.",
+        )
+    ids = batch[IDS]
+    return ok(name, f"Ids from {int(ids.min())} to {int(ids.max())} lie in the embedding's {table.num_embeddings:,}.")
+
+
+def check_length(subject: Subject, batch: Mapping[str, Any], error: Exception | None) -> Check | None:
+    """Hold the number of tokens against the positions of the model."""
+    if not has_tokens(batch):
+        return None
+    length, limit = batch[IDS].shape[1], positions(subject)
+    counting = isinstance(error, OutOfRange) and error.is_counting and error.module is not subject.input_embedding
+    if counting or (limit is not None and length > limit):
+        return failed(
+            "length",
+            f"The row has {length} tokens and the model {limit or 'fewer'} positions. Tokenize with truncation=True, "
+            f"max_length={limit or '...'}.",
+        )
+    return ok("length", f"{length} tokens" + (f" fit {limit} positions." if limit else "."))
+
+
+def check_truncated(subject: Subject, row: Row, batch: Mapping[str, Any]) -> Check | None:
+    """Tell whether tokens were cut off: for certain where the text is known, else by where other rows end."""
+    if not has_tokens(batch):
+        return None
+    name, length = "truncated", int(real_tokens(subject, batch).sum())
+    if row.untruncated is not None:
+        if row.untruncated <= length:
+            return ok(name, f"The whole text is in, {length} tokens.")
+        return warning(
+            name,
+            f"The text has {row.untruncated} tokens, {row.untruncated - length} of which were cut off. Give the "
+            "tokenizer a larger max_length, or cut texts where it hurts least.",
+        )
+    lengths = [found for other in row.others if (found := length_of(other)) is not None]
+    if len(lengths) > 1 and len(set(lengths)) == 1:
+        return ok(name, f"{length} tokens, as in every row: texts come in pieces of one length.")
+    told = getattr(getattr(subject.tokenizer, "backend_tokenizer", None), "truncation", None) or {}
+    limits = {told.get("max_length"), getattr(subject.tokenizer, "model_max_length", None), positions(subject)} - {None}
+    piled = _piled_up(length, lengths)
+    if length in limits or piled:
+        why = (
+            "as many as were allowed" if length in limits else f"as {piled} of {len(lengths)} rows have, and none more"
+        )
+        return warning(
+            name,
+            f"The row has {length} tokens, {why}: its text was probably truncated. Look at its end in the text above; "
+            "a larger max_length keeps more.",
+        )
+    return ok(name, f"{length} tokens, below every limit that is known.")
+
+
+def _piled_up(length: int, lengths: Sequence[int]) -> int:
+    """Return how many rows share the largest length, where that is a pile that only a limit makes; else 0."""
+    counts = Counter(lengths)
+    if len(lengths) < 20 or length != max(lengths) or len(counts) < 4:
+        return 0
+    piled = counts.pop(length)
+    return piled if piled >= 5 and piled > 2 * max(counts.values()) else 0
+
+
+def check_unknown(subject: Subject, batch: Mapping[str, Any]) -> Check | None:
+    """Count tokens that the tokenizer did not know."""
+    unknown = getattr(subject.tokenizer, "unk_token_id", None)
+    if unknown is None or not has_tokens(batch):
+        return None
+    special = {i for i in (getattr(subject.tokenizer, "all_special_ids", None) or ()) if i != unknown}
+    ids = [i for i in batch[IDS][0].tolist() if i not in special]
+    count = ids.count(unknown)
+    if not ids:
+        return warning("tokens", "The row holds special tokens only: is the text empty?")
+    eos = getattr(subject.tokenizer, "eos_token_id", None)
+    if count > UNKNOWN_SHARE * len(ids) and unknown != eos:
+        return warning(
+            "tokens",
+            f"{count} of {len(ids)} tokens are {subject.tokenizer.unk_token!r}: the tokenizer does not know this "
+            "language, alphabet or vocabulary. Is it the model's own?",
+        )
+    return ok("tokens", f"{count} of {len(ids)} tokens are unknown to the tokenizer.")

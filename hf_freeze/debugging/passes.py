@@ -1,0 +1,181 @@
+"""One pass through the model, as evaluation makes it, and what came out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_freeze.debugging.subject import Subject
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """`logits` and `loss` with their graph, where there are any; `error`: what was raised instead."""
+
+    logits: torch.Tensor | None = None
+    loss: Any = None
+    error: Exception | None = None
+    warned: tuple[str, ...] = ()
+
+
+class OutOfRange(Exception):  # noqa: N818 - it never leaves this room
+    """An embedding was asked for a row that it does not have. Raised before a GPU would abort on it."""
+
+    def __init__(self, path: str, module: nn.Embedding, ids: torch.Tensor) -> None:
+        self.path, self.module, self.largest, self.smallest = path, module, int(ids.max()), int(ids.min())
+        self.is_counting = bool(ids.numel() > 1 and (ids.flatten().diff() == 1).all())
+        super().__init__(f"{path} has {module.num_embeddings} rows and was asked for {self.smallest} to {self.largest}")
+
+
+@dataclass
+class Runner:
+    """Runs batches through a subject and counts them."""
+
+    subject: Subject
+    passes: int = 0
+    cost: float = 0.0
+    """Rows run, each weighted by its length relative to the first one's: what all of it cost in forward passes."""
+    _first: float = field(default=0.0, init=False)
+
+    def run(self, batch: Mapping[str, Any], *, gradients: bool = False, count: Any = None, score: bool = True) -> Pass:
+        """Run one batch. `count` is handed to the loss as num_items_in_batch; `score=False` leaves the loss out."""
+        self._count(batch)
+        labels = [name for name in batch if name in self.subject.label_names]
+        score = score and bool(labels) and (self.subject.trainer is not None or _takes(self.subject, labels))
+        inputs = dict(batch) if score else {key: value for key, value in batch.items() if key not in labels}
+        try:
+            with warnings.catch_warnings(record=True) as caught, torch.set_grad_enabled(gradients):
+                warnings.simplefilter("always")
+                with self.subject.autocast(), _guarded(self.subject.model):
+                    loss, output = self._call(inputs, score=score, count=count)
+        except Exception as error:
+            return Pass(error=error)
+        logits = logits_in(output, scored=score)
+        return Pass(logits, loss, warned=tuple(str(warning.message) for warning in caught))
+
+    def _count(self, batch: Mapping[str, Any]) -> None:
+        size = float(
+            max((v.numel() for k, v in batch.items() if isinstance(v, torch.Tensor) and "mask" not in k), default=1)
+        )
+        self._first = self._first or size
+        self.passes += 1
+        self.cost += size / self._first
+
+    def _call(self, inputs: dict[str, Any], *, score: bool, count: Any) -> tuple[Any, Any]:
+        trainer, model = self.subject.trainer, self.subject.model
+        if not score or trainer is None:
+            output = model(**_with_decoder_start(self.subject, inputs))
+            return (loss_in(output) if score else None), output
+        options = {} if count is None else {"num_items_in_batch": count}
+        found = trainer.compute_loss(model, inputs, return_outputs=True, **options)
+        return found if isinstance(found, tuple) else (found, None)
+
+
+def _takes(subject: Subject, labels: list[str]) -> bool:
+    return subject.takes_anything or bool(subject.accepts & set(labels))
+
+
+def _with_decoder_start(subject: Subject, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Give an encoder-decoder without labels the one token that generation starts from."""
+    start: Any = getattr(subject.config, "decoder_start_token_id", None)
+    is_decoded = getattr(subject.config, "is_encoder_decoder", False) and start is not None
+    labelled = any(name in inputs for name in (*subject.label_names, "decoder_input_ids"))
+    if not is_decoded or labelled or "ForConditionalGeneration" not in type(subject.task_model).__name__:
+        return inputs
+    return {**inputs, "decoder_input_ids": torch.full((_rows_in(inputs), 1), start, device=subject.device)}
+
+
+def _rows_in(inputs: Mapping[str, Any]) -> int:
+    return next((len(value) for value in inputs.values() if isinstance(value, torch.Tensor) and value.ndim), 1)
+
+
+def loss_in(output: Any) -> Any:
+    """Pick the loss out of what a model returned."""
+    if isinstance(output, Mapping):
+        return output.get("loss")
+    first = output[0] if isinstance(output, tuple) and output else None
+    return first if isinstance(first, torch.Tensor) and first.ndim == 0 else None
+
+
+def logits_in(output: Any, *, scored: bool) -> torch.Tensor | None:
+    """Pick the logits out of what a model returned: a ModelOutput, dict, tuple or bare tensor."""
+    if isinstance(output, Mapping):
+        named = [output.get(name) for name in ("logits", "start_logits", "scores", "predictions")]
+        candidates = [*named, *(value for key, value in output.items() if key != "loss")]
+    else:
+        candidates = list(output) if isinstance(output, (tuple, list)) else [output]
+    for value in candidates:
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim:
+            return value
+    return None
+
+
+@contextmanager
+def _guarded(model: nn.Module) -> Iterator[None]:
+    """Look at what embeddings are asked for, in a pass through a model."""
+    paths = {module: path for path, module in model.named_modules() if type(module).forward is nn.Embedding.forward}
+    handles = [module.register_forward_pre_hook(_guard(path)) for module, path in paths.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _guard(path: str) -> Callable[[Any, tuple[Any, ...]], None]:
+    def look(module: nn.Embedding, args: tuple[Any, ...]) -> None:
+        ids = args[0] if args else None
+        if isinstance(ids, torch.Tensor) and not ids.is_floating_point() and ids.numel():
+            smallest, largest = int(ids.min()), int(ids.max())
+            if smallest < 0 or largest >= module.num_embeddings:
+                raise OutOfRange(path, module, ids)
+
+    return look
+
+
+def set_eval(model: nn.Module) -> list[str]:
+    """Put every module into eval mode as evaluation does; return the paths of those that `eval()` did not reach."""
+    model.eval()
+    deaf = [path for path, module in model.named_modules() if module.training]
+    for module in model.modules():
+        module.training = False
+    return deaf
+
+
+def set_train(model: nn.Module) -> None:
+    """Put the model into train mode, but for batch statistics, which one row does not have."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def reads_labels(subject: Subject) -> bool:
+    """An encoder-decoder that generates makes its decoder's inputs from the labels."""
+    return bool(getattr(subject.config, "is_encoder_decoder", False)) and not type(
+        subject.task_model
+    ).__name__.endswith("ForSequenceClassification")
+
+
+def recomputes(model: nn.Module) -> bool:
+    """Whether activation checkpointing is on anywhere."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return the largest difference between two sets of logits; infinite where only one of them is finite."""
+    if one.shape != other.shape:
+        return float("inf")
+    gap = float((one.detach().double() - other.detach().double()).abs().nan_to_num(nan=float("inf")).max())
+    return gap
+
+
+def noise(logits: torch.Tensor) -> float:
+    """Return what rounding alone may move logits by."""
+    return 16 * torch.finfo(logits.dtype).eps * max(float(logits.detach().abs().max()), 1e-6)

@@ -1,0 +1,160 @@
+"""Checks of what the Trainer would do with the gradients: the plan, the optimizer, the scale of the loss."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+from hf_freeze.debugging.check import Check, failed, ok, warning
+from hf_freeze.debugging.passes import Runner
+from hf_freeze.debugging.subject import Subject
+
+# What tells a Trainer that corrects the scale of its loss, without knowing the class.
+_CORRECTS_SCALE = "_count_is_ignored"
+
+
+def stale_gradients(model: nn.Module) -> list[str]:
+    """Return the frozen parameters that hold a gradient nevertheless."""
+    return [name for name, p in model.named_parameters() if not p.requires_grad and p.grad is not None]
+
+
+def check_plan(subject: Subject, stale: Sequence[str]) -> Check:
+    """Hold what requires a gradient against the plan of the Trainer's callbacks, if there is one."""
+    name, model = "plan", subject.model
+    if stale:
+        return failed(
+            name,
+            f"{_shown(stale)} is frozen and still holds a gradient: an optimizer that has it moves it. Set .grad = "
+            "None, "
+            "or freeze with hf_freeze.freeze, which does.",
+        )
+    mistaken = [path or "model" for path, module in model.named_modules() if "requires_grad" in vars(module)]
+    if mistaken:
+        return failed(
+            name,
+            f"{mistaken[0]}.requires_grad was set on a module: an attribute that torch never reads, and that freezes "
+            "nothing. Call requires_grad_(...), or hf_freeze.freeze.",
+        )
+    training = frozenset(path for path, p in model.named_parameters(remove_duplicate=False) if p.requires_grad)
+    allowed = _planned(subject, model)
+    if not training:
+        return (
+            failed(name, "Nothing requires a gradient. What should train?")
+            if subject.trainer
+            else ok(name, "Everything is frozen.")
+        )
+    if not allowed or training in allowed:
+        return ok(name, "What requires a gradient is what the plan says." if allowed else "No plan to hold it against.")
+    nearest = min(allowed, key=lambda names: len(names ^ training))
+    if extra := sorted(training - nearest):
+        return failed(
+            name, f"{_shown(extra)} requires a gradient, and the plan freezes it. Who set requires_grad since?"
+        )
+    missing = sorted(nearest - training)
+    return failed(name, f"{_shown(missing)} is frozen, and the plan trains it. Who set requires_grad since?")
+
+
+def _planned(subject: Subject, model: nn.Module) -> list[frozenset[str]]:
+    """Return the sets of names that a plan lets train: the one of its stage, or of any, while it does not run."""
+    handler = getattr(subject.trainer, "callback_handler", None)
+    for callback in getattr(handler, "callbacks", ()):
+        resolved = getattr(callback, "resolved", None)
+        names = getattr(resolved, "names", None)
+        if resolved is None or names is None:
+            continue
+        run = getattr(callback, "_run", None)
+        stages = [names[run.state.stage]] if run is not None else [*names, resolved.ever_trainable]
+        if run is not None and getattr(run, "_by_rate", False):
+            stages.append(resolved.ever_trainable)
+        return [_every_alias(stage, model) for stage in stages]
+    return []
+
+
+def _every_alias(names: Iterable[str], model: nn.Module) -> frozenset[str]:
+    own = dict(model.named_parameters(remove_duplicate=False))
+    tensors = {id(own[name]) for name in names if name in own}
+    return frozenset(name for name, parameter in own.items() if id(parameter) in tensors)
+
+
+def check_optimizer(subject: Subject) -> Check | None:
+    """Look for trainable parameters that the optimizer does not hold."""
+    groups = _groups(subject.trainer)
+    if groups is None:
+        return None
+    held = {id(parameter) for parameter in groups}
+    training = {name: p for name, p in subject.model.named_parameters() if p.requires_grad}
+    left_out = [name for name, parameter in training.items() if id(parameter) not in held]
+    if left_out:
+        return failed(
+            "optimizer",
+            f"The optimizer does not hold {_shown(left_out)}, which requires a gradient: it will never move. Build the "
+            "optimizer from the model as it is now, or let the Trainer build it.",
+        )
+    return ok("optimizer", f"The optimizer holds all {len(training)} trainable parameters.")
+
+
+def _groups(trainer: Any) -> list[torch.Tensor] | None:
+    """Return the parameters that are, or will be, stepped; None where that cannot be told without side effects."""
+    if trainer is None:
+        return None
+    optimizer = trainer.optimizer
+    if optimizer is None and _builds_its_own(trainer):
+        aside = copy.copy(trainer)  # what it sets, it sets on the copy
+        try:
+            aside.create_optimizer()
+        except Exception:
+            return None
+        optimizer = aside.optimizer
+    groups = getattr(optimizer, "param_groups", None)
+    if groups is None:
+        _, options = getattr(trainer, "optimizer_cls_and_kwargs", None) or (None, dict[str, Any]())
+        groups = options.get("params")
+    if groups is None or "deepspeed" in type(optimizer).__module__:
+        return None  # DeepSpeed steps copies
+    return [p for group in groups for p in (group["params"] if isinstance(group, Mapping) else [group])]
+
+
+def _builds_its_own(trainer: Any) -> bool:
+    build = next(vars(cls)["create_optimizer"] for cls in type(trainer).__mro__ if "create_optimizer" in vars(cls))
+    own = build is not Trainer.create_optimizer and not build.__module__.startswith(("hf_freeze.", "transformers."))
+    return own and getattr(trainer, "optimizer_cls_and_kwargs", None) is None
+
+
+def check_loss_scale(runner: Runner, batch: Mapping[str, Any], loss: torch.Tensor) -> Check | None:
+    """Tell whether accumulation and processes scale the gradients, as where the model drops num_items_in_batch."""
+    trainer, name = runner.subject.trainer, "loss_scale"
+    if trainer is None or trainer.args.gradient_accumulation_steps * trainer.args.world_size == 1:
+        return None
+    parts = (
+        f"gradient_accumulation_steps={trainer.args.gradient_accumulation_steps}, {trainer.args.world_size} processes"
+    )
+    if hasattr(trainer, _CORRECTS_SCALE):
+        return ok(name, f"{parts}: this Trainer weights each micro-batch by its labels.")
+    counted = trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None
+    if not counted or getattr(trainer, "loss_is_scaled_for_ga", None) is False:
+        return ok(name, f"{parts}: the Trainer divides the loss by its micro-batches.")
+    if getattr(trainer, "loss_is_scaled_for_ga", None) is True:
+        return ok(name, f"{parts}: compute_loss declares that it divides by the whole batch.")
+    items = torch.tensor(1_000, device=runner.subject.device)
+    counted_pass = runner.run(batch, count=items)
+    if counted_pass.error is not None or not isinstance(counted_pass.loss, torch.Tensor):
+        return None
+    ratio = float(counted_pass.loss.detach()) / float(loss.detach()) if float(loss.detach()) else 0.0
+    factor = trainer.args.world_size if trainer.args.average_tokens_across_devices else 1
+    if abs(ratio / factor - 1) > 1e-2:
+        return ok(name, f"{parts}: the loss divides by the items of the whole batch.")
+    return warning(
+        name,
+        f"{parts}: the loss takes num_items_in_batch and drops it, so that gradients grow with both (transformers "
+        "issue "
+        "47688). Use FreezeTrainer, or set model.accepts_loss_kwargs = False before building the Trainer.",
+    )
+
+
+def _shown(names: Sequence[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
