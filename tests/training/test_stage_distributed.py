@@ -77,6 +77,13 @@ def test_a_run_on_two_processes_resumes_on_one(ddp, alone, tmp_path) -> None:
         torch.testing.assert_close(made.model.state_dict()[name], weight, rtol=1e-5, atol=1e-6)
 
 
+def test_all_processes_go_by_the_metric_of_the_main_one(tmp_path) -> None:
+    accelerate_launch(SCRIPTS / "plateau_run.py", tmp_path, timeout=120)
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+    assert first["stages"] == second["stages"] == [0] * 6 + [1] * 6
+    assert set(first["spread"]) == set(second["spread"]) == {0.0}
+
+
 def test_three_transitions_under_fsdp2_end_where_one_process_does(tmp_path) -> None:
     torchrun(SCRIPTS / "sharded_run.py", tmp_path / "sharded.safetensors")
     found = load_file(tmp_path / "sharded.safetensors")
