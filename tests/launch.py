@@ -1,6 +1,7 @@
 """Start a script in several processes, and show what it printed when it fails."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -48,8 +49,13 @@ def run(command: list[str], *, timeout: float, expect: int = 0) -> str:
     try:
         output, _ = child.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        os.killpg(child.pid, 9)
-        output, _ = child.communicate()
+        # Not with SIGKILL at once: torchrun's workers have sessions of their own, and it takes them along on SIGTERM only.
+        os.killpg(child.pid, signal.SIGTERM)
+        try:
+            output, _ = child.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            output = "(it could not be ended, and its output is lost)"
         raise AssertionError(f"{' '.join(command)} took longer than {timeout} s:\n{output}") from None
     assert child.returncode == expect, f"{' '.join(command)} exited with {child.returncode}:\n{output}"
     return output
