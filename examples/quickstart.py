@@ -40,6 +40,7 @@ from hf_freeze import (
     FreezeTrainer,
     FreezeTrainingArguments,
     binary_margin,
+    debug_sample,
     predict_binary,
     trainable_summary,
 )
@@ -88,6 +89,10 @@ class ScriptArguments:
     max_rows: int | None = field(
         default=None, metadata={"help": "Use so many rows of the data, or of each split that it has."}
     )
+    debug_sample: bool = field(
+        default=False,
+        metadata={"help": "Before training, run one validation row through the model and say what is wrong."},
+    )
 
 
 def main() -> None:
@@ -129,6 +134,9 @@ def main() -> None:
         compute_metrics=metrics,
     )
     say(f"{trainable_summary(model)}\n")
+    if script.debug_sample:
+        debug_sample(trainer, checks="full", backward=True, seed=args.seed)
+        say("")
     trained = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     predictions = {part: trainer.predict(parts[part]) for part in ("validation", "test")}
     trainer.save_model()

@@ -140,6 +140,14 @@ def test_data_and_model_can_be_given(alone, tmp_path) -> None:
     assert AutoModelForSequenceClassification.from_pretrained(folder).config.id2label == {0: "0", 1: "1"}
 
 
+def test_one_sample_is_looked_at_before_training(tmp_path) -> None:
+    output, _ = quickstart(tmp_path / "out", "--debug_sample", "--max_steps", "1", processes=1)
+    report = output[output.index("\nsample ") : output.index("what trained")]
+    assert re.search(r"gradient frozen \d+", report)
+    assert "ok      plan: What requires a gradient is what the plan says." in report
+    assert " checks: 0 failed" in report
+
+
 @pytest.mark.slow
 def test_the_script_for_the_main_job_reaches_what_the_readme_shows(tmp_path) -> None:
     """All rows, through quickstart.sh, called from elsewhere: its output goes to where it was called."""

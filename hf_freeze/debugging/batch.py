@@ -29,8 +29,9 @@ def make_batch(subject: Subject, row: Row) -> tuple[Row, Mapping[str, Any] | Non
         )
         bare = {key: value for key, value in row.value.items() if key not in subject.label_names}
         row = replace(row, value=bare)
+    is_batch = _is_batch(row.value)
     try:
-        made = row.value if _is_batch(row.value) else subject.collate([row.value])
+        made = row.value if is_batch else subject.collate([row.value])
     except Exception as error:
         said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         message = f"The collator raised {said:.160} It was given the keys {_keys(row.value)}."

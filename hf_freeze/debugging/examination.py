@@ -19,6 +19,7 @@ from hf_freeze.debugging.passes import (
     Pass,
     Runner,
     distance,
+    is_sharded,
     noise,
     reads_labels,
     recomputes,
@@ -118,12 +119,12 @@ class Examination:
 
     def _scored(self, batch: dict[str, Any], fits: bool, needs_label: bool) -> Pass:
         """Run once more, with the label where it fits, and with a graph."""
-        model, sharded = self.subject.model, any(hasattr(p, "to_local") for p in self.subject.model.parameters())
+        model, sharded = self.subject.model, is_sharded(self.subject.model)
         with _some_graph(model):
-            scored = self.runner.run(batch, gradients=self.backward or not sharded, score=fits or needs_label)
+            scored = self.runner.run(batch, gradients=not sharded, score=fits or needs_label)
             if scored.error is not None and fits:
                 self._judge_label(scored)
-                again = self.runner.run(batch, gradients=self.backward or not sharded, score=needs_label)
+                again = self.runner.run(batch, gradients=not sharded, score=needs_label)
                 return again if again.error is None else Pass()
         if fits and self._judge_label(scored):
             return scored
@@ -232,8 +233,8 @@ class Examination:
             target = scored.logits.float().square().sum()  # no label: what the logits depend on
         if target is None or "weights_finite" in names_in(self.checks):
             return
-        if recomputes(model):
-            target = self._recomputed(batch, target)
+        if recomputes(model) or is_sharded(model):
+            target = self._anew(batch, target)
         self.statuses = gradients.gradient_statuses(target, model)
         self.runner.cost += 2
         if repeatable and self._logits is not None:
@@ -243,9 +244,12 @@ class Examination:
             self.statuses = statuses
         self._add(gradients.check_gradients(self.statuses, model))
 
-    def _recomputed(self, batch: dict[str, Any], target: torch.Tensor) -> torch.Tensor:
-        """Activation checkpointing works in train mode alone, and is where gradients get lost; dropout stays off."""
-        for module in self.subject.model.modules():
+    def _anew(self, batch: dict[str, Any], target: torch.Tensor) -> torch.Tensor:
+        """Make the loss of a sharded model right before its backward pass, as its hooks expect.
+
+        Activation checkpointing works in train mode alone, and is where gradients get lost; dropout stays off.
+        """
+        for module in self.subject.model.modules() if recomputes(self.subject.model) else ():
             module.training = not isinstance(module, (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm))
         made = self.runner.run(batch, gradients=True)
         set_eval(self.subject.model)

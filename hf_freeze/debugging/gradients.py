@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hf_freeze.debugging.check import Check, failed, ok, warning
+from hf_freeze.debugging.passes import all_finite, is_sharded
 
 GradientStatus: TypeAlias = Literal["ok", "zero", "missing", "not finite", "frozen", "unused"]
 MOST_PARTS = 4
@@ -24,23 +25,25 @@ def gradient_statuses(loss: torch.Tensor, model: nn.Module) -> dict[str, Gradien
         return statuses
     found: Sequence[torch.Tensor | None] = [None] * len(training)
     if loss.requires_grad:
-        found = _differentiated(loss, list(training.values()))
+        found = _differentiated(loss, model, training)
     for name, gradient in zip(training, found, strict=True):
         statuses[name] = _status(gradient)
     return statuses
 
 
-def _differentiated(loss: torch.Tensor, parameters: list[nn.Parameter]) -> Sequence[torch.Tensor | None]:
-    sharded = any(hasattr(parameter, "to_local") for parameter in parameters)
-    if not sharded:
+def _differentiated(
+    loss: torch.Tensor, model: nn.Module, training: Mapping[str, nn.Parameter]
+) -> Sequence[torch.Tensor | None]:
+    if not is_sharded(model):
         try:
             # Unlike backward(), this fires no hook that reduces gradients or steps an optimizer.
-            return torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
+            return torch.autograd.grad(loss, list(training.values()), allow_unused=True, retain_graph=True)
         except RuntimeError as error:
             if "checkpoint" not in str(error):
                 raise
     loss.backward()  # type: ignore[no-untyped-call]
-    return [parameter.grad for parameter in parameters]
+    own = dict(model.named_parameters())  # FSDP2 has other parameters in place before than after
+    return [own[name].grad for name in training]
 
 
 def _status(gradient: torch.Tensor | None) -> GradientStatus:
@@ -48,9 +51,9 @@ def _status(gradient: torch.Tensor | None) -> GradientStatus:
         return "missing"
     local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
     values = local.coalesce().values() if local.is_sparse else local
-    if not bool(torch.isfinite(values).all()):
+    if not all_finite(values):
         return "not finite"
-    return "ok" if bool(values.any()) else "zero"
+    return "ok" if bool(values.sum() != 0) or bool(values.any()) else "zero"
 
 
 def tell_unused(
@@ -66,7 +69,7 @@ def tell_unused(
     if not missing:
         return statuses
     own = dict(model.named_parameters())
-    if any(hasattr(own[name], "to_local") or hasattr(own[name], "ds_tensor") for name in missing):
+    if is_sharded(model) or any(hasattr(own[name], "ds_tensor") for name in missing):
         return statuses
     guilty: set[str] = set()
     with _moved([own[name] for name in missing]):

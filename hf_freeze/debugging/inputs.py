@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hf_freeze.debugging.check import Check, failed, ok, warning
-from hf_freeze.debugging.passes import OutOfRange
+from hf_freeze.debugging.passes import OutOfRange, all_finite
 from hf_freeze.debugging.rows import Row, length_of, positions
 from hf_freeze.debugging.subject import IDS, Subject
 from hf_freeze.debugging.variants import has_tokens, real_tokens
@@ -54,11 +54,7 @@ def _minds_mode(module: nn.Module) -> bool:
 
 def check_weights(model: nn.Module) -> Check:
     """Look for NaN and infinity among the weights."""
-    bad = [
-        (path, int((~torch.isfinite(tensor)).sum()))
-        for path, tensor in _floating(model)
-        if not bool(torch.isfinite(tensor).all())
-    ]
+    bad = [(path, int((~torch.isfinite(tensor)).sum())) for path, tensor in _floating(model) if not all_finite(tensor)]
     if not bad:
         return ok("weights_finite", "Every weight is finite.")
     more = f", and {len(bad) - 1} more parameters" if len(bad) > 1 else ""

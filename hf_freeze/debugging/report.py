@@ -16,6 +16,8 @@ from hf_freeze.debugging.gradients import GradientStatus, by_part
 WIDTH = 110
 MARGIN = 17
 TEXT_LINES = 4
+_WORTH_SAYING = ("loss", "initial_loss", "loss_scale", "gradients", "plan", "optimizer")
+"""Checks whose sentence explains something also where nothing is wrong."""
 _SIGNS = {"ok": "ok     ", "warning": "WARNING", "failed": "FAILED "}
 
 
@@ -117,7 +119,7 @@ def _lines(report: SampleReport) -> Iterator[str]:
         counts = f"{model['trainable']:,} of {model['parameters']:,} parameters train ({share:.1f} %)"
         yield _row("model", f"{model['class']}: {counts}; {_modes(model['modes'])}")
     for part, counted in by_part(report.gradients).items() if report.gradients else ():
-        yield _row(f"  {part}", "gradient " + ", ".join(f"{status} {n}" for status, n in counted.items()))
+        yield _row(part, "gradient " + ", ".join(f"{status} {n}" for status, n in counted.items()))
     yield ""
     yield from _check_lines(report)
 
@@ -161,12 +163,12 @@ def _prediction_lines(output: Mapping[str, Any]) -> Iterator[str]:
 
 def _check_lines(report: SampleReport) -> Iterator[str]:
     order = {"failed": 0, "warning": 1, "ok": 2}
+    quiet = [check.name for check in report.checks if check.status == "ok" and check.name not in _WORTH_SAYING]
     for check in sorted(report.checks, key=lambda one: order[one.status]):
-        head = f"{_SIGNS[check.status]} {check.name}: "
-        if check.status == "ok":
-            yield textwrap.shorten(head + check.message, WIDTH, placeholder=" ...")
-        else:
-            yield from textwrap.wrap(head + check.message, WIDTH, subsequent_indent=" " * 8)
+        if check.name not in quiet:
+            text = f"{_SIGNS[check.status]} {check.name}: {check.message}"
+            yield from textwrap.wrap(text, WIDTH, subsequent_indent=" " * 8)
+    yield from textwrap.wrap(f"{_SIGNS['ok']} {', '.join(quiet)}", WIDTH, subsequent_indent=" " * 8)
     bad = [sum(check.status == status for check in report.checks) for status in ("failed", "warning")]
     yield f"{len(report.checks)} checks: {bad[0]} failed, {bad[1]} warnings."
 
