@@ -3,13 +3,20 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.recipes import RECIPES, recipe
 from hf_freeze.plan.stages import FreezePlan, Plateau, Stage, TopDown, read_mapping, stage_from_dict, stage_to_dict
+
+# HfArgumentParser takes a union with bool for a bool; a string is what a flag gives.
+if TYPE_CHECKING:
+    BoolOrPath = bool | str | PathLike[str]
+else:
+    BoolOrPath = str | None
 
 
 @dataclass
@@ -61,11 +68,13 @@ class FreezeArguments:
             "help": "Prove at each save and at the end that frozen weights stood still and trainable ones moved."
         },
     )
-    cache_frozen: bool | str = field(
+    cache_frozen: BoolOrPath = field(
         default=False,
         metadata={
             "help": "Compute what is frozen once, and train on its stored output: true, or the folder to keep it in "
-            "(true: frozen_features in output_dir)."
+            "(true: frozen_features in output_dir).",
+            "nargs": "?",
+            "const": True,
         },
     )
     cache_frozen_dtype: str | None = field(
@@ -88,6 +97,9 @@ class FreezeArguments:
 
     def __post_init__(self) -> None:
         self.group_lrs = _read_group_lrs(self.group_lrs)
+        self.cache_frozen = _read_bool_or_path(self.cache_frozen)
+        if self.cache_frozen_dtype not in (None, "float32", "float16", "bfloat16"):
+            raise PlanError(f"cache_frozen_dtype={self.cache_frozen_dtype!r} is none of float32, float16, bfloat16.")
         self.unfreeze_stages = _plain_stages(self.unfreeze_stages)
         parents = super()
         if hasattr(parents, "__post_init__"):
@@ -147,6 +159,15 @@ def _plain_stage(stage: Any) -> Any:
     if isinstance(stage, Mapping) and isinstance(stage.get("plateau"), Plateau):
         return {**stage, "plateau": asdict(stage["plateau"])}
     return stage
+
+
+def _read_bool_or_path(value: BoolOrPath) -> bool | str:
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    text = fspath(value)
+    return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": False}.get(
+        text.lower(), text
+    )
 
 
 def _read_json(text: str, name: str) -> Any:

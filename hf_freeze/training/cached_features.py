@@ -12,7 +12,6 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_freeze.errors import PlanError
 from hf_freeze.features.batches import ROWS, Numbered, NumberingCollator, Source
 from hf_freeze.features.cache import CacheSettings, Demand, FeatureCache, FeatureSet
 from hf_freeze.features.errors import CacheRefused
@@ -102,8 +101,8 @@ class CachedFeaturesTrainerMixin(_Base):
     def _cache_settings(self) -> CacheSettings:
         given = self._settings.cache_frozen
         return CacheSettings(
-            folder=Path(given) if isinstance(given, str) else Path(str(self.args.output_dir)) / FOLDER,
-            dtype=_dtype(self._settings.cache_frozen_dtype),
+            folder=Path(str(self.args.output_dir)) / FOLDER if given is True else Path(str(given)),
+            dtype=getattr(torch, self._settings.cache_frozen_dtype or "", None),
             max_bytes=self._settings.cache_frozen_max_gb * 1e9,
             always=self._settings.cache_frozen_always,
             batch_size=max(self.args.per_device_train_batch_size, self.args.per_device_eval_batch_size),
@@ -266,11 +265,3 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     if isinstance(value, Mapping):
         value = list(value.values())
     return [tensor for part in value for tensor in _tensors(part)] if isinstance(value, Sequence) else []
-
-
-def _dtype(name: str | None) -> torch.dtype | None:
-    if name is None:
-        return None
-    if name not in ("float32", "float16", "bfloat16"):
-        raise PlanError(f"cache_frozen_dtype={name!r} is none of float32, float16, bfloat16.")
-    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
