@@ -413,6 +413,19 @@ def softmax_inside_a_model_that_is_frozen(folder):
     return seeded(lambda _: Softmaxes(), None).requires_grad_(False), {"dataset": text_rows()}
 
 
+@fault("logits_not_probabilities", with_backward={"gradients"})
+def sigmoid_inside_a_model_that_is_frozen(folder):
+    return seeded(lambda _: Squashes(columns=1), None).requires_grad_(False), {"dataset": text_rows()}
+
+
+@fault("logits_not_probabilities")
+def sigmoid_that_the_loss_knows_of_and_metrics_do_not(folder):
+    def loss(probability, labels):
+        return functional.binary_cross_entropy(probability[:, 0], labels.float())
+
+    return seeded(lambda _: Squashes(columns=1, loss=loss), None), {"dataset": text_rows()}
+
+
 @fault("sensitive")
 def constant_output(folder):
     model = tiny_bert()

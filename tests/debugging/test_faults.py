@@ -4,6 +4,7 @@ import pytest
 
 from hf_freeze import debug_sample
 from tests.debugging.faults import FAULTS
+from tests.debugging.subjects import pooled
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
@@ -23,3 +24,21 @@ def test_full_checks_and_a_backward_pass_name_no_other_fault(tmp_path, fault):
 def test_the_matrix_is_large_and_covers_every_check():
     assert len(FAULTS) >= 20
     assert len({fault.name for fault in FAULTS}) == len(FAULTS)
+
+
+def test_ids_are_held_against_the_embedding_before_it_is_asked():
+    """On a GPU the lookup itself would end the process."""
+    sample = {"input_ids": [5, 70, 6], "attention_mask": [1, 1, 1], "labels": 1}
+    report = debug_sample(pooled(), sample, quiet=True)
+    assert "Ids from 5 to 70 index embed, which has 64 rows." in report["vocabulary"].message
+
+
+def test_a_loss_that_knows_of_the_sigmoid_is_a_warning_and_another_fails():
+    plants = {fault.name: fault.plant for fault in FAULTS}
+    for name, status in (
+        ("sigmoid that the loss knows of and metrics do not", "warning"),
+        ("sigmoid inside a model that is frozen", "failed"),
+    ):
+        model, options = plants[name](None)
+        report = debug_sample(model, **options, quiet=True)
+        assert report["logits_not_probabilities"].status == status

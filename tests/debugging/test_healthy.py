@@ -335,3 +335,15 @@ def test_a_parameter_without_influence_is_called_unused():
 def test_the_loss_is_explained(tmp_path, name, kind):
     report = debug_sample(TRAINERS[name](tmp_path), index=1, quiet=True)
     assert kind in report["loss"].message
+
+
+def test_rows_of_one_length_at_the_limit_are_not_called_truncated():
+    """Texts cut into blocks, as for language models."""
+    rows = [{"input_ids": [5 + i % 9] * 32, "attention_mask": [1] * 32, "labels": i % 2} for i in range(8)]
+    assert said(debug_sample(tiny_bert(), dataset=rows, tokenizer=word_tokenizer(), quiet=True)) == []
+
+
+def test_the_precision_is_that_of_training(tmp_path):
+    trainer = trainer_of(tiny_bert(), tmp_path, args=arguments(tmp_path, bf16=True))
+    assert debug_sample(trainer, quiet=True).logits.dtype == torch.bfloat16
+    assert debug_sample(trainer.model, dataset=text_rows(), quiet=True).logits.dtype == torch.float32

@@ -206,3 +206,13 @@ def test_a_buffer_changed_in_place_and_one_swapped_both_come_back():
     assert model.running_mean is buffer
     assert model.running_mean.tolist() == [0, 0]
     assert model.running_var.tolist() == [1, 1]
+
+
+def test_a_text_leaves_the_truncation_and_padding_of_the_tokenizer_alone():
+    tokenizer = word_tokenizer()
+    debug_sample(tiny_bert(), "w5 w6 w7", tokenizer=tokenizer, quiet=True)
+    assert tokenizer.backend_tokenizer.truncation is None
+    tokenizer(["w5", "w6 w7"], padding=True, truncation=True, max_length=9)
+    before = tokenizer.backend_tokenizer.truncation, tokenizer.backend_tokenizer.padding
+    debug_sample(tiny_bert(), "w5 w6 w7", tokenizer=tokenizer, quiet=True)
+    assert (tokenizer.backend_tokenizer.truncation, tokenizer.backend_tokenizer.padding) == before
