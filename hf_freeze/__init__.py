@@ -28,6 +28,7 @@ from hf_freeze.reporting.plots import plot_threshold
 from hf_freeze.training.arguments import FreezeArguments, FreezeTrainingArguments
 from hf_freeze.training.callbacks import FreezeCallback
 from hf_freeze.training.checkpoint import load_thawed, save_thawed
+from hf_freeze.training.extract import extract_features
 from hf_freeze.training.freezing import freeze, unfreeze
 from hf_freeze.training.groups import param_groups
 from hf_freeze.training.summary import TrainableSummary, trainable_summary
@@ -60,6 +61,7 @@ __all__ = [
     "UnsupportedSetupError",
     "binary_margin",
     "debug_sample",
+    "extract_features",
     "fold_threshold_into_head",
     "freeze",
     "load_thawed",

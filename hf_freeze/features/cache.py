@@ -1,7 +1,5 @@
 """The frozen features of a run: found, judged, computed, checked and replayed, stage by stage."""
 
-import hashlib
-import json
 import logging
 import shutil
 import time
@@ -23,7 +21,7 @@ from hf_freeze.features.check import check_replay, check_still, check_stored
 from hf_freeze.features.cost import Estimate, in_bytes, saves_time
 from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.extraction import Forward, Work, by_length, extract
-from hf_freeze.features.fingerprint import fingerprint
+from hf_freeze.features.fingerprint import fingerprint, short
 from hf_freeze.features.frontier import Frontier, Roots, find_frontier, without_checkpointing
 from hf_freeze.features.ranks import Ranks
 from hf_freeze.features.replay import Replay
@@ -35,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _SHARED = 2  # rows in both probes
 _CHECKED_ROWS = 8
+_TIMED_ROWS = 8
 _BYTES_PER_SECOND = 2e9  # of reading stored features
 
 
@@ -54,7 +53,7 @@ class CacheSettings:
 class FeatureSet:
     """A data set whose features may be kept: rows, how they become inputs, and what is asked of the model.
 
-    `training` is the mode in which the model runs over it, `device` where.
+    `training` is the mode in which the model runs over it, `device` where, `computed_in` the type that autocast takes.
     """
 
     name: str
@@ -63,6 +62,7 @@ class FeatureSet:
     forward: Forward
     training: bool
     device: torch.device
+    computed_in: torch.dtype | None = None
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -125,6 +125,7 @@ class FeatureCache:
         self._settings = settings
         self._ranks = Ranks.now()
         self._replays: dict[str, Replay] = {}
+        self._seen: dict[tuple[str, int], tuple[Frontier, float]] = {}
 
     def enter(self, sets: Sequence[tuple[FeatureSet, Sequence[Demand]]]) -> None:
         """Make the features ready that the first of each set's demands needs, and on the way those of the others.
@@ -173,15 +174,11 @@ class FeatureCache:
 
     def _planned(self, feature_set: FeatureSet, demand: Demand) -> _Plan:
         with demand.as_in_stage(), _mode(self._model, training=feature_set.training):
-            frontier = find_frontier(self._model, feature_set.probes, feature_set.roots)
-            _refuse_train_mode(self._model, frontier)
-            check_still(self._model, frontier, feature_set.forward, batches=feature_set.probes, shared=_SHARED)
-            form = {"dtype": str(self._settings.dtype), "autocast": torch.is_autocast_enabled(feature_set.device.type)}
+            frontier, seconds = self._looked_at(feature_set, demand.stage)
+            form = {"dtype": str(self._settings.dtype), "autocast": str(feature_set.computed_in)}
             parts = fingerprint(self._model, frontier, feature_set.source, form=form)
-            seconds = _seconds_per_row(self._model, frontier, feature_set, self._settings.batch_size)
-        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
         description = {**parts, "stores": frontier.describe(), "rows": len(feature_set.source)}
-        store = FeatureStore(self._settings.folder / key, feature_set.order, description)
+        store = FeatureStore(self._settings.folder / short(parts), feature_set.order, description)
         size = _size(frontier, feature_set, self._settings)
         estimate = Estimate(
             rows=len(feature_set.source),
@@ -192,6 +189,23 @@ class FeatureCache:
             stored=store.seems_complete,
         )
         return _Plan(frontier, store, demand, estimate)
+
+    def _looked_at(self, feature_set: FeatureSet, stage: int) -> tuple[Frontier, float]:
+        """Find the frontier of a stage, and the seconds that its prefix takes for a row; once."""
+        key = feature_set.name, stage
+        if key not in self._seen:
+            frontier = find_frontier(self._model, feature_set.probes, feature_set.roots)
+            _refuse_train_mode(self._model, frontier)
+            check_still(
+                self._model,
+                frontier,
+                feature_set.forward,
+                batches=feature_set.probes,
+                shared=_SHARED,
+                computed_in=feature_set.computed_in,
+            )
+            self._seen[key] = frontier, _seconds_per_row(self._model, frontier, feature_set, self._settings.batch_size)
+        return self._seen[key]
 
     def _planned_ahead(self, feature_set: FeatureSet, demand: Demand) -> _Plan | None:
         try:
@@ -257,8 +271,9 @@ class FeatureCache:
         features = plan.store.read(feature_set.device)
         rows = feature_set.sample()
         with _mode(self._model, training=feature_set.training):
+            how: dict[str, Any] = {"rows": rows, "computed_in": self._coarsest(feature_set)}
             difference = check_stored(
-                self._model, feature_set.source, plan.frontier, features, forward=feature_set.forward, rows=rows
+                self._model, feature_set.source, plan.frontier, features, forward=feature_set.forward, **how
             )
             if self._settings.dtype is not None:
                 self._say(
@@ -272,11 +287,16 @@ class FeatureCache:
             replay = Replay(self._model, plan.frontier, features)
             try:
                 with without_checkpointing(self._model):
-                    check_replay(self._model, feature_set.source, replay, roots=feature_set.roots, rows=rows)
+                    check_replay(self._model, feature_set.source, replay, roots=feature_set.roots, **how)
             except BaseException:
                 replay.remove()
                 raise
         return replay
+
+    def _coarsest(self, feature_set: FeatureSet) -> torch.dtype | None:
+        """The type that blurs the loss most: of storage, or of computation."""
+        types = [dtype for dtype in (self._settings.dtype, feature_set.computed_in) if dtype is not None]
+        return max(types, key=lambda dtype: torch.finfo(dtype).eps, default=None)
 
     def _say(self, level: int, message: str, *values: Any) -> None:
         if self._ranks.index == 0:
@@ -300,7 +320,8 @@ def _refuse_train_mode(model: nn.Module, frontier: Frontier) -> None:
 
 def _seconds_per_row(model: nn.Module, frontier: Frontier, feature_set: FeatureSet, batch_size: int) -> float:
     """Time the calls that would be stood in for, over random rows."""
-    rows = np.random.default_rng(0).choice(len(feature_set.source), min(batch_size, len(feature_set.source)), False)
+    count = min(batch_size, len(feature_set.source), _TIMED_ROWS)
+    rows = np.random.default_rng(0).choice(len(feature_set.source), count, replace=False)
     batch = feature_set.source.batch(rows.tolist())
     seconds = 0.0
 

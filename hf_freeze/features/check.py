@@ -19,7 +19,13 @@ _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, tor
 
 
 def check_still(
-    model: nn.Module, frontier: Frontier, forward: Forward, *, batches: tuple[Batch, Batch], shared: int
+    model: nn.Module,
+    frontier: Frontier,
+    forward: Forward,
+    *,
+    batches: tuple[Batch, Batch],
+    shared: int,
+    computed_in: torch.dtype | None = None,
 ) -> None:
     """Hold rows that two batches share, at their ends, against each other, under other random numbers.
 
@@ -32,13 +38,13 @@ def check_still(
             seen.append(capture(forward, batch)[0])
     for column, (key, _, layout) in frontier.columns.items():
         first, again = (stored_rows(seen[index][column], layout, batches[0]) for index in (0, 1))
-        if _difference(again.values, first.values) > _tolerance(first.values):
+        if _difference(again.values, first.values) > _tolerance(first.values.dtype):
             raise CacheRefused(
                 f"what {key} returns is random: dropout in front of it or between frozen modules is on"
                 f"{_named(training_dropout(model, frontier))}. Set its p, or the configuration's dropout, to 0"
             )
         one, other = first.last(shared), stored_rows(seen[2][column], layout, batches[1]).last(shared)
-        if _difference(other, one) > _tolerance(one):
+        if _difference(other, one) > _tolerance(one.dtype, computed_in):
             raise CacheRefused(
                 f"what {key} returns for a row depends on the other rows of its batch or on their padding"
             )
@@ -59,7 +65,14 @@ def _named(names: Sequence[str]) -> str:
 
 
 def check_stored(
-    model: nn.Module, source: Source, frontier: Frontier, features: Features, *, forward: Forward, rows: Sequence[int]
+    model: nn.Module,
+    source: Source,
+    frontier: Frontier,
+    features: Features,
+    *,
+    forward: Forward,
+    rows: Sequence[int],
+    computed_in: torch.dtype | None = None,
 ) -> float:
     """Compute the features of these rows again; return the largest difference, relative to the largest value.
 
@@ -75,7 +88,7 @@ def check_stored(
         stored = features.rows(column, torch.tensor(rows), mask).cpu()
         stored = stored if mask is None else stored[mask]
         difference = _difference(stored, now)
-        if not difference <= max(_tolerance(now), _tolerance(stored)):
+        if not difference <= _tolerance(now.dtype, stored.dtype, computed_in):
             raise FreezeViolation(
                 f"Stored features of {key} are not what the model computes now: they differ by {difference:.2g} of the "
                 f"largest value, in rows {list(rows)[:4]} ... Either the rows change from one reading to the next, or "
@@ -86,7 +99,15 @@ def check_stored(
     return worst
 
 
-def check_replay(model: nn.Module, source: Source, replay: Replay, *, roots: Roots, rows: Sequence[int]) -> None:
+def check_replay(
+    model: nn.Module,
+    source: Source,
+    replay: Replay,
+    *,
+    roots: Roots,
+    rows: Sequence[int],
+    computed_in: torch.dtype | None = None,
+) -> None:
     """Hold the loss and the outputs of these rows with features against those without.
 
     What nothing is known to read is not a number meanwhile. Raises `CacheRefused` where they are not the same.
@@ -101,7 +122,7 @@ def check_replay(model: nn.Module, source: Source, replay: Replay, *, roots: Roo
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
             raise CacheRefused(f"the rest of the model does not run on stored features ({error})") from error
     for one, other in zip(expected, found, strict=True):
-        if one.shape != other.shape or not _difference(other, one) <= 10 * _tolerance(one):
+        if one.shape != other.shape or not _difference(other, one) <= 10 * _tolerance(one.dtype, computed_in):
             raise CacheRefused("the rest of the model reads more of the frozen part than its gradients show")
 
 
@@ -115,5 +136,6 @@ def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
     return apart.max().item() / max(largest, 1e-12)
 
 
-def _tolerance(values: torch.Tensor) -> float:
-    return _TOLERANCE.get(values.dtype, 0.0)
+def _tolerance(*types: torch.dtype | None) -> float:
+    """The coarsest of them counts: values may be computed under autocast and then widened."""
+    return max((_TOLERANCE.get(dtype, 0.0) for dtype in types if dtype is not None), default=0.0)

@@ -50,8 +50,8 @@ def in_bytes(count: float) -> str:
     >>> in_bytes(28_740_000)
     '28.7 MB'
     """
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
             break
         count /= 1000
     return f"{count:.3g} {unit}"

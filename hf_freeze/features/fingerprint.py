@@ -50,6 +50,11 @@ def fingerprint(model: nn.Module, frontier: Frontier, source: Source, *, form: M
     }
 
 
+def short(parts: Mapping[str, str]) -> str:
+    """Name a folder after all of them."""
+    return _digest(parts)[:32]
+
+
 def digest_weights(model: nn.Module, frontier: Frontier) -> str:
     """Digest every frozen parameter, and every buffer of the frozen prefix, bit by bit."""
     digest = hashlib.sha256()

@@ -66,6 +66,11 @@ class FeatureStore:
         """How many parts there are when all is stored."""
         return -(-len(self.order) // PART_ROWS)
 
+    @property
+    def files(self) -> list[Path]:
+        """The Arrow file of each part."""
+        return [self._paths(part)[0] for part in range(self.parts)]
+
     def rows_of(self, part: int) -> npt.NDArray[np.int64]:
         """Return the row numbers that a part holds."""
         return self.order[part * PART_ROWS : (part + 1) * PART_ROWS]

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from hf_freeze.features.cache import CacheSettings, Demand, FeatureCache, Featur
 from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.untouched import random_states_kept
 from hf_freeze.training.arguments import FreezeArguments
+from hf_freeze.training.attributes import replaced
 from hf_freeze.training.callbacks import FreezeCallback
 from hf_freeze.training.freezing import trainable_for_now
 
@@ -40,6 +42,7 @@ class CachedFeaturesTrainerMixin(_Base):
     _settings: FreezeArguments
     _freezing: FreezeCallback
     _cache: FeatureCache | None = None
+    _count_parameters: Any = None
 
     def _number_rows(self) -> bool:
         return bool(self._settings.cache_frozen)
@@ -73,6 +76,13 @@ class CachedFeaturesTrainerMixin(_Base):
         with self._on_features(inputs) as inputs:
             return super().prediction_step(model, inputs, *args, **kwargs)
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Count as the Trainer does; on stored features, the parameters of the model once a stage."""
+        if self._cache is None or not self._cache.kept or not hasattr(self.model, "num_parameters"):
+            return super().floating_point_ops(inputs)
+        with replaced(self.model, num_parameters=self._count_parameters):
+            return super().floating_point_ops(inputs)
+
     @contextmanager
     def _on_features(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
         numbers = inputs.get(ROWS)
@@ -89,6 +99,8 @@ class CachedFeaturesTrainerMixin(_Base):
 
     def _enter_stage(self, state: TrainerState) -> None:
         """Make the features of the stage ready that the next step belongs to."""
+        if hasattr(self.model, "num_parameters"):
+            self._count_parameters = cache(self.model.num_parameters)
         if self._cache is None:
             self._cache = FeatureCache(self.model, self._cache_settings())
         self._cache.enter(self._sets(state))
@@ -189,7 +201,13 @@ class CachedFeaturesTrainerMixin(_Base):
         numbered: Any = loader.dataset
         source = Source(numbered.dataset, numbering.collate, self._on_device, self.args.dataloader_num_workers)
         return FeatureSet(
-            name, source, self._losses if training else self._outputs, self._losses, training, self.args.device
+            name,
+            source,
+            self._losses if training else self._outputs,
+            self._losses,
+            training,
+            self.args.device,
+            {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision),
         )
 
     def _on_device(self, inputs: dict[str, Any]) -> dict[str, Any]:

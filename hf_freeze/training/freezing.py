@@ -121,13 +121,23 @@ def hold_eval(model: nn.Module, trainable: Collection[str] | None = None) -> Non
     noisy = [module for module in model.modules() if hasattr(module, "neftune_noise_alpha")]
     # On the instance, so that the wrappers' own train() finds it: DDP calls module.train(mode) on its child. A partial
     # is pickled and copied together with the model, and then holds the copy's modules; a closure would not.
-    model.__dict__["train"] = partial(_train_but_frozen, model, modules, noisy)
+    held = {part for module in modules for part in module.modules()}.difference(noisy)
+    rest = [part for part in model.modules() if part not in held]
+    model.__dict__["train"] = partial(_train_but_frozen, model, modules, noisy, (rest, list(held)))
     set_eval(modules)
 
 
 def _train_but_frozen(
-    model: nn.Module, frozen: Iterable[nn.Module], noisy: Iterable[nn.Module], mode: bool = True
+    model: nn.Module,
+    frozen: Iterable[nn.Module],
+    noisy: Iterable[nn.Module],
+    parts: tuple[list[nn.Module], list[nn.Module]],
+    mode: bool = True,
 ) -> nn.Module:
+    rest, held = parts
+    # The Trainer asks before every step, and to walk through all modules takes longer than the step of a small head.
+    if all(part.training is mode for part in rest) and not any(part.training for part in held):
+        return model
     type(model).train(model, mode)
     set_eval(frozen)
     for module in noisy:

@@ -1,5 +1,6 @@
 """Short runs with and without stored features, over models and data that are tiny and hard: dynamic lengths, dropout."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 
 from hf_freeze import FreezePlan, FreezeTrainer, FreezeTrainingArguments
+from hf_freeze.features.cache import FeatureCache
 from tests import models
 from tests.models import SIZES, SPECIAL, seeded
 
@@ -338,3 +340,20 @@ def logged(trainer):
         {name: value for name, value in entry.items() if not any(time in name for time in times)}
         for entry in trainer.state.log_history
     ]
+
+
+@contextmanager
+def kept_sets():
+    """Note, stage by stage, of which sets features are in use."""
+    kept = []
+    enter = FeatureCache.enter
+
+    def noting(self, sets):
+        enter(self, sets)
+        kept.append(self.kept)
+
+    FeatureCache.enter = noting
+    try:
+        yield kept
+    finally:
+        FeatureCache.enter = enter

@@ -1,0 +1,171 @@
+"""`extract_features`: what a frozen prefix computes, as a data set, without any Trainer."""
+
+import inspect
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import nn
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
+
+from hf_freeze.errors import FreezeError
+from hf_freeze.features.batches import Source
+from hf_freeze.features.cache import FeatureSet
+from hf_freeze.features.extraction import Work, extract
+from hf_freeze.features.fingerprint import fingerprint, short
+from hf_freeze.features.frontier import Frontier, find_frontier
+from hf_freeze.features.store import FeatureStore
+from hf_freeze.features.untouched import untouched
+from hf_freeze.plan.trainable import all_but
+from hf_freeze.selection.language import Selection
+from hf_freeze.selection.model_map import map_model, unwrap
+from hf_freeze.training.freezing import trainable_for_now
+
+LABELS = ("label", "labels")
+
+
+def extract_features(
+    model: nn.Module,
+    dataset: Any,
+    selection: Selection = "backbone",
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    collator: Callable[[list[Any]], Any] | None = None,
+    batch_size: int = 32,
+    folder: str | Path | None = None,
+    show_progress: bool = False,
+) -> datasets.Dataset:
+    """Compute what `selection`, taken as frozen, hands to the rest of the model: one pass, in eval mode.
+
+    `dataset` is map-style and holds the model's inputs, row by row; other columns are left out. Returns a data set in
+    the order of its rows: the column `features`, or one column per tensor named by its place, and the labels. A row is
+    a vector, or a list of vectors, one per position that is no padding; tensors of more dimensions are flattened. The
+    data set lies in memory, or, with `folder`, in memory-mapped files there, which another call with the same weights
+    and rows reuses.
+
+    `collator` makes batches; by default rows are padded by `tokenizer`, or stacked. `selection="all"` gives the
+    model's own outputs. The model is left as it was. Raises `SelectionError`, and `UnsupportedSetupError` where the
+    selection is no prefix of the model, or its outputs are not one per row.
+    """
+    model = unwrap(model)
+    if not len(dataset):
+        raise FreezeError("dataset has no rows.")
+    keeps = all_but(selection, words := map_model(model))
+    source = _source(model, dataset, tokenizer=tokenizer, collator=collator)
+    with ExitStack() as stack:
+        stack.enter_context(trainable_for_now(model, words.every_alias(keeps)))
+        if not keeps:
+            model = _Around(model)
+        feature_set = FeatureSet("given", source, _roots(model), _forward(model), False, _device(model))
+        stack.enter_context(untouched(model))
+        model.eval()
+        frontier = find_frontier(model, feature_set.probes, feature_set.roots)
+        dtype = torch.float32 if _has_bfloat16(frontier) else None
+        parts = fingerprint(model, frontier, source, form={"dtype": str(dtype)})
+        root = folder if folder is not None else stack.enter_context(tempfile.TemporaryDirectory())
+        store = FeatureStore(Path(root) / short(parts), feature_set.order, parts)
+        with store.locked():
+            work = Work(frontier, store, store.missing(), dtype)
+            extract(model, source, [work], feature_set.forward, batch_size=batch_size, show_progress=show_progress)
+        return _as_dataset(store, frontier, dataset, in_memory=folder is None)
+
+
+class _Around(nn.Module):
+    """A model of which all is taken as frozen, with the rest of the world around it."""
+
+    FIELD = "model"
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.model(**inputs)
+
+
+def _source(
+    model: nn.Module,
+    dataset: Any,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None,
+    collator: Callable[[list[Any]], Any] | None,
+) -> Source:
+    accepted = inspect.signature(model.forward).parameters
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()) and len(accepted) == 1
+    wanted = {*accepted, *LABELS, "label_ids"}
+    collate = collator or (DataCollatorWithPadding(tokenizer) if tokenizer is not None else default_data_collator)
+    if isinstance(dataset, datasets.Dataset) and not open_ended:
+        dataset = dataset.select_columns([name for name in dataset.column_names if name in wanted])
+    device = _device(model)
+
+    def prepare(inputs: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: value.to(device) if isinstance(value, torch.Tensor) else value
+            for name, value in inputs.items()
+            if open_ended or name in accepted
+        }
+
+    return Source(dataset, collate, prepare)
+
+
+def _forward(model: nn.Module) -> Callable[[dict[str, Any]], Any]:
+    return lambda inputs: model(**inputs)
+
+
+def _roots(model: nn.Module) -> Callable[[dict[str, Any]], list[torch.Tensor]]:
+    """Everything that the model returns, but for padding."""
+
+    def roots(inputs: dict[str, Any]) -> list[torch.Tensor]:
+        mask = inputs.get("attention_mask")
+        leaves, _ = torch.utils._pytree.tree_flatten(model(**inputs))
+        found = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+        if mask is None or mask.dim() != 2:
+            return found
+        return [_without_padding(tensor, mask) for tensor in found]
+
+    return roots
+
+
+def _without_padding(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    if tensor.shape[:2] != mask.shape:
+        return tensor
+    return tensor * mask.reshape(*mask.shape, *[1] * (tensor.dim() - 2)).to(tensor.dtype)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _has_bfloat16(frontier: Frontier) -> bool:
+    return any(leaf.dtype is torch.bfloat16 for leaf in frontier.leaves.values())
+
+
+def _as_dataset(store: FeatureStore, frontier: Frontier, dataset: Any, *, in_memory: bool) -> datasets.Dataset:
+    rows = datasets.concatenate_datasets(
+        [datasets.Dataset.from_file(str(path), in_memory=in_memory) for path in store.files]
+    )
+    rows = rows.remove_columns("row").rename_columns(
+        {f"feature{number}": name for number, name in enumerate(_names(frontier))}
+    )
+    for name in LABELS:
+        if name in (dataset.column_names if hasattr(dataset, "column_names") else dataset[0]):
+            rows = rows.add_column(name, [_plain(dataset[int(row)][name]) for row in store.order])
+    return rows.select(np.argsort(store.order))
+
+
+def _names(frontier: Frontier) -> Sequence[str]:
+    columns = frontier.columns.values()
+    if len(columns) == 1:
+        return ["features"]
+    places = [f"{key.name}{frontier.answers[key].paths[index]}" for key, index, _ in columns]
+    return [re.sub(r"\['?(\w+)'?\]", r".\1", place).removeprefix(f"{_Around.FIELD}.") for place in places]
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value

@@ -1,0 +1,403 @@
+"""What is kept, reused, refused, repaired; and that nothing stays on the model."""
+
+import json
+import logging
+import multiprocessing
+import re
+import shutil
+import time
+from collections import namedtuple
+from pathlib import Path
+from threading import Timer
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from torch import nn
+
+from hf_freeze import FreezeTrainer, FreezeViolation, PlanError
+from hf_freeze.features import cache, check, store
+from hf_freeze.features.cost import Estimate, saves_time
+from hf_freeze.features.errors import CacheRefused
+from hf_freeze.features.store import Column, FeatureStore
+from tests import models
+from tests.features.runs import CASES, Case, Pad, kept_sets, logged, run, texts
+from tests.features.test_exactness import assert_same
+
+BERT = CASES["bert"]
+
+
+@pytest.fixture
+def extracted(monkeypatch):
+    """Collects the numbers of the parts that each extraction computes."""
+    seen = []
+
+    def noting(*args, **kwargs):
+        seen.extend(list(work.missing) for work in args[2])
+        return extract(*args, **kwargs)
+
+    extract = cache.extract
+    monkeypatch.setattr(cache, "extract", noting)
+    return seen
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(store, "PART_ROWS", 8)
+
+
+def folders(root):
+    return sorted(path.parent for path in Path(root).rglob("features.json"))
+
+
+# --- reuse ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_and_another_head_use_what_is_there(tmp_path, extracted):
+    keep = str(tmp_path / "kept")
+    run(BERT, tmp_path / "one", trainable="head", cache=keep)
+    assert len(extracted) == 2
+    run(BERT, tmp_path / "two", trainable="head", cache=keep, learning_rate=1e-3)
+    other_head = models.tiny_bert(layers=4, num_labels=2)
+    nn.init.normal_(other_head.classifier.weight)
+    run(BERT, tmp_path / "three", trainable="head", cache=keep, model=other_head)
+    assert len(extracted) == 2
+
+
+@pytest.mark.parametrize("what", ["weight", "buffer", "rows", "padding", "dtype"])
+def test_whatever_features_depend_on_makes_other_features(tmp_path, extracted, what):
+    keep = str(tmp_path / "kept")
+    case = {"buffer": CASES["resnet"], "padding": CASES["llama"]}.get(what, BERT)
+    run(case, tmp_path / "one", trainable="head", cache=keep)
+    given = {"model": case.build()}
+    if what == "weight":
+        with torch.no_grad():
+            given["model"].bert.embeddings.word_embeddings.weight[7, 3] += 1e-6
+    elif what == "buffer":
+        next(given["model"].buffers()).add_(1e-3)
+    elif what == "rows":
+        given |= {"rows": texts(26, seed=9), "held_out": texts(11, seed=10)}
+    elif what == "padding":
+        case = Case(case.build, collate=Pad("left"))
+    else:
+        given["cache_frozen_dtype"] = "float16"
+    run(case, tmp_path / "two", trainable="head", cache=keep, **given)
+    assert len(extracted) == 4
+    assert len(folders(keep)) == 4
+
+
+def test_the_folder_is_that_of_the_run_unless_one_is_given(tmp_path):
+    run(BERT, tmp_path, trainable="head", cache=True)
+    assert [path.parent for path in folders(tmp_path)] == [tmp_path / "frozen_features"] * 2
+
+
+# --- damage, interruption, disks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "cut off", "no note", "unreadable note"])
+def test_a_damaged_part_is_found_and_computed_again(tmp_path, extracted, small_parts, damage):
+    keep = tmp_path / "kept"
+    plain = run(BERT, tmp_path / "plain", trainable="head", cache=str(keep))
+    target = next(folder for folder in folders(keep) if len(list(folder.glob("*.arrow"))) == 4) / "part-00002.arrow"
+    if damage == "flipped bit":
+        content = bytearray(target.read_bytes())
+        content[len(content) // 2] ^= 1
+        target.write_bytes(content)
+    elif damage == "cut off":
+        target.write_bytes(target.read_bytes()[:100])
+    elif damage == "no note":
+        target.with_suffix(".json").unlink()
+    else:
+        target.with_suffix(".json").write_text("{")
+    extracted.clear()
+    again = run(BERT, tmp_path / "again", trainable="head", cache=str(keep))
+    assert extracted == [[2]]
+    assert logged(again) == logged(plain)
+
+
+def test_an_interrupted_extraction_goes_on_where_it_was(tmp_path, extracted, small_parts, monkeypatch):
+    keep = str(tmp_path / "kept")
+    write = FeatureStore.write
+
+    def interrupted(self, part, columns):
+        if part == 2:
+            raise KeyboardInterrupt
+        write(self, part, columns)
+
+    monkeypatch.setattr(FeatureStore, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(BERT, tmp_path / "one", trainable="head", cache=keep)
+    monkeypatch.setattr(FeatureStore, "write", write)
+    extracted.clear()
+    run(BERT, tmp_path / "two", trainable="head", cache=keep)
+    assert extracted == [[2, 3], [0, 1]]
+
+
+def test_where_the_disk_is_full_training_goes_on_without(tmp_path, monkeypatch, caplog, small_parts):
+    plain = run(BERT, tmp_path / "plain", trainable="head", cache=False)
+
+    def full(path, *args):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "_write_arrow", full)
+    cached = run(BERT, tmp_path / "full", trainable="head")
+    assert "No space left on device" in caplog.text
+    assert logged(cached) == logged(plain)
+    assert not list((tmp_path / "full").rglob("*.arrow*"))
+    assert not [path for path in (tmp_path / "full").rglob(".*") if path.is_file()]
+
+
+def test_too_much_for_the_limit_or_the_disk_is_refused_with_the_figure(tmp_path, monkeypatch, caplog):
+    with kept_sets() as kept:
+        run(BERT, tmp_path / "limit", trainable="head", cache_frozen_max_gb=1.5e-6)
+    assert kept == [["evaluation"]]
+    assert "they would take 1.66 kB, and the limit is 1.5 kB (cache_frozen_max_gb)" in caplog.text
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))
+    with kept_sets() as kept:
+        run(BERT, tmp_path / "disk", trainable="head")
+    assert kept == [[]]
+    assert "they would take 1.66 kB, and 1 bytes are free in" in caplog.text
+
+
+def test_a_folder_that_cannot_be_made_is_no_reason_to_stop(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    run(BERT, tmp_path / "out", trainable="head", cache=str(tmp_path / "file" / "below"))
+    assert "cannot be written to" in caplog.text
+
+
+def _hold(folder, held, release):
+    with FeatureStore(Path(folder), np.arange(4), {}).locked():
+        held.set()
+        release.wait(30)
+
+
+def test_another_run_waits_for_the_one_that_writes(tmp_path, caplog):
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    holder = context.Process(target=_hold, args=(str(tmp_path), held, release))
+    holder.start()
+    assert held.wait(60)
+    began = time.perf_counter()
+    Timer(2.0, release.set).start()
+    with FeatureStore(tmp_path, np.arange(4), {}).locked():
+        waited = time.perf_counter() - began
+    holder.join()
+    assert waited >= 1.5
+    assert "Another run computes the features" in caplog.text
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def test_stored_features_that_are_not_what_the_model_computes_stop_the_run(tmp_path, monkeypatch):
+    stored = check.stored_rows
+    monkeypatch.setattr("hf_freeze.features.extraction.stored_rows", lambda *args: _shifted(stored(*args)))
+    with pytest.raises(FreezeViolation, match=r"Stored features of bert.encoder.layer.2 .*cache_frozen=False"):
+        run(BERT, tmp_path, trainable=BERT.last)
+
+
+def _shifted(column):
+    return Column(column.values + 0.01, column.lengths)
+
+
+def test_a_model_that_reads_more_than_its_gradients_show_is_refused(tmp_path, caplog):
+    class Reads(models.BackboneWithHead):
+        def forward(self, input_ids, attention_mask=None, labels=None):
+            output = self.backbone(input_ids, attention_mask=attention_mask)
+            scale = output.pooler_output.detach().abs().mean(dim=1, keepdim=True)
+            with torch.no_grad():
+                scale = scale + 0 * output.last_hidden_state[:, 0].sum(1, keepdim=True)
+            logits = self.out(output.last_hidden_state[:, 1]) * scale
+            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    model = Reads(models.tiny_bert(layers=2).bert)
+    with kept_sets() as kept:
+        run(Case(lambda: model, texts), tmp_path, trainable="out")
+    assert kept == [[]]
+    assert "reads more of the frozen part than its gradients show" in caplog.text
+
+
+def test_the_model_is_as_it_was_after_training_and_after_a_failure(tmp_path):
+    trainer = run(BERT, tmp_path / "one", trainable="head")
+    assert not [name for name, module in trainer.model.named_modules() if "forward" in vars(module)]
+    assert not trainer.model._forward_pre_hooks
+
+    class Broken(FreezeTrainer):
+        def training_step(self, *args, **kwargs):
+            raise ZeroDivisionError
+
+    model = models.tiny_bert(layers=4)
+    with pytest.raises(ZeroDivisionError):
+        run(BERT, tmp_path / "two", trainable="head", trainer=Broken, model=model)
+    assert not [name for name, module in model.named_modules() if "forward" in vars(module)]
+
+
+def test_evaluation_after_training_goes_through_the_whole_model(tmp_path):
+    trainer = run(BERT, tmp_path, trainable="head")
+    expected = trainer.state.log_history[-2]["eval_loss"]
+    with torch.no_grad():
+        trainer.model.bert.embeddings.word_embeddings.weight.mul_(3)
+    assert trainer.evaluate()["eval_loss"] != pytest.approx(expected, rel=1e-4)
+
+
+def test_only_the_sets_that_training_evaluates_are_stood_in_for(tmp_path):
+    sets = {"easy": texts(9, seed=4), "hard": texts(13, seed=5)}
+    plain = run(BERT, tmp_path / "plain", trainable="head", held_out=sets, cache=False)
+    with kept_sets() as kept:
+        cached = run(BERT, tmp_path / "cached", trainable="head", held_out=sets)
+    assert kept == [["training", "evaluation easy", "evaluation hard"]]
+    assert_same(plain, cached)
+    assert cached.predict(sets["easy"]).metrics["test_loss"] == pytest.approx(
+        plain.predict(sets["easy"]).metrics["test_loss"], rel=1e-5
+    )
+
+
+def test_a_resumed_run_ends_where_the_uninterrupted_one_does(tmp_path):
+    whole = run(BERT, tmp_path / "whole", trainable=BERT.last, save_strategy="steps", save_steps=5)
+    parts = FreezeTrainer(
+        BERT.build(),
+        whole.args,
+        train_dataset=whole.train_dataset,
+        eval_dataset=whole.eval_dataset,
+        data_collator=whole.data_collator,
+        freeze_plan=whole._given_plan,
+        compute_metrics=whole.compute_metrics,
+    )
+    parts.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
+    for trainer in (whole, parts):
+        trainer.state.log_history.pop()  # the mean loss counts the steps of its own call
+    assert_same(whole, parts)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+class TwicePerStep(FreezeTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        loss = loss + 0.1 * model(**inputs).loss
+        return (loss, outputs) if return_outputs else loss
+
+
+class NoisyPad(Pad):
+    def __call__(self, rows):
+        batch = super().__call__(rows)
+        hidden = (torch.rand(batch["input_ids"].shape) < 0.3) & (batch["input_ids"] > 5)
+        return batch | {"input_ids": batch["input_ids"].masked_fill(hidden, 4)}
+
+
+class WithoutMask(Pad):
+    def __call__(self, rows):
+        return {name: value for name, value in super().__call__(rows).items() if name != "attention_mask"}
+
+
+def bert(**config):
+    return Case(lambda: models.tiny_bert(layers=4, **config))
+
+
+REFUSED = {
+    "frozen dropout": (BERT, {"frozen_eval": False}, "is in train mode .frozen_eval=False."),
+    "dropout between": (Case(lambda: models.tiny_gpt2(layers=4)), {}, "'transformer.drop'.*to 0"),
+    "NEFTune": (BERT, {"neftune_noise_alpha": 5.0}, "NEFTune"),
+    "random rows": (Case(BERT.build, collate=NoisyPad()), {}, "rows change from one reading to the next"),
+    "hidden states": (bert(output_hidden_states=True), {}, "config.output_hidden_states"),
+    "two passes": (BERT, {"trainer": TwicePerStep}, "calls the model 2 times"),
+    "no mask": (Case(BERT.build, collate=WithoutMask()), {}, "no attention mask that tells"),
+    "few rows": (BERT, {"rows": texts(5)}, "5 rows are too few"),
+    "nothing frozen in front": (BERT, {"trainable": "embeddings"}, "no module in front of what trains"),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_cannot_be_kept_is_refused_with_the_reason_and_trained_without(tmp_path, caplog, why):
+    case, given, message = REFUSED[why]
+    given = {"trainable": ("head", "layers[-1]"), "eval_strategy": "no", **given}
+    with kept_sets() as kept:
+        cached = run(case, tmp_path / "cached", **given)
+    assert kept == [[]]
+    assert [record for record in caplog.records if "No features are kept of the training rows" in record.getMessage()]
+    assert re.search(message, caplog.text)
+    plain = run(case, tmp_path / "plain", cache=False, **given)
+    assert logged(cached) == logged(plain)
+
+
+def test_iterable_data_is_refused(tmp_path, caplog):
+    rows = Dataset.from_list(texts(26)).to_iterable_dataset()
+    run(BERT, tmp_path, trainable="head", rows=rows, max_steps=6, eval_strategy="no")
+    assert "the data is iterable" in caplog.text
+
+
+def test_compiled_models_are_refused(tmp_path, caplog):
+    run(BERT, tmp_path, trainable="head", torch_compile=True, torch_compile_backend="eager", max_steps=1)
+    assert "torch.compile traces the frozen part" in caplog.text
+
+
+def test_padding_that_is_read_is_refused(tmp_path, caplog):
+    # RoBERTa's head reads position 0, which is padding where rows are padded on the left.
+    run(Case(CASES["roberta"].build, collate=Pad("left")), tmp_path, trainable="head")
+    assert "reads the padding in what roberta returns" in caplog.text
+
+
+def test_an_unknown_type_is_refused_before_anything_begins(tmp_path):
+    with pytest.raises(PlanError, match="cache_frozen_dtype='int8' is none of float32, float16, bfloat16"):
+        run(BERT, tmp_path, trainable="head", cache_frozen_dtype="int8")
+
+
+# --- the form of storage, and what it is worth -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("float16", 1e-3), ("bfloat16", 8e-3)])
+def test_features_are_stored_in_the_type_asked_for_and_the_error_is_said(tmp_path, caplog, dtype, error):
+    caplog.set_level(logging.INFO, "hf_freeze")
+    plain = run(BERT, tmp_path / "plain", trainable=BERT.last, cache=False)
+    with kept_sets() as kept:
+        cached = run(BERT, tmp_path / "cached", trainable=BERT.last, cache_frozen_dtype=dtype)
+    assert kept == [["training", "evaluation"]]
+    assert f"stored as {dtype}: off by at most" in caplog.text
+    notes = [json.loads(path.read_text()) for path in (tmp_path / "cached").rglob("part-*.json")]
+    assert {column[2] for note in notes for column in note["columns"]} == {dtype}
+    for one, other in zip(logged(plain), logged(cached), strict=True):
+        assert one.get("loss", 0.0) == pytest.approx(other.get("loss", 0.0), rel=3 * error)
+
+
+def test_large_stores_are_read_from_disk_part_by_part(tmp_path, monkeypatch, small_parts):
+    plain = run(BERT, tmp_path / "plain", trainable=BERT.last)
+    monkeypatch.setattr(store, "RESIDENT_BYTES", 0)
+    mapped = run(BERT, tmp_path / "mapped", trainable=BERT.last)
+    assert logged(mapped) == logged(plain)
+
+
+def test_what_takes_longer_than_it_saves_is_not_kept(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "hf_freeze")
+    with kept_sets() as kept:
+        run(BERT, tmp_path, trainable="head", num_train_epochs=1, cache_frozen_always=False)
+    assert kept == [[]]
+    assert "not worth it to keep features of bert['pooler_output'] (26 rows, 1 passes, 1.66 kB" in caplog.text
+
+
+def estimate(**given):
+    values = {"rows": 100, "passes": 3.0, "row_seconds": 0.01, "cached_row_seconds": 0.001, "size": 1}
+    return Estimate(**{**values, **given})
+
+
+def test_stages_are_weighed_together_and_what_is_stored_costs_nothing():
+    assert saves_time([estimate()])
+    assert not saves_time([estimate(passes=1.0)])
+    assert saves_time([estimate(passes=1.0), estimate(passes=1.0, row_seconds=0.008)])
+    assert saves_time([estimate(passes=1.0, stored=True)])
+    assert not saves_time([estimate(cached_row_seconds=0.02)])
+
+
+def test_a_batch_with_other_lengths_than_stored_is_refused(tmp_path):
+    folder = FeatureStore(tmp_path, np.array([1, 0]), {})
+    folder.write(0, [Column(torch.arange(10.0).view(5, 2), torch.tensor([3, 2]))])
+    features = folder.read(torch.device("cpu"))
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]]) != 0
+    found = features.rows(0, torch.tensor([0, 1]), mask)
+    assert found[0].tolist() == [[6, 7], [8, 9], [8, 9]]
+    assert found[1].tolist() == [[0, 1], [2, 3], [4, 5]]
+    with pytest.raises(CacheRefused, match="other lengths"):
+        features.rows(0, torch.tensor([1, 0]), mask)

@@ -1,0 +1,107 @@
+"""With stored features, losses, evaluations and final weights are those of a run without: architecture by architecture."""
+
+import pytest
+import torch
+
+from hf_freeze import Stage
+from hf_freeze.features import cache
+from hf_freeze.features.extraction import extract
+from tests.features.runs import CASES, Pad, kept_sets, logged, run
+
+PLANS = ("probe", "last", "half")
+
+
+def assert_same(one, other, *, rtol=1e-5):
+    for entry, expected in zip(logged(other), logged(one), strict=True):
+        assert entry.keys() == expected.keys()
+        for name, value in expected.items():
+            assert entry[name] == pytest.approx(value, rel=rtol, abs=1e-7), name
+    weights = dict(other.model.named_parameters())
+    for name, weight in one.model.named_parameters():
+        scale = weight.abs().max().item()
+        torch.testing.assert_close(weights[name], weight, rtol=rtol, atol=rtol * max(scale, 1e-3), msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:.*did not move.*")
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_on_stored_features_goes_where_one_without_does(tmp_path, name, plan):
+    case = CASES[name]
+    plain = run(case, tmp_path / "plain", trainable=getattr(case, plan), cache=False)
+    with kept_sets() as kept:
+        cached = run(case, tmp_path / "cached", trainable=getattr(case, plan))
+    assert kept == [["training", "evaluation"]]
+    assert_same(plain, cached)
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet", "swin"])
+def test_where_batches_have_one_shape_the_runs_are_bit_equal(tmp_path, name):
+    case = CASES[name]
+    plain = run(case, tmp_path / "plain", trainable=case.last, cache=False)
+    cached = run(case, tmp_path / "cached", trainable=case.last)
+    assert logged(plain) == logged(cached)
+    weights = dict(cached.model.named_parameters())
+    assert all(torch.equal(weight, weights[key]) for key, weight in plain.model.named_parameters())
+
+
+STAGED = {
+    "gradual": ("head", [Stage(epoch=1, unfreeze="layers[-1]"), Stage(epoch=2, unfreeze="layers[-2]")]),
+    "refrozen": (("head", "layers[-2:]"), [Stage(step=5, freeze="layers[-2]"), Stage(step=9, freeze="layers[-1]")]),
+    "rotated": (
+        ("head", "layers[-1]"),
+        [
+            Stage(epoch=1, unfreeze="layers[-2]", freeze="layers[-1]"),
+            Stage(epoch=2, unfreeze="layers[-1]", freeze="layers[-2]"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("plan", STAGED)
+def test_the_cut_follows_the_stages(tmp_path, plan):
+    trainable, stages = STAGED[plan]
+    case = CASES["bert"]
+    plain = run(case, tmp_path / "plain", trainable=trainable, stages=stages, cache=False)
+    with kept_sets() as kept:
+        cached = run(case, tmp_path / "cached", trainable=trainable, stages=stages)
+    assert kept == [["training", "evaluation"]] * 3
+    assert_same(plain, cached)
+
+
+def test_one_pass_serves_all_stages_whose_frozen_part_does_not_change_before_them(tmp_path, monkeypatch):
+    passes = []
+    monkeypatch.setattr(
+        cache, "extract", lambda *args, **kwargs: (passes.append(len(args[2])), extract(*args, **kwargs))
+    )
+    trainable, stages = STAGED["gradual"]
+    run(CASES["bert"], tmp_path / "gradual", trainable=trainable, stages=stages)
+    assert passes == [3, 3]  # training and evaluation rows, three stages each
+    passes.clear()
+    trainable, stages = STAGED["rotated"]
+    run(CASES["bert"], tmp_path / "rotated", trainable=trainable, stages=stages)
+    assert passes == [1] * 6  # what trained in one stage is frozen in the next
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing\\w*. is deprecated")
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"gradient_accumulation_steps": 2},
+        {"train_sampling_strategy": "group_by_length"},
+        {"label_smoothing_factor": 0.1},
+        {"dataloader_num_workers": 1, "dataloader_persistent_workers": True},
+        {"gradient_checkpointing": True},
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+        {"bf16": True},
+    ],
+    ids=lambda given: "-".join(map(str, given)) + str(len(given)),
+)
+def test_what_the_trainer_is_told_besides_changes_nothing(tmp_path, side, given):
+    case = CASES["llama"]
+    case = type(case)(case.build, collate=Pad(side))
+    plain = run(case, tmp_path / "plain", trainable=case.last, cache=False, **given)
+    with kept_sets() as kept:
+        cached = run(case, tmp_path / "cached", trainable=case.last, **given)
+    assert kept == [["training", "evaluation"]]
+    assert_same(plain, cached, rtol=3e-2 if "bf16" in given else 1e-5)
