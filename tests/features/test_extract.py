@@ -1,0 +1,100 @@
+"""`extract_features`: the features that a run would store, for anything else."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from sklearn.linear_model import LogisticRegression
+
+from hf_freeze import FreezeError, SelectionError, UnsupportedSetupError, extract_features
+from tests import models
+from tests.features.runs import CASES, Pad, images, texts
+
+
+def reference(model, row, collate=None):
+    model.eval()
+    with torch.no_grad():
+        return model((collate or Pad())([row])["input_ids"])
+
+
+@pytest.mark.parametrize("given", ["list", "dataset", "folder"])
+def test_features_come_in_the_order_of_the_rows_with_their_labels(tmp_path, given):
+    model, rows = models.tiny_bert(layers=3), texts(40)
+    data = rows if given == "list" else Dataset.from_list([{**row, "note": "left out"} for row in rows])
+    features = extract_features(model, data, collator=Pad(), folder=tmp_path if given == "folder" else None)
+    assert features.column_names == ["features", "label"]
+    assert features["label"] == [row["label"] for row in rows]
+    for number in (0, 17, 39):
+        np.testing.assert_allclose(
+            features[number]["features"], reference(model.bert, rows[number]).pooler_output[0], rtol=1e-4, atol=1e-6
+        )
+
+
+def test_every_position_comes_where_every_position_is_read():
+    model, rows = models.tiny_bert(layers=3), texts(20)
+    features = extract_features(model, rows, ["backbone", "!layers[-1]"], collator=Pad())
+    assert [len(row) for row in features["features"]] == [len(row["input_ids"]) for row in rows]
+    model.eval()
+    with torch.no_grad():
+        hidden = model.bert(Pad()([rows[3]])["input_ids"], output_hidden_states=True).hidden_states[-2]
+    np.testing.assert_allclose(features[3]["features"], hidden[0], rtol=1e-4, atol=1e-6)
+
+
+def test_the_outputs_of_a_bare_backbone_without_padding():
+    model, rows = models.tiny_bert(layers=2).bert, texts(20)
+    features = extract_features(model, rows, "all", collator=Pad())
+    assert features.column_names == ["last_hidden_state", "pooler_output", "label"]
+    assert [len(row) for row in features["last_hidden_state"]] == [len(row["input_ids"]) for row in rows]
+
+
+def test_images_and_low_precision():
+    features = extract_features(models.tiny_vit(layers=2, image_size=32), images(12))
+    assert np.asarray(features["features"]).shape == (12, 16)
+    half = extract_features(models.tiny_bert().to(torch.bfloat16), texts(12), collator=Pad())
+    full = extract_features(models.tiny_bert(), texts(12), collator=Pad())
+    np.testing.assert_allclose(half["features"], full["features"], atol=0.05)
+
+
+def test_the_model_is_left_as_it_was():
+    model = models.tiny_resnet()
+    model.train()
+    model.classifier[1].weight.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random = torch.get_rng_state()
+    extract_features(model, images(12))
+    assert model.training
+    assert all(module.training for module in model.modules())
+    assert not model.classifier[1].weight.requires_grad
+    assert sum(parameter.requires_grad for parameter in model.parameters()) == len(list(model.parameters())) - 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not [module for module in model.modules() if "forward" in vars(module)]
+
+
+def test_a_probe_in_scikit_learn_learns_from_them():
+    # The first token tells the label, and BERT's first position sees it.
+    features = extract_features(models.tiny_bert(layers=1), texts(200), collator=Pad())
+    probe = LogisticRegression(C=1e4, max_iter=2000).fit(features["features"], features["label"])
+    assert probe.score(features["features"], features["label"]) > 0.8
+
+
+def test_mistakes_are_named():
+    with pytest.raises(FreezeError, match="dataset has no rows"):
+        extract_features(models.tiny_bert(), [], collator=Pad())
+    with pytest.raises(SelectionError, match="'backbon'"):
+        extract_features(models.tiny_bert(), texts(12), "backbon", collator=Pad())
+    with pytest.raises(UnsupportedSetupError, match="no module in front of what trains"):
+        extract_features(models.tiny_bert(), texts(12), "head", collator=Pad())
+    with pytest.raises(UnsupportedSetupError, match="3 rows are too few"):
+        extract_features(models.tiny_bert(), texts(3), collator=Pad())
+
+
+def test_the_features_are_those_that_a_run_stores(tmp_path):
+    case = CASES["roberta"]
+    rows = texts(26)
+    first = extract_features(case.build(), rows, collator=case.collate, folder=tmp_path)
+    (arrow,) = list(tmp_path.rglob("part-*.arrow"))
+    stamp = arrow.stat().st_mtime_ns
+    again = extract_features(case.build(), rows, collator=case.collate, folder=tmp_path)
+    assert arrow.stat().st_mtime_ns == stamp
+    assert first["features"] == again["features"]
