@@ -1,6 +1,9 @@
-"""The quickstart, run as its users run it."""
+"""The examples: the quickstart and what serves its model, run as their users run them, and all others."""
 
+import ast
+import math
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,6 +17,7 @@ from hf_freeze import binary_margin, load_threshold
 from tests.launch import ROOT, accelerate_launch, free_port, run
 
 EXAMPLES = ROOT / "examples"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL = ["--use_cpu", "--max_rows", "240", "--num_train_epochs", "2", "--max_length", "48"]
 SPAM = "WINNER!! You have won a 1000 pound prize. To claim call 09061701461 now. Claim code KL341."
 HAM = "Ok, I will be home at six. Do you want me to bring something for dinner?"
@@ -174,3 +178,198 @@ def test_a_second_script_gives_the_labels_of_the_saved_threshold(alone) -> None:
         margin = binary_margin(model(**batch).logits)
     called = margin >= load_threshold(folder).threshold
     assert labels == [model.config.id2label[int(spam)] for spam in called]
+
+
+TESTED = {"quickstart.py", "serve.py"}  # above; each of the others has one `example` below
+
+
+def example(name: str):
+    """Decorate the test of examples/`name`: it is given what the example printed, as `printed`."""
+    TESTED.add(name)
+    given = pytest.mark.parametrize("printed", [name], ids=[name], indirect=True)
+    # They need nothing of one another, unlike the tests above.
+    group = pytest.mark.xdist_group(name)
+    few_rows = pytest.mark.filterwarnings("ignore::hf_freeze.ThresholdWarning")
+    return lambda test: given(group(few_rows(test)))
+
+
+@pytest.fixture
+def printed(request, tmp_path, monkeypatch, capsys) -> str:
+    """What an example printed, run in this process: of its own it would take 6 seconds to import torch."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLES)  # as Python itself does for a script
+    monkeypatch.setattr(sys, "argv", [request.param])
+    runpy.run_path(str(EXAMPLES / request.param), run_name="__main__")
+    return capsys.readouterr().out
+
+
+def number(text: str, printed: str) -> float:
+    """The number in place of the only {} in `text`, which was printed once."""
+    before, after = map(re.escape, text.split("{}"))
+    (found,) = re.findall(rf"{before}(-?\d+(?:\.\d+)?){after}", printed)
+    return float(found)
+
+
+def all_examples() -> list[Path]:
+    return sorted(EXAMPLES.glob("*.py"))
+
+
+def test_every_example_has_a_test() -> None:
+    assert len(all_examples()) > 15
+    assert {path.name for path in all_examples()} == TESTED
+
+
+@pytest.mark.parametrize("path", all_examples(), ids=lambda path: path.name)
+def test_purpose_command_and_run_time_are_at_the_top(path) -> None:
+    top = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    purpose, command, *_ = top.split("\n\n")
+    assert purpose.endswith((".", "?"))
+    assert f"examples/{path.stem}." in command
+    assert re.search(r"\d+ seconds|takes seconds|takes a minute", top, flags=re.IGNORECASE)
+    assert f"[`{path.name}`](examples/{path.name})" in README
+
+
+@example("freeze_with_callback.py")
+def test_a_callback_freezes_in_a_plain_trainer_and_the_rest_learns(printed) -> None:
+    assert re.search(r"^layers\[3\] +1,774,464 +0 ", printed, flags=re.M)
+    assert re.search(r"^layers\[4\] +1,774,464 +1,774,464 ", printed, flags=re.M)
+    assert "69 of 105 tensors did not move by a bit." in printed
+    assert number("Accuracy {};", printed) > 0.9
+    probability, label = re.search(r"-> probability ([\d.]+) of spam -> label (\d)", printed).groups()
+    assert int(label) == (float(probability) >= 0.5)
+    assert re.search(r"^20 checks: 0 failed, 0 warnings", printed, flags=re.M)
+
+
+@example("arguments_from_yaml.py")
+def test_stages_and_rates_come_from_the_yaml_file(printed) -> None:
+    rows = dict(re.findall(r"^(\S+) {2,}(\d[\d., ]+)$", printed, flags=re.M))
+    logged = {name: [float(value.replace(",", "")) for value in values.split()] for name, values in rows.items()}
+    assert logged["stage"] == [0, 0, 1, 1, 2, 2]
+    assert logged["trainable_params"] == [66, 66, 8610, 8610, 34306, 34306]
+    assert logged["lr/head"] == [0.005] * 6
+    assert logged["lr/layers.3"] == [0, 0, 0.004, 0.004, 0.004, 0.004]
+    assert logged["lr/norms@1-2"] == [0, 0, 0.001, 0.001, 0.001, 0.001]
+    assert logged["loss"][-1] < logged["loss"][0] - 0.05
+
+
+@example("custom_head.py")
+def test_only_the_head_of_ones_own_moves(printed) -> None:
+    assert "Moved: dense.weight, dense.bias, out.weight, out.bias." in printed
+    assert number("Accuracy {} on", printed) > 0.9
+
+
+@example("only_my_layer.py")
+def test_bert_stays_and_the_new_layer_leaves_its_own_initialisation(printed) -> None:
+    assert re.findall(r"The new layer is the identity: (\w+)", printed) == ["True", "False"]
+    assert "BERT is as it was: True" in printed
+    assert number("precision {},", printed) > 0.8
+    assert number(", recall {}\n", printed) > 0.8
+
+
+@example("sigmoid_output.py")
+def test_probabilities_are_read_as_such_and_refused_as_logits(printed) -> None:
+    assert "The probability is unchanged: True" in printed
+    assert re.search(r"Without head='probability': All 150 rows lie between .* probabilities, not logits", printed)
+    assert number("On new rows f1 {};", printed) > 0.65
+
+
+@example("single_logit.py")
+def test_a_single_logit_learns_by_bce_and_is_the_margin(printed) -> None:
+    shown = re.findall(r"logit (\S+) -> probability (\S+) -> label (\d)", printed)
+    assert [label for *_, label in shown] == ["0", "0", "1", "1"]
+    for logit, probability, _ in shown:
+        assert float(probability) == pytest.approx(1 / (1 + math.exp(-float(logit))), abs=0.006)
+    assert number("'f1': {},", printed) > 0.75
+
+
+@example("decoder_llama.py")
+def test_a_decoder_trains_its_last_layer_and_the_norms_below(printed) -> None:
+    below = "['model.layers.0.input_layernorm.weight', 'model.layers.0.post_attention_layernorm.weight']"
+    assert f"Norms that train below the last layer: {below}" in printed
+    assert number("Accuracy {} on", printed) > 0.85
+    assert re.search(r"\bpadding\b.*\n?.* 0 failed", printed, flags=re.S)
+
+
+@example("images_batchnorm.py")
+def test_frozen_batchnorm_statistics_move_only_without_frozen_eval(printed) -> None:
+    assert "frozen_eval=True: statistics that moved: 0 frozen, 6 trainable" in printed
+    assert "frozen_eval=False: statistics that moved: 6 frozen, 6 trainable" in printed
+    assert min(map(float, re.findall(r"accuracy (\S+)", printed))) > 0.9
+
+
+@example("lora_and_norms.py")
+def test_thawed_norms_are_saved_beside_the_adapter_and_loaded(printed) -> None:
+    assert re.search(r"^adapter_model\.safetensors +\d", printed, flags=re.M)
+    assert re.search(r"^thawed_base\.safetensors +\d", printed, flags=re.M)
+    assert number("Logits are off by {} after PeftModel", printed) > 0.01
+    assert number("by {} after load_thawed, which loaded 26 tensors", printed) == 0
+
+
+@example("seq2seq.py")
+def test_a_frozen_encoder_leaves_a_seq2seq_model_to_learn(printed) -> None:
+    assert re.search(r"^encoder\.layers\[1\] +[\d,]+ +0 ", printed, flags=re.M)
+    assert re.search(r"^decoder\.layers\[1\] +([\d,]+) +\1 ", printed, flags=re.M)
+    assert number("Before: {} of", printed) < 0.1
+    assert number("After: {} of", printed) > 0.8
+
+
+@example("accelerate_loop.py")
+def test_a_loop_without_a_trainer_freezes_and_saves_a_threshold(printed) -> None:
+    assert "Frozen: 69 tensors" in printed
+    rates = dict(re.findall(r"^(\S+) +lr (\S+)", printed, flags=re.M))
+    assert (rates["head"], rates["layers.5"], rates["layers.4"]) == ("5.0e-04", "4.0e-04", "3.2e-04")
+    assert "What was frozen is as it was: True" in printed
+    assert number(": f1 {} on the 160 rows", printed) > 0.7
+    (tuned,) = re.findall(r"^threshold (\S+) ", printed, flags=re.M)
+    assert printed.rstrip().endswith(f"threshold {tuned}")
+
+
+@example("rare_class_costs.py")
+def test_the_threshold_of_least_cost_finds_what_accuracy_hides(printed) -> None:
+    rows = dict(re.findall(r"^(at .*?) {2,}(\d.*)$", printed, flags=re.M))
+    half, tuned = (list(map(float, rows[name].split())) for name in ("at probability 0.5", "at the least cost"))
+    assert half[0] > 0.95
+    assert half[2] < 0.5 < tuned[2]
+    assert tuned[-1] < half[-1] / 2
+
+
+@example("three_plans_compared.py")
+def test_the_comparison_shows_where_frozen_layers_block_learning(printed) -> None:
+    names = ("linear probe", "last two layers", "everything")
+    rows = dict(re.findall(rf"^({'|'.join(names)}) +(\d.*)$", printed, flags=re.M))
+    probe, partial, full = (rows[name].split() for name in names)
+    assert (probe[0], partial[0], full[0]) == ("770", "3,697,538", "22,713,986")
+    assert float(partial[3]) < float(probe[3]) - 0.1  # validation loss
+    assert float(partial[5]) > float(probe[5]) + 0.3  # recall
+    assert float(partial[1]) < float(full[1])  # seconds
+
+
+@example("common_mistakes.py")
+def test_every_mistake_is_named(printed) -> None:
+    assert "bert.requires_grad = ... was set on a module: that is an attribute which torch never reads" in printed
+    assert "After freeze(model, 'bert') 34 parameters train." in printed
+    assert "'clasifier' matches none of the 41 parameters. Nearest: 'classifier'" in printed
+    assert number("accuracy {}, recall", printed) > 0.97
+    assert number(", recall {}.\n", printed) < 0.2
+    assert re.search(r"Accuracy 0\.98\d hides a recall of 0\.1", printed)
+    assert number("F1 {} there", printed) > number("there, {} on the others", printed) + 0.05
+
+
+@example("gradual_unfreezing.py")
+def test_layers_thaw_from_the_top_down(printed) -> None:
+    stages = re.findall(r"^step +(\d+) +stage (\d) +loss (\S+) +([\d,]+) parameters train$", printed, flags=re.M)
+    assert [(stage, count) for _, stage, _, count in stages] == [
+        ("0", "66"),
+        ("1", "18,210"),
+        ("2", "35,298"),
+        ("3", "53,858"),
+    ]
+    assert float(stages[-1][2]) < float(stages[0][2]) - 0.2
+    assert "The weights of 1 processes differ by 0.0." in printed
+
+
+@pytest.mark.distributed
+def test_gradual_unfreezing_keeps_two_processes_equal() -> None:
+    printed = accelerate_launch(EXAMPLES / "gradual_unfreezing.py", processes=2)
+    assert len(re.findall(r"^step +\d+ +stage \d", printed, flags=re.M)) == 4
+    assert "The weights of 2 processes differ by 0.0." in printed
