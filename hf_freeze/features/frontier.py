@@ -248,10 +248,19 @@ def _refuse_second_pass(interception: Interception) -> None:
 def without_checkpointing(model: nn.Module) -> Iterator[None]:
     """Recompute nothing, and let no hook make embeddings require a gradient for the sake of that."""
     with ExitStack() as stack:
+        stack.enter_context(without_input_gradients(model))
         for module in model.modules():
             if getattr(module, "gradient_checkpointing", False):
                 module.gradient_checkpointing = False  # type: ignore[assignment]
                 stack.callback(setattr, module, "gradient_checkpointing", True)
+        yield
+
+
+@contextmanager
+def without_input_gradients(model: nn.Module) -> Iterator[None]:
+    """Take away the hooks by which transformers and PEFT make the output of embeddings require a gradient."""
+    with ExitStack() as stack:
+        for module in model.modules():
             hooks = module._forward_hooks
             for handle, hook in list(hooks.items()):
                 if getattr(hook, "__name__", "").startswith("make_inputs_require_grad"):

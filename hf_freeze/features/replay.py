@@ -24,7 +24,6 @@ class Replay:
         self._features = features
         self._types = {column: layout for column, (_, _, layout) in frontier.columns.items()}
         self._interception = Interception(model, frontier.watched(model))
-        self._recomputes = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
     def remove(self) -> None:
         """Leave the model as it was."""
@@ -70,9 +69,7 @@ class Replay:
         layout = leaf.layout
         mask = batch.mask(layout.positions) if layout.keeps_positions and layout.positions else None
         values = self._features.rows(leaf.column, rows, mask).to(device=leaf.device, dtype=leaf.dtype)
-        values = _spread(values, layout, batch)
-        # Reentrant checkpointing gives no gradient to a layer none of whose inputs requires one.
-        return values.requires_grad_() if self._recomputes and values.is_floating_point() else values
+        return _spread(values, layout, batch)
 
 
 def _spread(values: torch.Tensor, layout: Layout, batch: Batch) -> torch.Tensor:

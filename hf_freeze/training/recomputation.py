@@ -1,24 +1,52 @@
 """Gradient checkpointing where what comes in is frozen."""
 
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
 from torch import nn
-from transformers import PreTrainedModel
+
+from hf_freeze.features.frontier import without_input_gradients
 
 
-def let_gradients_in(model: nn.Module) -> None:
-    """Make the input of recomputed layers require a gradient where reentrant checkpointing is on.
+def let_gradients_in(model: nn.Module) -> Callable[[], None]:
+    """Let the gradient begin at the first layer that trains, whatever is recomputed; return what undoes it.
 
-    Reentrant checkpointing gives no gradient to a layer none of whose inputs requires one, and behind frozen embeddings
-    none does. Transformers sees to it for models over `input_ids`; this does for images, audio and the rest.
+    Transformers and PEFT make embeddings require a gradient for the sake of reentrant checkpointing, which gives none
+    to a layer none of whose inputs requires one. The backward pass then goes through all layers, frozen ones too, and
+    keeps what they computed. Here the input of a recomputed layer that trains requires a gradient instead, where
+    checkpointing is reentrant; nothing needs to otherwise.
     """
-    for part in model.modules():
-        if not isinstance(part, PreTrainedModel) or "_require_grads_hooks" in vars(part):
-            continue
-        if any(map(_recomputes_reentrantly, part.modules())):
-            part.enable_input_require_grads()  # type: ignore[no-untyped-call]
+    undo = ExitStack()
+    undo.enter_context(without_input_gradients(model))
+    for module in model.modules():
+        recompute = getattr(module, "_gradient_checkpointing_func", None)
+        if recompute is not None and getattr(recompute, "keywords", {}).get("use_reentrant"):
+            module._gradient_checkpointing_func = partial(_recompute, recompute, module)  # type: ignore[assignment]
+            undo.callback(setattr, module, "_gradient_checkpointing_func", recompute)
+    return undo.close
 
 
-def _recomputes_reentrantly(module: nn.Module) -> bool:
-    recompute = getattr(module, "_gradient_checkpointing_func", None)
-    return bool(
-        getattr(module, "gradient_checkpointing", False) and getattr(recompute, "keywords", {})["use_reentrant"]
-    )
+def _recompute(recompute: Callable[..., Any], module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
+    if any(parameter.requires_grad for parameter in _layer_of(function, module).parameters()):
+        args = _requiring_gradient(args)
+    return recompute(function, *args)
+
+
+def _layer_of(function: Callable[..., Any], module: nn.Module) -> nn.Module:
+    """The layer that is recomputed: `module`, or one that it calls, as older models do."""
+    if isinstance(function, partial):
+        bound = [*function.args[:1], getattr(function.func, "__self__", None)]
+    else:
+        bound = [getattr(function, "__self__", None)]
+    return next((candidate for candidate in bound if isinstance(candidate, nn.Module)), module)
+
+
+def _requiring_gradient(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    floating = [index for index, arg in enumerate(args) if isinstance(arg, torch.Tensor) and arg.is_floating_point()]
+    if not floating or any(args[index].requires_grad for index in floating):
+        return args
+    first = floating[0]
+    return (*args[:first], args[first].detach().requires_grad_(), *args[first + 1 :])

@@ -1,7 +1,7 @@
 """One `train()` call under a plan: which stage it is in, and everything that must know when that changes."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,12 +94,13 @@ class FreezeRun:
         if self._by_rate or any(map(is_sharded, model.parameters())):
             refuse_rewind(resolved, "This set-up")
         self._logged: dict[str, Any] = {}
+        self._close_inputs: Callable[[], None] = lambda: None
 
     def begin(self, state: RunState | None = None, best: dict[str, torch.Tensor] | None = None) -> None:
         """Put the model into the first stage, or into the one that an interrupted run was in."""
         self.state = state or self.state
         self.best = best or {}
-        let_gradients_in(self._model)
+        self._close_inputs = let_gradients_in(self._model)
         self._apply(self.state.stage)
 
     def step_begins(self, step: int) -> None:
@@ -179,6 +180,7 @@ class FreezeRun:
     def end(self) -> None:
         """Let go of the model and the optimizer. Doing it twice changes nothing."""
         release_eval(self._model)
+        self._close_inputs()
         self._gate.open()
         self._proof = None
 
