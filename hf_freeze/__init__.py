@@ -25,6 +25,8 @@ from hf_freeze.plan import recipes
 from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.plan.stages import FreezePlan, Plateau, Stage
 from hf_freeze.reporting.plots import plot_threshold
+from hf_freeze.reporting.preview import preview
+from hf_freeze.reporting.preview_result import Preview
 from hf_freeze.training.arguments import FreezeArguments, FreezeTrainingArguments
 from hf_freeze.training.callbacks import FreezeCallback
 from hf_freeze.training.checkpoint import load_thawed, save_thawed
@@ -49,6 +51,7 @@ __all__ = [
     "FreezeViolation",
     "PlanError",
     "Plateau",
+    "Preview",
     "ResolvedPlan",
     "SampleCheckError",
     "SampleReport",
@@ -69,6 +72,7 @@ __all__ = [
     "param_groups",
     "plot_threshold",
     "predict_binary",
+    "preview",
     "recipes",
     "save_thawed",
     "save_threshold",

@@ -18,7 +18,7 @@ ARROWS = {
     "debugging": {"binary"},
     "features": set(),
     "training": {"plan", "selection", "binary", "features"},
-    "reporting": {"training", "plan", "selection", "binary", "debugging"},
+    "reporting": {"training", "plan", "selection", "binary", "debugging", "features"},
 }
 
 

@@ -52,10 +52,10 @@ def _run_text(stem: str, first: int, end: int) -> str:
 
 
 def as_table(rows: Sequence[Sequence[str]]) -> str:
-    """Lay rows out in columns, the first row a header; columns of numbers stand to the right."""
+    """Lay rows out in columns, the first row a header; columns of numbers, and of nothing else, stand to the right."""
     columns = list(zip(*rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
-    numeric = [all(cell[:1].isdigit() for cell in column[1:]) for column in columns]
+    numeric = [all(cell[:1].isdigit() for cell in filter(None, column[1:])) for column in columns]
     lines = (
         "  ".join(
             f"{cell:>{width}}" if right else f"{cell:<{width}}"

@@ -1,0 +1,86 @@
+"""The learning rate of every group at every step of a run, before it is run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainingArguments, get_scheduler
+
+from hf_freeze.plan.resolved import ResolvedPlan
+from hf_freeze.plan.timeline import Timeline
+from hf_freeze.training.groups import GroupSpec
+from hf_freeze.training.schedule import rate_factor, warmup_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateSchedule:
+    """Scheduler, gate and warmup of a run of `max_steps`, as training applies them.
+
+    `begins` says after how many steps each stage begins, as far as that is known: a plateau without `max_epochs`, and
+    what comes behind it, is not. A scheduler that reacts to metrics counts as constant.
+    """
+
+    max_steps: int
+    steps_per_epoch: int | None
+    begins: tuple[int, ...]
+    warmup: int
+    base_rates: Mapping[str, float]
+    trains: Mapping[str, tuple[bool, ...]]
+    scheduler: Callable[[int], float] = field(repr=False)
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Return the learning rate of each group in the optimizer step that comes after `step` steps; 0 is frozen."""
+        scheduled = self.scheduler(step)
+        return {
+            name: rate * scheduled * rate_factor(self.trains[name], self.begins, step, self.warmup)
+            for name, rate in self.base_rates.items()
+        }
+
+
+def rate_schedule(
+    args: TrainingArguments, resolved: ResolvedPlan, specs: Sequence[GroupSpec], *, rows: int | None
+) -> RateSchedule | None:
+    """Lay the plan over a run on `rows` of training data; None where the length of the run is not known."""
+    per_epoch = None if rows is None else steps_per_epoch(args, rows)
+    if args.max_steps > 0:
+        max_steps = args.max_steps
+    elif per_epoch is not None:
+        max_steps = math.ceil(args.num_train_epochs * per_epoch)
+    else:
+        return None
+    timeline = Timeline(resolved.timed, max_steps=max_steps, steps_per_epoch=per_epoch)
+    return RateSchedule(
+        max_steps=max_steps,
+        steps_per_epoch=per_epoch,
+        begins=tuple(timeline.begins(fired={})),
+        warmup=warmup_steps(getattr(args, "unfreeze_warmup", 0.0), max_steps),
+        base_rates={spec.name: spec.options["lr"] for spec in specs},
+        trains={spec.name: tuple(spec.parameters[0] in names for names in resolved.stages) for spec in specs},
+        scheduler=_scheduler(args, max_steps),
+    )
+
+
+def steps_per_epoch(args: TrainingArguments, rows: int) -> int:
+    """Count optimizer steps per epoch as the Trainer does."""
+    whole = math.floor if args.dataloader_drop_last else math.ceil
+    batches: int = whole(rows / (args.train_batch_size * args.world_size))
+    return max(math.ceil(batches / args.gradient_accumulation_steps), 1)
+
+
+def _scheduler(args: TrainingArguments, max_steps: int) -> Callable[[int], float]:
+    """What the Trainer's scheduler multiplies every group's rate with."""
+    optimizer = torch.optim.SGD([torch.zeros(())], lr=args.learning_rate)
+    scheduler = get_scheduler(
+        args.lr_scheduler_type,
+        optimizer=optimizer,
+        num_warmup_steps=args.get_warmup_steps(max_steps),
+        num_training_steps=max_steps,
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type] # text is read by the arguments
+    )
+    if not isinstance(scheduler, LambdaLR):
+        return lambda step: 1.0
+    return scheduler.lr_lambdas[0]

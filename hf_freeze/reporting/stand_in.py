@@ -1,0 +1,119 @@
+"""Models without weights: the shapes, types and modules of a model, with no memory behind them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from typing import Any, TypeAlias
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+
+from hf_freeze.errors import FreezeError
+
+ModelSource: TypeAlias = "nn.Module | PretrainedConfig | str | PathLike[str]"
+
+_DEFAULTS = {"image_size": 224, "num_channels": 3, "num_mel_bins": 80, "max_source_positions": 1500}
+_SAMPLES = 16_000  # one second of audio
+
+
+def without_weights(source: ModelSource, auto_class: str | None = None) -> nn.Module:
+    """Return the model as it is, or build that of a configuration, name or folder on the meta device.
+
+    `auto_class` names the transformers class that builds it. Without it that is AutoModelForSequenceClassification, or
+    where the architecture has no such class, the class named in the configuration.
+    """
+    if isinstance(source, nn.Module):
+        return source
+    config: Any = source if isinstance(source, PretrainedConfig) else AutoConfig.from_pretrained(source)
+    builder = _builder(config, auto_class)
+    with torch.device("meta"):
+        build = getattr(builder, "from_config", None) or builder._from_config
+        model: nn.Module = build(copy.deepcopy(config))
+    return model
+
+
+def _builder(config: Any, auto_class: str | None) -> Any:
+    if auto_class is not None:
+        found = getattr(transformers, auto_class, None)
+        if found is None or not hasattr(found, "from_pretrained"):
+            raise FreezeError(
+                f"auto_class={auto_class!r} is no model class of transformers. Name one such as 'AutoModelForCausalLM'."
+            )
+        return found
+    if type(config) in AutoModelForSequenceClassification._model_mapping:
+        return AutoModelForSequenceClassification
+    return getattr(transformers, (config.architectures or [""])[0], AutoModel)
+
+
+def stand_in(model: nn.Module, device: str) -> nn.Module:
+    """Copy a model with empty tensors in place of its own; ties between weights are kept.
+
+    On the device "meta", or on any device inside a `FakeTensorMode`, the copy takes no memory.
+    """
+    copies: dict[int, Any] = {}
+    for module in model.modules():
+        for held in (module._parameters, module._buffers, vars(module)):
+            for tensor in held.values():
+                if isinstance(tensor, torch.Tensor) and id(tensor) not in copies:
+                    copies[id(tensor)] = _empty(tensor, device)
+    return copy.deepcopy(model, copies)
+
+
+def _empty(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    return empty
+
+
+def example_batches(model: nn.Module, *, rows: int, tokens: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield batches that the model may take, with the labels of one of the usual tasks; the last has none."""
+    described: Any = _described(model)
+    config: Any = getattr(described, "config", None)
+    inputs = _inputs(getattr(described, "main_input_name", "input_ids"), config, rows, tokens)
+    if getattr(config, "problem_type", None) == "multi_label_classification":
+        yield {**inputs, "labels": torch.zeros(rows, config.num_labels)}
+    kind = torch.float32 if getattr(config, "num_labels", 2) == 1 else torch.long
+    for shape in ((rows,), (rows, tokens)):
+        yield {**inputs, "labels": torch.zeros(shape, dtype=kind)}
+    yield inputs
+
+
+def _inputs(name: str, config: Any, rows: int, tokens: int) -> dict[str, torch.Tensor]:
+    def known(key: str) -> Any:
+        return getattr(config, key, None) or _DEFAULTS[key]
+
+    if name == "pixel_values":
+        size = known("image_size")
+        height, width = (size, size) if isinstance(size, int) else size
+        return {name: torch.zeros(rows, known("num_channels"), height, width)}
+    if name == "input_values":
+        return {name: torch.zeros(rows, _SAMPLES)}
+    if name == "input_features":
+        return {name: torch.zeros(rows, known("num_mel_bins"), 2 * known("max_source_positions"))}
+    return {name: torch.zeros(rows, tokens, dtype=torch.long)}
+
+
+def longest_text(model: nn.Module) -> int | None:
+    """Return how many tokens the model takes at most, as its configuration has it."""
+    config: Any = getattr(_described(model), "config", None)
+    text = config.get_text_config() if isinstance(config, PretrainedConfig) else config
+    longest = getattr(text, "max_position_embeddings", None)
+    return longest if isinstance(longest, int) and longest > 0 else None
+
+
+def _described(model: nn.Module) -> nn.Module:
+    """The transformers model inside a module of one's own, which knows what goes in; else the model itself."""
+    return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
+
+
+def moved_into_mode(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy a batch's tensors as empty ones; what is no tensor stays."""
+    return {
+        name: torch.empty(value.shape, dtype=value.dtype) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
