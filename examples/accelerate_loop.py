@@ -7,6 +7,8 @@ Freeze before `accelerator.prepare`: DistributedDataParallel sees only what requ
 on SMS spam, with a rate per layer, and a threshold that is tuned on validation rows and saved with the model.
 """
 
+import sys
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -17,13 +19,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 from hf_freeze import freeze, load_threshold, param_groups, save_threshold, trainable_summary, tune_threshold
 
-FOLDER = "outputs/accelerate_loop"
-
 
 def main() -> None:
+    folder = sys.argv[1] if len(sys.argv) > 1 else "outputs/accelerate_loop"
     set_seed(0)
-    args = TrainingArguments(learning_rate=5e-4, weight_decay=0.01)  # before Accelerator(), whose state it resets
-    accelerator = Accelerator()
+    cpu = not torch.cuda.is_available()
+    # For param_groups; before the Accelerator, whose state it would reset.
+    args = TrainingArguments(learning_rate=5e-4, weight_decay=0.01, use_cpu=cpu)
+    accelerator = Accelerator(cpu=cpu)
     tokenizer = AutoTokenizer.from_pretrained(get_model_path())
     model = AutoModelForSequenceClassification.from_pretrained(get_model_path())
     frozen = freeze(model, ["embeddings", "layers[:-2]"])  # returns the names that it froze
@@ -61,9 +64,9 @@ def main() -> None:
     still = all(model.get_parameter(name).cpu().equal(weight) for name, weight in before.items())
     accelerator.print(f"What was frozen is as it was: {still}")
     if accelerator.is_main_process:
-        model.save_pretrained(FOLDER)
-        save_threshold(result, FOLDER)
-        print(f"Read back from {FOLDER}: threshold {load_threshold(FOLDER).threshold:.4g}")
+        model.save_pretrained(folder)
+        save_threshold(result, folder)
+        print(f"Read back from {folder}: threshold {load_threshold(folder).threshold:.4g}")
 
 
 if __name__ == "__main__":

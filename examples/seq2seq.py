@@ -3,7 +3,8 @@
     python examples/seq2seq.py      # 13 seconds on 2 CPU cores
 
 A tiny T5 from a configuration learns to write down the lowest and the highest of its input ids; generation and its
-metric are Seq2SeqTrainer's own. T5's embeddings serve encoder, decoder and head: they train, unless named.
+metric are Seq2SeqTrainer's own. T5's embeddings serve encoder, decoder and head alike: `freeze="encoder"` would freeze
+them for all three, `encoder.layers[:]` does not.
 """
 
 from dataclasses import dataclass

@@ -373,3 +373,11 @@ def test_gradual_unfreezing_keeps_two_processes_equal() -> None:
     printed = accelerate_launch(EXAMPLES / "gradual_unfreezing.py", processes=2)
     assert len(re.findall(r"^step +\d+ +stage \d", printed, flags=re.M)) == 4
     assert "The weights of 2 processes differ by 0.0." in printed
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_the_loop_without_a_trainer_is_one_run_on_two_processes(tmp_path, monkeypatch) -> None:
+    printed = accelerate_launch(EXAMPLES / "accelerate_loop.py", str(tmp_path), processes=2)
+    assert printed.count("Frozen: 69 tensors") == printed.count("What was frozen is as it was: True") == 1
+    assert len(re.findall(r"^threshold \S+ .* on the 160 rows", printed, flags=re.M)) == 1
