@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.plan.trainable import changed
@@ -121,9 +122,7 @@ def hold_eval(model: nn.Module, trainable: Collection[str] | None = None) -> Non
     noisy = [module for module in model.modules() if hasattr(module, "neftune_noise_alpha")]
     # On the instance, so that the wrappers' own train() finds it: DDP calls module.train(mode) on its child. A partial
     # is pickled and copied together with the model, and then holds the copy's modules; a closure would not.
-    held = {part for module in modules for part in module.modules()}.difference(noisy)
-    rest = [part for part in model.modules() if part not in held]
-    model.__dict__["train"] = partial(_train_but_frozen, model, modules, noisy, (rest, list(held)))
+    model.__dict__["train"] = partial(_train_but_frozen, model, modules, noisy, _modes(model, modules, noisy))
     set_eval(modules)
 
 
@@ -131,18 +130,27 @@ def _train_but_frozen(
     model: nn.Module,
     frozen: Iterable[nn.Module],
     noisy: Iterable[nn.Module],
-    parts: tuple[list[nn.Module], list[nn.Module]],
+    modes: tuple[list[nn.Module], list[nn.Module]] | None,
     mode: bool = True,
 ) -> nn.Module:
-    rest, held = parts
     # The Trainer asks before every step, and to walk through all modules takes longer than the step of a small head.
-    if all(part.training is mode for part in rest) and not any(part.training for part in held):
+    if modes and all(part.training is mode for part in modes[0]) and not any(part.training for part in modes[1]):
         return model
     type(model).train(model, mode)
     set_eval(frozen)
     for module in noisy:
         module.training = mode
     return model
+
+
+def _modes(
+    model: nn.Module, frozen: Iterable[nn.Module], noisy: Iterable[nn.Module]
+) -> tuple[list[nn.Module], list[nn.Module]] | None:
+    """The modules that follow the mode, and those held in eval; None where `train()` of any does more than that."""
+    if any(type(part).train not in (nn.Module.train, PreTrainedModel.train) for part in model.modules()):
+        return None
+    held = {part for module in frozen for part in module.modules()}.difference(noisy)
+    return [part for part in model.modules() if part not in held], list(held)
 
 
 def release_eval(model: nn.Module) -> None:
