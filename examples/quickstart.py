@@ -120,8 +120,10 @@ def main() -> None:
     )
     plan = args.freeze_plan().resolve(model)
     say(f"The plan:\n{plan}\n")
-    if args.process_index == 0 and plan.timed:
-        report_stages()
+    if args.process_index == 0:
+        report(
+            "hf_freeze.training.run" if plan.timed else None, "hf_freeze.features.cache" if args.cache_frozen else None
+        )
 
     parts = tokenize(parts, tokenizer, script.max_length)
     metrics = BinaryClassificationMetrics("f1", positive=classes[1])
@@ -153,11 +155,11 @@ def main() -> None:
         say(f"Verified: what is frozen stood still, what is trainable moved{replicas}.")
 
 
-def report_stages() -> None:
-    """Print each stage of the plan when it begins."""
-    stages = standard_logging.getLogger("hf_freeze.training.run")
-    stages.addHandler(standard_logging.StreamHandler(sys.stdout))
-    stages.setLevel(standard_logging.INFO)
+def report(*names: str | None) -> None:
+    """Print what these parts of hf_freeze log: each stage when it begins, what is kept of which features."""
+    for logger in map(standard_logging.getLogger, filter(None, names)):
+        logger.addHandler(standard_logging.StreamHandler(sys.stdout))
+        logger.setLevel(standard_logging.INFO)
 
 
 def packaged_model() -> str:
