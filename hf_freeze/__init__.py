@@ -24,9 +24,16 @@ from hf_freeze.errors import (
 from hf_freeze.plan import recipes
 from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.plan.stages import FreezePlan, Plateau, Stage
+from hf_freeze.reporting.compare import compare
+from hf_freeze.reporting.comparison import Comparison
+from hf_freeze.reporting.comparison_plot import plot_comparison
+from hf_freeze.reporting.contenders import Contender
+from hf_freeze.reporting.layers_plot import plot_layers
 from hf_freeze.reporting.plots import plot_threshold
 from hf_freeze.reporting.preview import preview
 from hf_freeze.reporting.preview_result import Preview
+from hf_freeze.reporting.suggest_layers import suggest_layers
+from hf_freeze.reporting.suggestion import LayerSuggestion
 from hf_freeze.training.arguments import FreezeArguments, FreezeTrainingArguments
 from hf_freeze.training.callbacks import FreezeCallback
 from hf_freeze.training.checkpoint import load_thawed, save_thawed
@@ -41,6 +48,8 @@ __all__ = [
     "BinaryClassificationPipeline",
     "BinaryPrediction",
     "Check",
+    "Comparison",
+    "Contender",
     "FreezeArguments",
     "FreezeCallback",
     "FreezeError",
@@ -49,6 +58,7 @@ __all__ = [
     "FreezeTrainerMixin",
     "FreezeTrainingArguments",
     "FreezeViolation",
+    "LayerSuggestion",
     "PlanError",
     "Plateau",
     "Preview",
@@ -63,6 +73,7 @@ __all__ = [
     "TrainableSummary",
     "UnsupportedSetupError",
     "binary_margin",
+    "compare",
     "debug_sample",
     "extract_features",
     "fold_threshold_into_head",
@@ -70,12 +81,15 @@ __all__ = [
     "load_thawed",
     "load_threshold",
     "param_groups",
+    "plot_comparison",
+    "plot_layers",
     "plot_threshold",
     "predict_binary",
     "preview",
     "recipes",
     "save_thawed",
     "save_threshold",
+    "suggest_layers",
     "trainable_summary",
     "tune_threshold",
     "unfreeze",

@@ -14,15 +14,16 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, logg
 
 from hf_freeze.debugging.sample import debug_sample
 from hf_freeze.errors import FreezeError
+from hf_freeze.reporting.compare_command import add_compare
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `hf-freeze`; return its exit status: 0, 1 when a check failed, 2 when it could not be run."""
     parser = argparse.ArgumentParser(
-        prog="hf-freeze", description="Look at models before, and after, they are fine-tuned."
+        prog="hf-freeze", description="Look at models before they are fine-tuned, while they are, and after."
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_debug,):
+    for add in (_add_debug, add_compare):
         add(commands)
     options = parser.parse_args(arguments)
     try:
