@@ -28,7 +28,9 @@ from hf_freeze.reporting.compare import compare
 from hf_freeze.reporting.comparison import Comparison
 from hf_freeze.reporting.comparison_plot import plot_comparison
 from hf_freeze.reporting.contenders import Contender
+from hf_freeze.reporting.history_plot import plot_history
 from hf_freeze.reporting.layers_plot import plot_layers
+from hf_freeze.reporting.plan_plot import plot_plan
 from hf_freeze.reporting.plots import plot_threshold
 from hf_freeze.reporting.preview import preview
 from hf_freeze.reporting.preview_result import Preview
@@ -40,6 +42,7 @@ from hf_freeze.training.checkpoint import load_thawed, save_thawed
 from hf_freeze.training.extract import extract_features
 from hf_freeze.training.freezing import freeze, unfreeze
 from hf_freeze.training.groups import param_groups
+from hf_freeze.training.run import FreezeRun, FreezeSettings
 from hf_freeze.training.summary import TrainableSummary, trainable_summary
 from hf_freeze.training.trainer import FreezeTrainer, FreezeTrainerMixin
 
@@ -54,6 +57,8 @@ __all__ = [
     "FreezeCallback",
     "FreezeError",
     "FreezePlan",
+    "FreezeRun",
+    "FreezeSettings",
     "FreezeTrainer",
     "FreezeTrainerMixin",
     "FreezeTrainingArguments",
@@ -82,7 +87,9 @@ __all__ = [
     "load_threshold",
     "param_groups",
     "plot_comparison",
+    "plot_history",
     "plot_layers",
+    "plot_plan",
     "plot_threshold",
     "predict_binary",
     "preview",

@@ -134,10 +134,11 @@ class BinaryClassificationMetrics:
         """Apply the threshold to whatever is evaluated inside this context."""
         return self._phase.forced(False)
 
-    def prepare(self, model: Any, *, eval_sets: Sequence[str] | None = None) -> None:
+    def prepare(self, model: Any, *, eval_sets: Sequence[str] | None = None, own_loss: bool = False) -> None:
         """Take the label names from the model's config, and check its head and `tune_on`, before training.
 
-        `eval_sets`: the keys of `eval_dataset` when that is a dict. Raises `FreezeError` for a head that is not binary
+        `eval_sets`: the keys of `eval_dataset` when that is a dict; `own_loss`: another loss than the model's trains.
+        Raises `FreezeError` for a head that is not binary
         and for a `tune_on` that is no eval set.
         """
         if not self._phase.frozen:
@@ -146,7 +147,7 @@ class BinaryClassificationMetrics:
         self._label = self._label.with_names_from(config)
         if isinstance(self._threshold, ThresholdResult):
             self._label.check(self._threshold)
-        if text := trains_as_regression(config):
+        if not own_loss and (text := trains_as_regression(config)):
             self._warn({"regression": text})
 
     @contextmanager

@@ -53,10 +53,20 @@ class _Rung:
     order: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class BaseOptions:
+    """What a group has that nothing else is said of."""
+
+    learning_rate: float
+    weight_decay: float
+
+
 def param_groups(
     model: nn.Module,
-    args: TrainingArguments,
+    args: TrainingArguments | None = None,
     *,
+    lr: float | None = None,
+    weight_decay: float | None = None,
     plan: FreezePlan | None = None,
     group_lrs: GroupLRs | None = None,
     layer_lr_decay: float = 1.0,
@@ -64,39 +74,50 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Build named parameter groups for `Trainer(optimizers=...)`, `optimizer_cls_and_kwargs` or a loop of one's own.
 
-    `group_lrs` maps a selection to a learning rate or to options (`lr`, `weight_decay`, ...). What it does not name has
-    `args.learning_rate` times `layer_lr_decay` to the power of its depth (discriminative rates of Howard and Ruder,
-    2018, in the layer-wise form of ELECTRA and BEiT): 0 for the head and what follows the layers, 1 for the top layer,
-    one more per layer below, embeddings last. Biases and norms have no weight decay, as in the Trainer, unless a
-    selection of nothing else is given one. Without a plan, what requires a gradient now is what trains.
+    The learning rate and the weight decay are those of `args`, or `lr` and `weight_decay` (by default 0) in a loop that
+    has no TrainingArguments. `group_lrs` maps a selection to a learning rate or to options (`lr`, `weight_decay`, ...).
+    What it does not name has the learning rate times `layer_lr_decay` to the power of its depth (discriminative rates
+    of Howard and Ruder, 2018, in the layer-wise form of ELECTRA and BEiT): 0 for the head and what follows the layers,
+    1 for the top layer, one more per layer below, embeddings last. Biases and norms have no weight decay, as in the
+    Trainer, unless a selection of nothing else is given one. Without a plan, what requires a gradient now is what
+    trains.
 
     Optimizers read over options that they do not know. So name the class that takes the groups as `optimizer_cls`;
     without it, the options of torch's own optimizers and of `args.optim` pass.
 
-    Raises `PlanError` for a rate that is no rate, for an option that is none, and for a selection that matches nothing
-    that trains or what another one matches too.
+    Raises `PlanError` without a learning rate, for a rate that is no rate, for an option that is none, and for a
+    selection that matches nothing that trains or what another one matches too.
     """
+    base = _base_options(args, lr, weight_decay)
     _refuse_misspelt_options(group_lrs or {}, args, model, optimizer_cls)
     if plan is None:
         plan = plan_as_it_is(model)
     decayed = Trainer.get_decay_parameter_names(None, unwrap(model))  # type: ignore[arg-type] # reads nothing of self
     specs = group_specs(
-        plan.resolve(model), args, decayed=decayed, group_lrs=group_lrs or {}, layer_lr_decay=layer_lr_decay
+        plan.resolve(model), base, decayed=decayed, group_lrs=group_lrs or {}, layer_lr_decay=layer_lr_decay
     )
     return with_parameters(specs, model)
 
 
+def _base_options(args: TrainingArguments | None, lr: float | None, weight_decay: float | None) -> BaseOptions:
+    rate = lr if lr is not None else args.learning_rate if args is not None else None
+    decay = weight_decay if weight_decay is not None else args.weight_decay if args is not None else 0.0
+    if rate is None or not (math.isfinite(rate) and rate >= 0):
+        raise PlanError(f"lr={lr!r} is no learning rate. Give param_groups one, or TrainingArguments.")
+    return BaseOptions(rate, decay)
+
+
 def group_specs(
     resolved: ResolvedPlan,
-    args: TrainingArguments,
+    base: "TrainingArguments | BaseOptions",
     *,
     decayed: Collection[str],
     group_lrs: GroupLRs,
     layer_lr_decay: float,
 ) -> list[GroupSpec]:
     """Put every ever trainable tensor into exactly one group of one rung, one weight decay and one set of stages."""
-    rungs = _ladder(resolved.words, args.learning_rate, layer_lr_decay)
-    rungs |= _named_rungs(group_lrs, resolved, args.learning_rate)
+    rungs = _ladder(resolved.words, base.learning_rate, layer_lr_decay)
+    rungs |= _named_rungs(group_lrs, resolved, base.learning_rate)
     members: dict[tuple[Any, ...], list[str]] = {}
     for name in resolved.words.parts:
         stages = tuple(index for index, names in enumerate(resolved.stages) if name in names)
@@ -110,7 +131,7 @@ def group_specs(
         rung = rungs[names[0]]
         asked_to_decay = "weight_decay" in rung.options and order not in splits
         no_decay = undecayed and not asked_to_decay
-        specs.append(_spec(rung, names, args.weight_decay, no_decay, stages * (order in several)))
+        specs.append(_spec(rung, names, base.weight_decay, no_decay, stages * (order in several)))
     return specs
 
 
@@ -204,7 +225,7 @@ def refuse_unknown_options(group_lrs: GroupLRs, known: Collection[str], optimize
 
 
 def _refuse_misspelt_options(
-    group_lrs: GroupLRs, args: TrainingArguments, model: nn.Module, cls: type[torch.optim.Optimizer] | None
+    group_lrs: GroupLRs, args: TrainingArguments | None, model: nn.Module, cls: type[torch.optim.Optimizer] | None
 ) -> None:
     if cls is not None:
         return refuse_unknown_options(group_lrs, _options_of(cls), cls.__name__)
@@ -212,6 +233,8 @@ def _refuse_misspelt_options(
     given = {name for options in group_lrs.values() if isinstance(options, Mapping) for name in options}
     if given <= known:
         return
+    if args is None:
+        return refuse_unknown_options(group_lrs, known, "torch's own optimizers (name yours as optimizer_cls)")
     name = getattr(args.optim, "value", args.optim)
     # Only now, as it imports the optimizer's package.
     cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, unwrap(model))  # type: ignore[arg-type]

@@ -41,7 +41,9 @@ class ThresholdTrainerMixin(_Base):
         """Train, after a check of the metrics against the model and the eval sets."""
         if metrics := self._threshold_metrics:
             metrics.prepare(
-                self.model, eval_sets=list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else None
+                self.model,
+                eval_sets=list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else None,
+                own_loss=self.compute_loss_func is not None,
             )
         return super().train(*args, **kwargs)
 

@@ -320,3 +320,26 @@ def test_digests_tell_groups_of_other_members_apart():
     assert digests("layers[0]") == digests("encoder.layer.0")
     assert set(digests("layers[0]")).isdisjoint(digests("layers[1]"))
     assert all(digest.startswith(("6 tensors, ", "10 tensors, ")) for digest in digests("layers[0]"))
+
+
+def test_a_loop_without_training_arguments_gives_the_rates_itself():
+    model = tiny_bert()
+    groups = param_groups(model, lr=1e-3, weight_decay=0.1, group_lrs={"head": 1e-2})
+    args = TrainingArguments("never-written", learning_rate=1e-3, weight_decay=0.1, use_cpu=True, report_to=[])
+    expected = param_groups(model, args, group_lrs={"head": 1e-2})
+    assert [(group["name"], group["lr"], group["weight_decay"]) for group in groups] == [
+        (group["name"], group["lr"], group["weight_decay"]) for group in expected
+    ]
+    assert {group["weight_decay"] for group in param_groups(model, lr=1e-3)} == {0.0}
+    assert param_groups(model, args, lr=5e-3)[0]["lr"] == 5e-3
+
+
+@pytest.mark.parametrize("lr", [None, -1.0, float("nan")])
+def test_no_rate_at_all_is_refused(lr):
+    with pytest.raises(PlanError, match="is no learning rate. Give param_groups one, or TrainingArguments"):
+        param_groups(tiny_bert(), lr=lr)
+
+
+def test_a_misspelt_option_without_training_arguments_is_refused_too():
+    with pytest.raises(PlanError, match="'lrr' is no option of torch's own optimizers .name yours as optimizer_cls"):
+        param_groups(tiny_bert(), lr=1e-3, group_lrs={"head": {"lrr": 1e-3}})

@@ -10,7 +10,14 @@ import transformers as hf
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import TrainerCallback
 
-from hf_freeze import BinaryClassificationMetrics, FreezePlan, ThresholdResult, load_threshold
+from hf_freeze import (
+    BinaryClassificationMetrics,
+    FreezePlan,
+    FreezeTrainer,
+    FreezeTrainingArguments,
+    ThresholdResult,
+    load_threshold,
+)
 from hf_freeze.binary.checkpoint import THRESHOLD_FILE
 from tests.models import text_rows, tiny_bert
 from tests.training.staged import trainer
@@ -207,3 +214,19 @@ def test_a_loaded_model_is_evaluated_at_the_threshold_it_was_saved_with(tmp_path
     metrics = metrics_for_tests()
     fresh = made_with(tmp_path / "fresh", metrics, model=model)
     assert fresh.evaluate(text_rows(12, seed=3))["eval_threshold"] == made.compute_metrics.threshold
+
+
+def test_a_loss_of_ones_own_is_not_warned_of_as_regression(tmp_path, recwarn):
+    def loss(outputs, labels, num_items_in_batch=None):
+        return torch.nn.functional.binary_cross_entropy_with_logits(outputs.logits[:, 0], labels.float())
+
+    trainer = FreezeTrainer(
+        tiny_bert(num_labels=1),
+        FreezeTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", max_steps=1, save_strategy="no"),
+        train_dataset=text_rows(8),
+        compute_metrics=BinaryClassificationMetrics(n_boot=0),
+        compute_loss_func=loss,
+        freeze_plan=FreezePlan(trainable="head"),
+    )
+    trainer.train()
+    assert not [warning for warning in recwarn if "regression" in str(warning.message)]
