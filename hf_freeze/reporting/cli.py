@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, logg
 from hf_freeze.debugging.sample import debug_sample
 from hf_freeze.errors import FreezeError
 from hf_freeze.reporting.compare_command import add_compare
+from hf_freeze.reporting.plan_command import add_plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="hf-freeze", description="Look at models before they are fine-tuned, while they are, and after."
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_debug, add_compare):
+    for add in (add_plan, add_compare, _add_debug):
         add(commands)
     options = parser.parse_args(arguments)
     try:

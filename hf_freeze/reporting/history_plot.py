@@ -1,0 +1,158 @@
+"""A picture of a run: loss, metrics and learning rates over its stages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+
+from hf_freeze.errors import FreezeError
+from hf_freeze.reporting.figure import new_figure
+from hf_freeze.reporting.plan_plot import rows_of_groups
+from hf_freeze.reporting.stage_axis import mark_stages
+
+Entries: TypeAlias = Sequence[Mapping[str, Any]]
+Series: TypeAlias = dict[str, list[tuple[int, float]]]
+
+_SHADES = ("#ffffff", "#e9eef5")
+_FIRST = ("f1", "accuracy", "average_precision", "auroc", "precision", "recall")
+_MOST_METRICS = 6
+_MOST_LABELS = 20
+
+
+def plot_history(
+    history: Trainer | Entries | str | PathLike[str],
+    path: str | Path | None = None,
+    *,
+    metrics: Sequence[str] | None = None,
+) -> Any:
+    """Draw a run: loss and metrics over its steps, the learning rate of every group, the stages shaded.
+
+    `history` is a trainer, its `state.log_history`, or a checkpoint (a folder or its `trainer_state.json`). `metrics`
+    names those to draw, with or without `eval_`; by default some that lie between 0 and 1. A stage begins behind the
+    last log of the one before, so that with `logging_steps=1` it is exact. `path` writes the figure there (PNG by its
+    suffix). Returns the figure. Raises `FreezeError` where nothing was logged, or a metric is not among the logs.
+    """
+    entries = _entries(history)
+    losses = _series(entries, [name for name in _names(entries) if name == "loss" or name.endswith("_loss")])
+    if not losses:
+        raise FreezeError("The log has no loss: nothing to draw. Give the log_history of a run with logging_steps.")
+    rates = _series(entries, _rates(entries))
+    parts = {
+        "loss": losses,
+        "metrics": _series(entries, _metrics(entries) if metrics is None else _named(entries, metrics)),
+        "learning rate": {label: rates[group] for label, group in rows_of_groups(rates).items()},
+    }
+    shown = {title: series for title, series in parts.items() if series}
+    figure = new_figure("plot_history", width=9, height=0.8 + 2.1 * len(shown))
+    panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    stages = _stages(entries)
+    for axes, (title, series) in zip(panels, shown.items(), strict=True):
+        _draw(axes, title, series)
+        _shade(axes, stages)
+    if stages:
+        names = [f"stage {stage}" for stage, _, _ in stages]
+        mark_stages(panels[0], [begin for _, begin, _ in stages], names, end=stages[-1][2])
+    panels[-1].set_xlabel("optimizer step")
+    if path is not None:
+        figure.savefig(Path(path))
+    return figure
+
+
+def _entries(history: Any) -> Entries:
+    if isinstance(history, Trainer):
+        return history.state.log_history
+    if isinstance(history, str | PathLike):
+        file = Path(history)
+        file = file / TRAINER_STATE_NAME if file.is_dir() else file
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))["log_history"]  # type: ignore[no-any-return]
+        except (OSError, ValueError, KeyError) as error:
+            raise FreezeError(f"{str(file)!r} has no log_history: {error!r}. Give a checkpoint's folder.") from error
+    return history  # type: ignore[no-any-return]
+
+
+def _names(entries: Entries) -> list[str]:
+    """Everything that was logged as a number, in the order of its first log."""
+    return [
+        name
+        for name in dict.fromkeys(name for entry in entries for name in entry)
+        if all(isinstance(entry.get(name, 0), int | float) for entry in entries)
+    ]
+
+
+def _series(entries: Entries, names: Sequence[str]) -> Series:
+    found = {name: [(entry["step"], entry[name]) for entry in entries if name in entry] for name in names}
+    return {name: points for name, points in found.items() if name != "train_loss" or len(points) > 1}
+
+
+def _rates(entries: Entries) -> list[str]:
+    names = _names(entries)
+    return [name for name in names if name.startswith("lr/")] or [name for name in names if name == "learning_rate"]
+
+
+def _metrics(entries: Entries) -> list[str]:
+    """Some of the metrics that lie between 0 and 1: those that most look at, else the first that were logged."""
+    skipped = ("_loss", "_runtime", "_per_second", "threshold")
+    within = [
+        name
+        for name in _names(entries)
+        if name.startswith("eval_")
+        and not name.endswith(skipped)
+        and all(0 <= entry[name] <= 1 for entry in entries if name in entry)
+    ]
+    first = [f"eval_{name}" for name in _FIRST if f"eval_{name}" in within]
+    return (first or within)[:_MOST_METRICS]
+
+
+def _named(entries: Entries, metrics: Sequence[str]) -> list[str]:
+    known = _names(entries)
+    found = []
+    for name in metrics:
+        spellings = [spelling for spelling in (name, f"eval_{name}") if spelling in known]
+        if not spellings:
+            logged = ", ".join(known)
+            raise FreezeError(f"metrics={list(metrics)!r}: {name!r} was not logged. Logged were {logged}.")
+        found.append(spellings[0])
+    return found
+
+
+def _stages(entries: Entries) -> list[tuple[int, int, int]]:
+    """Every stage with the steps between which it was; one that was too short to be logged is missing."""
+    logged = [(entry["step"], entry["stage"]) for entry in entries if "stage" in entry]
+    end = max(entry["step"] for entry in entries)
+    begins: dict[int, int] = {}
+    before = 0
+    for step, stage in logged:
+        begins.setdefault(stage, before)
+        before = step
+    ends = [*begins.values(), end][1:]
+    return [(stage, begin, until) for (stage, begin), until in zip(begins.items(), ends, strict=True)]
+
+
+def _shade(axes: Any, stages: Sequence[tuple[int, int, int]]) -> None:
+    for index, (_, begin, end) in enumerate(stages):
+        axes.axvspan(begin, end, color=_SHADES[index % 2], lw=0, zorder=0)
+
+
+def _draw(axes: Any, title: str, series: Series) -> None:
+    for index, (name, points) in enumerate(series.items()):
+        steps, values = zip(*points, strict=True)
+        # A frozen group's rate of 0 has no place on a logarithmic axis: its line begins where it thaws.
+        drawn = [value or float("nan") for value in values] if title == "learning rate" else values
+        marker = "o" if name.startswith("eval_") or len(points) == 1 else ""
+        label = name.removeprefix("lr/") if title != "metrics" else name.removeprefix("eval_")
+        style = "-" if index < 10 else "--"
+        axes.plot(steps, drawn, marker=marker, ms=3.5, lw=1.4, ls=style, label=label)
+    if title == "learning rate":
+        axes.set_yscale("log")
+    axes.set_ylabel(title)
+    axes.grid(alpha=0.25)
+    if len(series) <= _MOST_LABELS:
+        columns = 1 + (len(series) - 1) // 8
+        axes.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=columns, frameon=False)

@@ -1,0 +1,184 @@
+"""plot_plan and plot_history draw what training does and did."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from hf_freeze import FreezeError, FreezePlan, Plateau, Stage, plot_history, plot_plan, preview
+from hf_freeze.reporting.plan_plot import FROZEN
+from tests.models import text_rows, tiny_bert
+from tests.training.runs import arguments, freeze_trainer, training_logs
+
+PLAN = FreezePlan(
+    trainable="head",
+    stages=[Stage(epoch=1, unfreeze="layers[-1]"), Stage(fraction=0.75, unfreeze="embeddings", freeze="layers")],
+)
+RUN = {
+    "max_steps": -1,
+    "num_train_epochs": 3,
+    "warmup_steps": 3,
+    "unfreeze_warmup": 2,
+    "weight_decay": 0.1,
+    "layer_lr_decay": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of 12 steps in three stages, logged and evaluated."""
+    pytest.importorskip("matplotlib")
+    folder = tmp_path_factory.mktemp("run")
+    trainer = freeze_trainer(
+        tiny_bert(),
+        folder,
+        rows=text_rows(16),
+        eval_dataset=text_rows(8, seed=1),
+        eval_strategy="epoch",
+        compute_metrics=lambda seen: {"accuracy": 0.25, "f1": 0.75, "count": 8.0},
+        freeze_plan=PLAN,
+        **{**RUN, "save_strategy": "epoch"},
+    )
+    trainer.train()
+    return trainer
+
+
+def previewed(folder, plan=PLAN, rows=16, **values):
+    return preview(tiny_bert(), arguments(folder, **{**RUN, **values}), plan=plan, rows=rows)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant_with_warmup", "polynomial", "inverse_sqrt"])
+def test_the_rates_ahead_are_bit_equal_to_those_that_training_logs(tmp_path, kind):
+    schedule = previewed(tmp_path, lr_scheduler_type=kind).schedule
+    trainer = freeze_trainer(tiny_bert(), tmp_path, freeze_plan=PLAN, **{**RUN, "lr_scheduler_type": kind})
+    trainer.train()
+    logs = training_logs(trainer)
+    assert len(logs) == schedule.max_steps == 12
+    for log in logs:
+        logged = {name.removeprefix("lr/"): rate for name, rate in log.items() if name.startswith("lr/")}
+        assert schedule.rates(log["step"] - 1) == logged
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"gradient_accumulation_steps": 3}, {"dataloader_drop_last": True}, {"num_train_epochs": 1.5}, {"max_steps": 7}],
+)
+def test_the_run_is_as_long_as_the_trainer_makes_it(tmp_path, values):
+    values = {"lr_scheduler_type": "constant", "per_device_train_batch_size": 3, **values}
+    plan = FreezePlan(trainable="head", stages=[Stage(epoch=0.5, unfreeze="layers")])
+    schedule = previewed(tmp_path, plan=plan, rows=14, **values).schedule
+    trainer = freeze_trainer(tiny_bert(), tmp_path, rows=text_rows(14), freeze_plan=plan, **{**RUN, **values})
+    trainer.train()
+    assert trainer.state.max_steps == schedule.max_steps
+    begins = next(log["step"] for log in training_logs(trainer) if log["stage"] == 1) - 1
+    assert begins == schedule.begins[1]
+
+
+def test_the_picture_of_a_plan_has_the_rates_as_colours_and_grey_where_frozen(tmp_path):
+    pytest.importorskip("matplotlib")
+    seen = previewed(tmp_path)
+    figure = plot_plan(seen, tmp_path / "plan.png")
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+    axes = figure.axes[0]
+    rows = [text.get_text() for text in axes.get_yticklabels()]
+    assert rows == ["head", "layers.1", "embeddings"], "groups that differ in weight decay alone share a row"
+    drawn = axes.collections[0].get_array()
+    for step in range(seen.schedule.max_steps):
+        rates = seen.schedule.rates(step)
+        for row, name in enumerate(rows):
+            stage = np.searchsorted(seen.schedule.begins, step, side="right") - 1
+            assert bool(np.ma.getmaskarray(drawn)[row, step]) is not seen.schedule.trains[name][stage]
+            if seen.schedule.trains[name][stage]:
+                assert drawn[row, step] == rates[name]
+    assert axes.get_facecolor()[:3] == pytest.approx([int(FROZEN[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    lines = [line.get_xdata()[0] for line in axes.lines]
+    assert lines == [stage.step for stage in seen.stages[1:]] == [4, 9]
+    assert names_above(axes) == ["0: start", "1: epoch 1", "2: fraction 0.75"]
+
+
+def names_above(axes):
+    return [text.get_text() for text in axes.child_axes[0].get_xticklabels()]
+
+
+def test_long_runs_are_drawn_at_some_steps_and_at_every_transition(tmp_path):
+    pytest.importorskip("matplotlib")
+    plan = FreezePlan(trainable="head", stages=[Stage(step=12_345, unfreeze="layers")])
+    figure = plot_plan(previewed(tmp_path, plan=plan, max_steps=100_000, rows=None))
+    edges = figure.axes[0].collections[0].get_coordinates()[0, :, 0]
+    assert len(edges) < 2000
+    assert 12_345 in edges
+
+
+def test_a_stage_whose_time_is_not_known_is_named_as_left_out(tmp_path):
+    pytest.importorskip("matplotlib")
+    plan = FreezePlan(trainable="head", stages=[Stage(plateau=Plateau("eval_loss"), unfreeze="all")])
+    figure = plot_plan(previewed(tmp_path, plan=plan))
+    assert "not drawn: plateau of eval_loss" in figure.get_suptitle()
+    limited = FreezePlan(trainable="head", stages=[Stage(plateau=Plateau("loss", max_epochs=1), unfreeze="all")])
+    assert "not drawn" not in plot_plan(previewed(tmp_path, plan=limited)).get_suptitle()
+
+
+def test_a_plan_without_a_length_cannot_be_drawn(tmp_path):
+    with pytest.raises(FreezeError, match=r"preview\(\.\.\., rows=\)"):
+        plot_plan(previewed(tmp_path, rows=None))
+
+
+def test_the_picture_of_a_run_has_loss_metrics_rates_and_stages(trained, tmp_path):
+    figure = plot_history(trained, tmp_path / "run.png")
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+    loss, metrics, rates = figure.axes
+    history = trained.state.log_history
+    assert points(loss, "loss") == [(e["step"], e["loss"]) for e in history if "loss" in e]
+    assert points(loss, "eval_loss") == [(e["step"], e["eval_loss"]) for e in history if "eval_loss" in e]
+    assert [line.get_label() for line in metrics.lines if line.get_label()[0] != "_"] == ["f1", "accuracy"]
+    assert points(metrics, "f1") == [(4, 0.75), (8, 0.75), (12, 0.75)]
+    for group in ("head", "layers.1", "embeddings"):
+        logged = [(e["step"], e[f"lr/{group}"]) for e in history if f"lr/{group}" in e]
+        shown = points(rates, group)
+        assert [point for point in shown if point[1] == point[1]] == [point for point in logged if point[1]]
+    assert names_above(loss) == ["stage 0", "stage 1", "stage 2"]
+    for axes in figure.axes:
+        assert [(patch.get_x(), patch.get_width()) for patch in axes.patches] == [(0, 4), (4, 5), (9, 3)]
+    assert rates.get_yscale() == "log"
+
+
+def points(axes, label):
+    (line,) = [line for line in axes.lines if line.get_label() == label]
+    return list(zip(line.get_xdata().tolist(), line.get_ydata().tolist(), strict=True))
+
+
+def test_a_log_and_a_checkpoint_give_the_same_picture(trained):
+    checkpoint = f"{trained.args.output_dir}/checkpoint-12"
+    for history in (trained.state.log_history, checkpoint, f"{checkpoint}/trainer_state.json"):
+        for axes, expected in zip(plot_history(history).axes, plot_history(trained).axes, strict=True):
+            labels = [line.get_label() for line in expected.lines if line.get_label()[0] != "_"]
+            assert labels
+            for label in labels:
+                assert str(points(axes, label)) == str(points(expected, label))  # as text, NaN is NaN
+
+
+def test_metrics_can_be_named_and_a_plain_log_has_its_one_rate(trained):
+    named = plot_history(trained, metrics=["count", "eval_accuracy"]).axes[1]
+    assert points(named, "count")[0] == (4, 8.0)
+    with pytest.raises(FreezeError, match="'rocket' was not logged. Logged were loss"):
+        plot_history(trained, metrics=["rocket"])
+    plain = [{"step": 1, "loss": 0.5, "learning_rate": 0.1}, {"step": 2, "loss": 0.4, "learning_rate": 0.05}]
+    loss, rates = plot_history(plain).axes
+    assert points(loss, "loss") == [(1, 0.5), (2, 0.4)]
+    assert points(rates, "learning_rate") == [(1, 0.1), (2, 0.05)]
+
+
+def test_a_history_without_a_loss_or_a_folder_without_one_is_an_error(tmp_path):
+    with pytest.raises(FreezeError, match="no loss"):
+        plot_history([{"step": 1, "stage": 0}])
+    with pytest.raises(FreezeError, match="has no log_history"):
+        plot_history(tmp_path)
+
+
+def test_without_matplotlib_the_errors_name_the_extra(monkeypatch, tmp_path):
+    seen = previewed(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(FreezeError, match=r'plot_plan needs matplotlib: pip install "hf_freeze\[plots\]"'):
+        plot_plan(seen)
+    with pytest.raises(FreezeError, match=r"plot_history needs matplotlib"):
+        plot_history([{"step": 1, "loss": 0.5}])
