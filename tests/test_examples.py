@@ -315,10 +315,9 @@ def test_a_frozen_encoder_leaves_a_seq2seq_model_to_learn(printed) -> None:
 
 @example("accelerate_loop.py")
 def test_a_loop_without_a_trainer_freezes_and_saves_a_threshold(printed) -> None:
-    assert "Frozen: 69 tensors" in printed
     rates = dict(re.findall(r"^(\S+) +lr (\S+)", printed, flags=re.M))
-    assert (rates["head"], rates["layers.5"], rates["layers.4"]) == ("5.0e-04", "4.0e-04", "3.2e-04")
-    assert "What was frozen is as it was: True" in printed
+    assert (rates["head"], rates["layers.5"], rates["layers.3"]) == ("5.0e-04", "4.0e-04", "2.6e-04")
+    assert "Trained in stages 0 to 1; what was frozen stood still." in printed
     assert number(": f1 {} on the 160 rows", printed) > 0.7
     (tuned,) = re.findall(r"^threshold (\S+) ", printed, flags=re.M)
     assert printed.rstrip().endswith(f"threshold {tuned}")
@@ -379,5 +378,5 @@ def test_gradual_unfreezing_keeps_two_processes_equal() -> None:
 @pytest.mark.distributed
 def test_the_loop_without_a_trainer_is_one_run_on_two_processes(tmp_path, monkeypatch) -> None:
     printed = accelerate_launch(EXAMPLES / "accelerate_loop.py", str(tmp_path), processes=2)
-    assert printed.count("Frozen: 69 tensors") == printed.count("What was frozen is as it was: True") == 1
+    assert printed.count("what was frozen stood still") == 1
     assert len(re.findall(r"^threshold \S+ .* on the 160 rows", printed, flags=re.M)) == 1
