@@ -41,13 +41,13 @@ class Batch:
             for name, value in self.tensors.items()
             if isinstance(value, torch.Tensor) and value.dim() == 2 and not value.is_floating_point()
         }
-        first = sorted(lengths, key=lambda name: not _has_mask(name))
+        first = sorted(lengths, key=lambda name: (name != "attention_mask", not _has_mask(name)))
         return {"": self.rows} | {name: lengths[name] for name in first}
 
     def mask(self, name: str) -> torch.Tensor:
         """Where the input `name`, (rows, length), is not padding."""
         value: torch.Tensor = self.tensors[name]
-        if name.endswith("attention_mask"):
+        if "attention_mask" in name:
             return value != 0
         if name == "labels":
             return value != -100
@@ -55,7 +55,7 @@ class Batch:
 
 
 def _has_mask(name: str) -> bool:
-    return name.endswith("attention_mask") or name == "labels"
+    return "attention_mask" in name or name == "labels"
 
 
 @dataclass

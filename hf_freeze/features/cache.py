@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from hf_freeze.features.batches import Batch, Source
 from hf_freeze.features.calls import Call, intercepted
@@ -299,8 +300,11 @@ class FeatureCache:
         return max(types, key=lambda dtype: torch.finfo(dtype).eps, default=None)
 
     def _say(self, level: int, message: str, *values: Any) -> None:
-        if self._ranks.index == 0:
-            logger.log(level, message, *values)
+        if self._ranks.index > 0:
+            return
+        if self._settings.show_progress and not logger.isEnabledFor(level):
+            tqdm.write(message % values)
+        logger.log(level, message, *values)
 
 
 @contextmanager

@@ -220,9 +220,10 @@ class CachedFeaturesTrainerMixin(_Base):
 
     def _outputs(self, inputs: dict[str, Any]) -> list[torch.Tensor]:
         """The loss, and what evaluation hands to `compute_metrics`."""
-        has_loss = any(inputs.get(name) is not None for name in self.label_names) or self.can_return_loss
+        labelled = any(inputs.get(name) is not None for name in self.label_names)
+        has_loss = labelled or inputs.get("return_loss") or self.can_return_loss
         with self.compute_loss_context_manager():
-            if self.args.prediction_loss_only or (has_loss and self.compute_metrics is None):
+            if has_loss and (self.args.prediction_loss_only or self.compute_metrics is None):
                 return self._losses(inputs)
             if has_loss:
                 loss, outputs = self.compute_loss(self.model, inputs, return_outputs=True)

@@ -119,6 +119,52 @@ class MeanPooled(nn.Module):
         return (nn.functional.cross_entropy(logits, labels), logits)
 
 
+class Towers(nn.Module):
+    """Two texts of different lengths through one backbone, in two calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = models.tiny_bert(layers=4).bert
+        torch.manual_seed(1)
+        self.head = nn.Linear(32, 2)
+
+    def forward(self, a_input_ids, a_attention_mask, b_input_ids, b_attention_mask, labels=None):
+        one = self.backbone(a_input_ids, attention_mask=a_attention_mask).last_hidden_state[:, 0]
+        other = self.backbone(b_input_ids, attention_mask=b_attention_mask).last_hidden_state
+        mask = b_attention_mask[..., None].to(other.dtype)
+        logits = self.head(torch.cat([one, (other * mask).sum(1) / mask.sum(1)], dim=1))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def two_texts(count=ROWS, *, seed=0):
+    rows = pairs(count, seed=seed)
+    return [
+        {"a_input_ids": row["input_ids"], "b_input_ids": row["labels"], "labels": len(row["labels"]) % 2}
+        for row in rows
+    ]
+
+
+def pad_towers(rows):
+    parts = {"labels": torch.tensor([row["labels"] for row in rows])}
+    for which in ("a", "b"):
+        batch = Pad()([{"input_ids": row[f"{which}_input_ids"], "label": 0} for row in rows])
+        parts |= {f"{which}_{name}": value for name, value in batch.items() if name != "labels"}
+    return parts
+
+
+def texts_with_images(count=ROWS, *, seed=0):
+    return [
+        {**text, **image}
+        for text, image in zip(texts(count, seed=seed), images(count, seed=seed, size=16), strict=True)
+    ]
+
+
+def pad_with_images(rows):
+    batch = Pad()(rows)
+    del batch["labels"]
+    return batch | {"pixel_values": torch.stack([row["pixel_values"] for row in rows]), "return_loss": True}
+
+
 VISION = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32, "patch_size": 8}
 DECODER = {**SIZES, **SPECIAL, "num_key_value_heads": 2}
 BERT_LIKE = {**SIZES, "num_hidden_layers": 4}
@@ -290,6 +336,16 @@ CASES = {
     ),
     "custom": Case(partial(models.tiny_custom, layers=4)),
     "mean-pooled": Case(MeanPooled),
+    "towers": Case(Towers, rows=two_texts, collate=pad_towers),
+    "clip": Case(
+        partial(models.tiny_clip, text_layers=3, vision_layers=3),
+        rows=texts_with_images,
+        collate=pad_with_images,
+        probe=("text_projection", "visual_projection", "logit_scale"),
+        last=("logit_scale", "text_model.layers[-1]", "visual_projection"),
+        half=("logit_scale", "vision_model.layers[-1]"),
+        metrics=False,
+    ),
 }
 
 
