@@ -88,17 +88,16 @@ class Preview:
         lines = [
             f"{self.model}: {self.parameters:,} parameters, {in_bytes(self.weight_bytes)}; {self.optimizer}",
             as_table([_HEADER, *cells]),
-            f"Activations: kept between forward and backward, for {self.batch}. DDP: per optimizer step and process. "
-            "Cost: operations of",
-            "forward and backward, as a share of those of full fine-tuning.",
+            f"optimizer: its state. activations: kept between forward and backward, for {self.batch}.",
+            "DDP sends: per optimizer step and process. cost: forward and backward, full fine-tuning being 1.",
             *self.remarks,
         ]
         return "\n".join(lines)
 
 
 _HEADER = (
-    *("stage", "starts", "group", "parameters", "learning rate", "weight decay"),
-    *("optimizer state", "gradients", "activations", "DDP sends", "cost"),
+    *("stage", "starts", "group", "parameters", "lr", "decay"),
+    *("optimizer", "gradients", "activations", "DDP sends", "cost"),
 )
 
 

@@ -65,12 +65,12 @@ class ModelTracer:
         with self._mode:
             self._model = stand_in(model, "cpu")
             _set_up(self._model, args)
+            self._let_in = let_gradients_in(self._model)  # holds for as long as what it returns is kept
             self._batch = moved_into_mode(batch) if batch is not None else self._one_that_fits(rows, tokens)
 
     def trace(self, trainable: Collection[str]) -> StepTrace:
         """Trace a step in which exactly these parameters train."""
         set_trainable(self._model, trainable)
-        let_gradients_in(self._model)
         if self._frozen_eval:
             hold_eval(self._model)
         else:
