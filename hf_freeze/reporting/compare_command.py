@@ -95,7 +95,6 @@ def _arguments(options: argparse.Namespace) -> FreezeTrainingArguments:
         per_device_train_batch_size=options.batch_size,
         per_device_eval_batch_size=4 * options.batch_size,
         warmup_steps=0.1,
-        train_sampling_strategy="group_by_length",
         use_cpu=options.use_cpu,
         report_to="none",
         dataloader_pin_memory=False,

@@ -20,7 +20,7 @@ def plot_comparison(comparison: Comparison, path: str | Path | None = None) -> A
     `path` writes the figure there (PNG by its suffix). Returns the matplotlib figure. Raises `FreezeError` when
     matplotlib is missing.
     """
-    figure = new_figure("plot_comparison", width=14.0, height=4.4)
+    figure = new_figure("plot_comparison", width=13.0, height=4.2)
     training, validation, outcome = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
     plans = comparison.by_plan
     for index, (name, runs) in enumerate(plans.items()):
@@ -32,7 +32,7 @@ def plot_comparison(comparison: Comparison, path: str | Path | None = None) -> A
     training.set(xlabel="share of the run", ylabel="training loss", title="Training loss", yscale="log")
     validation.set(xlabel="share of the run", title="Validation loss", yscale="log")
     validation.legend(fontsize=8)
-    outcome.set(xlabel="F1 on fresh rows, 95 % interval", title="F1 against its cost")
+    outcome.set(xlabel="F1 on fresh rows, 95 % interval", title="F1 against its cost", ylim=(0.4, len(plans) + 0.6))
     outcome.set_yticks(range(len(plans), 0, -1), [_cost(name, runs) for name, runs in plans.items()], fontsize=8)
     for axes in (training, validation, outcome):
         axes.grid(alpha=0.25)

@@ -34,7 +34,7 @@ def plot_layers(suggestion: LayerSuggestion, path: str | Path | None = None) -> 
     axes.set_xticks(depths, ["embed-\ndings", *(f"layers\n[{depth - 1}]" for depth in depths[1:])], fontsize=8)
     axes.set(xlabel="features after", ylabel=f"{suggestion.scoring}, {len(best.folds)} folds")
     axes.set_title(f"{suggestion.rows:,} rows; plan: {suggestion.plan.to_dict()}", fontsize=9)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="best")
     axes.grid(alpha=0.25)
     if path is not None:
         figure.savefig(Path(path))
