@@ -27,6 +27,7 @@ from hf_freeze.reporting.runs import Run, digest, path_of, read_run, write_run
 from hf_freeze.reporting.trial import EVALUATED, LOGGED, Task, run_arguments, train
 from hf_freeze.training.arguments import FreezeTrainingArguments
 from hf_freeze.training.digests import digests
+from hf_freeze.training.groups import param_groups
 
 _NOT_OF_THE_RUN = {"output_dir", "run_name", "report_to", "disable_tqdm", "project", "log_level", "log_level_replica"}
 _NOT_OF_THE_RUN |= {"seed", "save_strategy", "save_steps", "save_total_limit", "logging_steps", "logging_strategy"}
@@ -105,8 +106,10 @@ def _contenders(plans: Mapping[str, Plan] | None, task: Task) -> dict[str, Conte
     BinaryClassificationMetrics(positive=task.positive).prepare(model)
     for contender in contenders.values():
         own = model if contender.adapter is None else contender.model(task.model_init, 0)
-        if contender.freeze_plan is not None:
-            contender.freeze_plan.resolve(own)
+        rates: dict[str, Any] = {"layer_lr_decay": task.args.layer_lr_decay, "group_lrs": task.args.rates_by_selection}
+        rates |= {"lr": contender.learning_rate, **contender.rates}
+        names = ("lr", "layer_lr_decay", "group_lrs")
+        param_groups(own, task.args, plan=contender.freeze_plan, **{name: rates[name] for name in names})
     return contenders
 
 

@@ -174,12 +174,12 @@ def _tested(trainer: ComparedTrainer, task: Task) -> dict[str, float] | None:
 
 
 class _Watch(TrainerCallback):
-    """Evaluates after the last step as well, and says how far the run is."""
+    """Evaluates after the last step too, as it is after the last epoch anyway, and says how far the run is."""
 
     def __init__(self, name: str, note: Callable[[str], None]) -> None:
         self._name, self._note = name, note
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._note(f"{self._name}, seed {args.seed}: step {state.global_step} of {state.max_steps}")
-        if state.global_step >= state.max_steps:
+        if state.global_step >= state.max_steps and args.eval_strategy == IntervalStrategy.STEPS:
             control.should_evaluate = True

@@ -70,6 +70,14 @@ def test_a_run_has_its_whole_course(compared):
         assert one.interval is not None
 
 
+def test_evaluations_of_ones_own_are_kept_and_the_end_is_evaluated_once(tmp_path):
+    plans = {"plan": "linear-probe"}
+    by_epoch = tiny_comparison(plans, tmp_path, args=arguments(eval_strategy="epoch"))
+    assert [evaluation.step for evaluation in by_epoch.runs[0].evaluations] == [0, 6, 8]
+    by_step = tiny_comparison(plans, tmp_path, args=arguments(eval_strategy="steps", eval_steps=5))
+    assert [evaluation.step for evaluation in by_step.runs[0].evaluations] == [0, 5, 8]
+
+
 def test_all_plans_begin_at_the_same_weights_and_see_the_same_rows(compared):
     for seed in (1, 2):
         first = {one.name: one.evaluations[0].loss for one in compared.runs if one.seed == seed}
@@ -192,6 +200,8 @@ def test_a_mistake_shows_before_anything_is_trained(tmp_path, trained):
     probe = {"plan": "linear-probe"}
     with pytest.raises(SelectionError, match="clasifier"):
         tiny_comparison({**probe, "b": FreezePlan(trainable="clasifier")}, tmp_path)
+    with pytest.raises(SelectionError, match="'adapters' matches none"):
+        tiny_comparison({**probe, "b": Contender(plan="full", group_lrs={"adapters": 1e-3})}, tmp_path)
     with pytest.raises(PlanError, match="'nothing' is no recipe"):
         tiny_comparison({**probe, "b": "nothing"}, tmp_path)
     with pytest.raises(PlanError, match=r"plans\['b'\]=3 is no plan"):
