@@ -48,6 +48,13 @@ def test_every_script_that_a_command_names_exists(script) -> None:
     assert (ROOT / script).is_file()
 
 
+def test_every_picture_that_is_shown_exists_and_is_small() -> None:
+    shown = re.findall(r"!\[[^\]]+\]\((\S+)\)", README)
+    assert shown
+    for picture in shown:
+        assert 0 < (ROOT / picture).stat().st_size < 60_000, picture
+
+
 def test_the_two_commands_are_named() -> None:
     commands = "\n".join(blocks("bash"))
     assert "bash examples/quickstart.sh" in commands

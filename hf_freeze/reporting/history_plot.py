@@ -22,7 +22,8 @@ Series: TypeAlias = dict[str, list[tuple[int, float]]]
 _SHADES = ("#ffffff", "#e9eef5")
 _FIRST = ("f1", "accuracy", "average_precision", "auroc", "precision", "recall")
 _MOST_METRICS = 6
-_MOST_LABELS = 20
+_MOST_LABELS = 42
+_STYLES = ("-", "--", ":", "-.")  # the colours repeat after ten lines
 
 
 def plot_history(
@@ -147,12 +148,12 @@ def _draw(axes: Any, title: str, series: Series) -> None:
         drawn = [value or float("nan") for value in values] if title == "learning rate" else values
         marker = "o" if name.startswith("eval_") or len(points) == 1 else ""
         label = name.removeprefix("lr/") if title != "metrics" else name.removeprefix("eval_")
-        style = "-" if index < 10 else "--"
-        axes.plot(steps, drawn, marker=marker, ms=3.5, lw=1.4, ls=style, label=label)
+        axes.plot(steps, drawn, marker=marker, ms=3.5, lw=1.4, ls=_STYLES[index // 10 % len(_STYLES)], label=label)
     if title == "learning rate":
         axes.set_yscale("log")
     axes.set_ylabel(title)
     axes.grid(alpha=0.25)
     if len(series) <= _MOST_LABELS:
-        columns = 1 + (len(series) - 1) // 8
-        axes.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=columns, frameon=False)
+        size, rows = (7.5, 8) if len(series) <= 16 else (5.5, 14)
+        columns = 1 + (len(series) - 1) // rows
+        axes.legend(fontsize=size, loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=columns, frameon=False)

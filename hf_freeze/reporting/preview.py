@@ -48,7 +48,8 @@ def preview(
     - Gradients: one value per trainable parameter, of its type. DDP sends each once per optimizer step (an all-reduce
       moves up to twice as much over the wire), and the buffers once.
     - Activations: all that is alive between forward and backward, weights aside: what autograd keeps, and the output.
-      Temporary memory within an operation, or during the backward pass, is not in it.
+      Temporary memory within an operation, or during the backward pass, is not in it. Attention is that of the CPU,
+      which keeps the attention weights where they have dropout; a device that fuses it keeps less.
     - Cost: the operations of matrix products, attention and convolutions in one forward and one backward pass, as a
       share of what they are when everything trains. The forward pass runs whole; the backward pass goes down to the
       lowest parameter that trains, and computes the gradients of weights that train alone. Other operations, reading

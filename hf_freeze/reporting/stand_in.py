@@ -58,7 +58,7 @@ def stand_in(model: nn.Module, device: str) -> nn.Module:
     for module in model.modules():
         for held in (module._parameters, module._buffers, vars(module)):
             for tensor in held.values():
-                if isinstance(tensor, torch.Tensor) and id(tensor) not in copies:
+                if isinstance(tensor, torch.Tensor):
                     copies[id(tensor)] = _empty(tensor, device)
     return copy.deepcopy(model, copies)
 

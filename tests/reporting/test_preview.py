@@ -130,10 +130,9 @@ def sent_by_ddp(model, *, broadcast_buffers: bool) -> int:
 @pytest.mark.parametrize("build", [tiny_bert, tiny_llama, tiny_custom])
 def test_activations_are_what_a_real_forward_pass_leaves_alive(build):
     """Counted in two ways: by the storages that are alive, and by the tensors that autograd was seen to save."""
-    model = build()
-    getattr(model, "config", hf.BertConfig()).use_cache = False  # as the Trainer has it
-    batch = text_batch(4)
+    model, batch = build(), text_batch(4)
     seen = preview(model, arguments(frozen_eval=False), plan=STAGED, batch=batch)
+    getattr(model, "config", hf.BertConfig()).use_cache = False  # as the Trainer has it
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     for stage, names in zip(seen.stages, STAGED.resolve(model).names, strict=True):
         set_trainable(model, names)
@@ -153,13 +152,16 @@ def test_activations_are_what_a_real_forward_pass_leaves_alive(build):
         assert stage.activation_bytes == pytest.approx(by_autograd, rel=0.1, abs=3000), stage.index
 
 
-def test_the_operations_of_a_forward_pass_are_those_that_the_layers_have():
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_the_operations_of_a_forward_pass_are_those_that_the_layers_have(dropout):
+    """Dropout decides whether attention is one fused operation."""
     rows, tokens, hidden, inner, layers = 4, 32, 16, 32, 2
-    tracer = ModelTracer(tiny_bert(layers=layers), arguments(), batch=None, rows=rows, tokens=tokens)
+    model = tiny_bert(layers=layers, attention_probs_dropout_prob=dropout)
+    tracer = ModelTracer(model, arguments(), batch=None, rows=rows, tokens=tokens)
     linear = 2 * rows * tokens * (4 * hidden * hidden + 2 * hidden * inner)
     attention = 2 * 2 * rows * tokens * tokens * hidden
     head = 2 * rows * (hidden * hidden + 2 * hidden)
-    trace = tracer.trace([name for name, _ in tiny_bert(layers=layers).named_parameters()])
+    trace = tracer.trace([name for name, _ in model.named_parameters()])
     assert trace.forward == layers * (linear + attention) + head
     assert 2 * trace.forward <= trace.backward <= 2.5 * trace.forward
 
