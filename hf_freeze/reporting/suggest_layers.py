@@ -16,8 +16,8 @@ from transformers import DataCollatorWithPadding, default_data_collator
 
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
 from hf_freeze.features.batches import Source
-from hf_freeze.features.cache import row_lengths
 from hf_freeze.features.extraction import by_length
+from hf_freeze.features.sets import row_lengths
 from hf_freeze.reporting.depth_features import DepthFeatures, depth_features, find_depths, keep_what_the_model_takes
 from hf_freeze.reporting.suggestion import DepthScore, LayerSuggestion
 from hf_freeze.selection.model_map import map_model

@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_freeze.features.batches import ROWS, Numbered, NumberingCollator, Source
-from hf_freeze.features.cache import CacheSettings, Demand, FeatureCache, FeatureSet
+from hf_freeze.features.cache import CacheSettings, Demand, FeatureCache
 from hf_freeze.features.errors import CacheRefused
+from hf_freeze.features.sets import FeatureSet
 from hf_freeze.features.untouched import random_states_kept
 from hf_freeze.training.arguments import FreezeArguments
 from hf_freeze.training.attributes import replaced

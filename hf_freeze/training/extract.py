@@ -16,10 +16,10 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, defau
 
 from hf_freeze.errors import FreezeError
 from hf_freeze.features.batches import Source
-from hf_freeze.features.cache import FeatureSet
 from hf_freeze.features.extraction import Work, extract
 from hf_freeze.features.fingerprint import fingerprint, short
 from hf_freeze.features.frontier import Frontier, find_frontier
+from hf_freeze.features.sets import FeatureSet
 from hf_freeze.features.store import FeatureStore
 from hf_freeze.features.untouched import untouched
 from hf_freeze.plan.trainable import all_but
