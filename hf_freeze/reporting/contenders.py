@@ -104,7 +104,7 @@ def default_contenders(model: nn.Module, args: FreezeArguments, *, train_rows: i
     """Return the ways that have a name, for this model, around the learning rate of the arguments.
 
     That rate is taken to suit full fine-tuning. What is new (a head, adapters) learns at a higher one: the head at 10
-    times, at 100 times where nothing else trains, LoRA at 10 times.
+    times, at 100 times where nothing else trains, LoRA at 3 times.
     """
     rate = args.learning_rate  # type: ignore[attr-defined]  # of the TrainingArguments that it is mixed into
     head = {"head": 10 * rate}
@@ -114,12 +114,12 @@ def default_contenders(model: nn.Module, args: FreezeArguments, *, train_rows: i
         "gradual": Contender(plan=_gradual(model, args, train_rows), group_lrs=head),
         "lp-ft": Contender(plan=recipes.lp_ft(), group_lrs=head),
         "layer-decay": Contender(plan=recipes.full(), learning_rate=2 * rate, layer_lr_decay=0.8, group_lrs=head),
-        **_lora(model, 10 * rate),
+        **_lora(model, 3 * rate, head),
         "full": Contender(plan=recipes.full(), group_lrs=head),
     }
 
 
-def _lora(model: nn.Module, rate: float) -> dict[str, Contender]:
+def _lora(model: nn.Module, rate: float, head: dict[str, float]) -> dict[str, Contender]:
     """Low rank beside every linear module of the layers, and the head as it is; nothing where there is none."""
     parts = map_model(model).parts
     linear = {
@@ -133,7 +133,7 @@ def _lora(model: nn.Module, rate: float) -> dict[str, Contender]:
     config = LoraConfig(r=8, lora_alpha=16, target_modules=list(linear), fan_in_fan_out=transposed)
     # The plan trains the head: PEFT's modules_to_save goes by the ends of names, and takes "dropout" for "out".
     plan = FreezePlan(trainable=["adapters", "head"])
-    return {"lora": Contender(plan=plan, adapter=config, learning_rate=rate)}
+    return {"lora": Contender(plan=plan, adapter=config, learning_rate=rate, group_lrs=head)}
 
 
 def _gradual(model: nn.Module, args: Any, train_rows: int) -> FreezePlan:

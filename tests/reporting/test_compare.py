@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, TaskType
 from torch.utils.data import IterableDataset
+from transformers import BertForSequenceClassification
 
 from hf_freeze import FreezePlan, PlanError, SelectionError, Stage, UnsupportedSetupError, recipes
 from hf_freeze.errors import FreezeError
@@ -86,6 +87,18 @@ def test_all_plans_begin_at_the_same_weights_and_see_the_same_rows(compared):
         # Frozen to the head and without dropout, these two take the same first steps.
         losses = {one.name: one.training_losses[0] for one in compared.runs if one.seed == seed}
         assert losses["probe"] == pytest.approx(losses["staged"], abs=1e-6)
+
+
+def unseeded():
+    return BertForSequenceClassification(tiny_bert().config)
+
+
+def test_a_model_that_draws_its_weights_draws_the_same_for_all_plans_and_others_for_another_seed(tmp_path):
+    plans = {"probe": "linear-probe", "full": "full"}
+    found = tiny_comparison(plans, tmp_path, model_init=unseeded, seeds=(1, 2), args=arguments(max_steps=1))
+    first = [[run.evaluations[0].loss for run in runs] for runs in found.by_plan.values()]
+    assert first[0] == first[1]
+    assert first[0][0] != first[0][1]
 
 
 def test_only_linear_probes_train_on_features_computed_once_and_that_changes_nothing(compared, tmp_path, monkeypatch):
