@@ -84,8 +84,10 @@ def example_batches(model: nn.Module, *, rows: int, tokens: int) -> Iterator[dic
 
 
 def _inputs(name: str, config: Any, rows: int, tokens: int) -> dict[str, torch.Tensor]:
+    vision = getattr(config, "vision_config", None)
+
     def known(key: str) -> Any:
-        return getattr(config, key, None) or _DEFAULTS[key]
+        return getattr(config, key, None) or getattr(vision, key, None) or _DEFAULTS[key]
 
     if name == "pixel_values":
         size = known("image_size")

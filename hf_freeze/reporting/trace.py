@@ -26,8 +26,17 @@ from hf_freeze.training.freezing import hold_eval, release_eval, set_trainable
 from hf_freeze.training.recomputation import let_gradients_in
 
 _aten = torch.ops.aten
+
+
+def _of_experts(first: torch.Tensor, second: torch.Tensor, *args: Any, out_val: Any = None, **kwargs: Any) -> int:
+    """Operations of a grouped product: each row meets the matrix of one group."""
+    groups = first.shape[0] if first.dim() == second.dim() == 3 else 1
+    return 2 * groups * first.shape[-2] * first.shape[-1] * second.shape[-1]
+
+
 _FLOPS = {
     **flop_registry,
+    _aten._grouped_mm: _of_experts,
     # The fused attention of the CPU, which torch's table leaves out, takes what that of the GPU does.
     _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
@@ -149,6 +158,8 @@ def _set_up(model: nn.Module, args: TrainingArguments) -> None:
     config: Any = getattr(model, "config", None)
     if config is not None:
         config.use_cache = args.use_cache
+        if getattr(config, "pad_token_id", 0) is None:
+            config.pad_token_id = 0  # decoders that classify find the last token by it
     if args.gradient_checkpointing:
         older = "gradient_checkpointing_enable"  # renamed in transformers 5.23
         enable: Any = getattr(model, "activation_checkpointing_enable", None) or getattr(model, older)

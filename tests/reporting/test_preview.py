@@ -22,6 +22,7 @@ from tests.models import (
     tiny_bert,
     tiny_clip,
     tiny_custom,
+    tiny_gpt2,
     tiny_gpt2_lm,
     tiny_llama,
     tiny_resnet,
@@ -164,6 +165,26 @@ def test_the_operations_of_a_forward_pass_are_those_that_the_layers_have(dropout
     trace = tracer.trace([name for name, _ in model.named_parameters()])
     assert trace.forward == layers * (linear + attention) + head
     assert 2 * trace.forward <= trace.backward <= 2.5 * trace.forward
+
+
+def test_every_token_goes_through_as_many_experts_as_the_router_picks():
+    def forward(picked):
+        sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_experts_per_tok": picked}
+        with torch.device("meta"):
+            config = hf.MixtralConfig(**sizes, **heads, num_local_experts=4, dtype="bfloat16")
+            model = hf.AutoModelForCausalLM.from_config(config)
+        tracer = ModelTracer(model, arguments(), batch=None, rows=2, tokens=16)
+        trace = tracer.trace([name for name, _ in model.named_parameters()])
+        assert 2 * trace.forward <= trace.backward <= 2.5 * trace.forward
+        return trace.forward
+
+    assert forward(3) - forward(2) == forward(2) - forward(1) == 2 * (2 * 16) * 3 * 32 * 64
+
+
+def test_a_decoder_without_a_padding_token_and_an_image_tower_can_be_previewed():
+    for model in (tiny_gpt2(pad_token_id=None), hf.CLIPForImageClassification(tiny_clip().config)):
+        assert not preview(model, arguments(), plan=FreezePlan(trainable="head")).remarks
 
 
 def test_recomputation_goes_back_no_further_than_to_what_trains():
