@@ -168,10 +168,14 @@ def main() -> None:
             for what in ("epoch", "five epochs", "evaluation"):
                 ratios.setdefault(what, []).append(plain[what] / cached[what])
                 print(f"  {plan:6} {what:12} plain {plain[what]:8.3f} s, cached {cached[what]:8.3f} s")
-            print(f"  {plan:6} head alone, an epoch {limit:.3f} s; eval loss {plain['eval loss']} and {cached['eval loss']}")
+            print(
+                f"  {plan:6} head alone, an epoch {limit:.3f} s; eval loss {plain['eval loss']} and {cached['eval loss']}"
+            )
         for what, values in ratios.items():
             goal = GOALS[plan].get(what)
-            verdict = "" if goal is None else f"  goal {goal}: {'met' if statistics.median(values) >= goal else 'MISSED'}"
+            verdict = (
+                "" if goal is None else f"  goal {goal}: {'met' if statistics.median(values) >= goal else 'MISSED'}"
+            )
             spread = f"{min(values):.1f} to {max(values):.1f}"
             print(f"{plan:6} {what:12} {statistics.median(values):6.1f} times faster ({spread}){verdict}")
 
