@@ -10,7 +10,7 @@ class Estimate:
 
     >>> estimate = Estimate(rows=1000, passes=5, row_seconds=0.007, cached_row_seconds=0.0005, size=1_536_000)
     >>> saves_time([estimate]), round(estimate.saved_seconds)
-    (True, 31)
+    (True, 32)
     """
 
     rows: int
