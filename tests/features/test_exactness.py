@@ -8,7 +8,7 @@ from hf_freeze.features import cache
 from hf_freeze.features.extraction import extract
 from tests.features.runs import CASES, Pad, kept_sets, logged, run
 
-PLANS = ("probe", "last", "half")
+PLANS = ("probe", "last", pytest.param("half", marks=pytest.mark.slow))
 
 
 def assert_same(one, other, *, rtol=1e-5):

@@ -21,6 +21,7 @@ no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devic
 on_devices = [pytest.param("gpu", kind, marks=[pytest.mark.gpu, no_gpu], id=f"cuda-{kind}") for kind in KINDS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("device", "kind"), [*on_gloo, *on_devices])
 def test_three_transitions_end_where_one_process_does_and_resume_bit_equal(tmp_path, device, kind):
     processes = 2 if device == "cpu" else min(torch.cuda.device_count(), 2)

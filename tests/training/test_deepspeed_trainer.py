@@ -12,7 +12,7 @@ from tests.launch import torchrun
 from tests.training.scripts import deepspeed_trainer_run
 from tests.training.scripts.deepspeed_run import PLAN, STAGE_OF_STEP, STEPS
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 SCRIPT = Path(deepspeed_trainer_run.__file__)
 every_zero = pytest.mark.parametrize("zero", range(4))
 
