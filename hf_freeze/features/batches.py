@@ -12,8 +12,6 @@ from hf_freeze.features.errors import CacheRefused
 ROWS = "hf_freeze_rows"
 """The key under which a batch carries the numbers of its rows."""
 
-Masks = Mapping[str, torch.Tensor]
-
 
 @dataclass(frozen=True)
 class Batch:

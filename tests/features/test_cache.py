@@ -220,6 +220,40 @@ def test_a_model_that_reads_more_than_its_gradients_show_is_refused(tmp_path, ca
     assert "reads more of the frozen part than its gradients show" in caplog.text
 
 
+def test_what_is_read_without_effect_on_these_rows_is_refused_too(tmp_path, caplog):
+    class Reads(models.BackboneWithHead):
+        def forward(self, input_ids, attention_mask=None, labels=None):
+            output = self.backbone(input_ids, attention_mask=attention_mask)
+            logits = self.out(output.last_hidden_state[:, 1]) + 0 * output.pooler_output.detach().mean()
+            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    model = Reads(models.tiny_bert(layers=2).bert)
+    with kept_sets() as kept:
+        run(Case(lambda: model, texts), tmp_path, trainable="out")
+    assert kept == [[]]
+    assert "reads more of the frozen part than its gradients show" in caplog.text
+
+
+def test_what_evaluation_returns_beside_the_logits_is_stored_for_it(tmp_path):
+    class Returns(models.BackboneWithHead):
+        def forward(self, input_ids, attention_mask=None, labels=None):
+            output = self.backbone(input_ids, attention_mask=attention_mask)
+            logits = self.out(output.last_hidden_state[:, 1])
+            loss = nn.functional.cross_entropy(logits, labels)
+            return {"loss": loss, "logits": logits, "pooled": output.pooler_output}
+
+    def build():
+        torch.manual_seed(0)
+        return Returns(models.tiny_bert(layers=2).bert)
+
+    plain = run(Case(build, texts), tmp_path / "plain", trainable="out", cache=False)
+    with kept_sets() as kept:
+        cached = run(Case(build, texts), tmp_path / "cached", trainable="out")
+    assert kept == [["training", "evaluation"]]
+    assert "eval_part1" in logged(plain)[-2]
+    assert_same(plain, cached)
+
+
 def test_the_model_is_as_it_was_after_training_and_after_a_failure(tmp_path):
     trainer = run(BERT, tmp_path / "one", trainable="head")
     assert not [name for name, module in trainer.model.named_modules() if "forward" in vars(module)]

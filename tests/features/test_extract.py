@@ -89,7 +89,7 @@ def test_mistakes_are_named():
         extract_features(models.tiny_bert(), texts(3), collator=Pad())
 
 
-def test_the_features_are_those_that_a_run_stores(tmp_path):
+def test_another_call_with_the_same_weights_and_rows_reads_the_folder(tmp_path):
     case = CASES["roberta"]
     rows = texts(26)
     first = extract_features(case.build(), rows, collator=case.collate, folder=tmp_path)
