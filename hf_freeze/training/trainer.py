@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
 
-from hf_freeze.errors import PlanError, UnsupportedSetupError
+from hf_freeze.errors import FreezeError, PlanError, UnsupportedSetupError
 from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training import checkpoint
@@ -134,6 +134,8 @@ class FreezeTrainerMixin(CachedFeaturesTrainerMixin, ScaledLossTrainerMixin, Thr
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **kwargs: Any) -> TrainOutput:
         """Train by the plan. A checkpoint that was written under another plan is refused with the difference."""
+        if hasattr(self.train_dataset, "__len__") and len(self.train_dataset) == 0:
+            raise FreezeError("train_dataset has no rows. Was everything filtered out?")
         if resume_from_checkpoint:
             self._check_same_plan(resume_from_checkpoint)
         else:

@@ -12,6 +12,7 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, Trai
 from hf_freeze import (
     FreezeArguments,
     FreezeCallback,
+    FreezeError,
     FreezePlan,
     FreezeTrainer,
     FreezeTrainerMixin,
@@ -545,3 +546,8 @@ def test_without_a_plan_what_was_frozen_before_stays_frozen(tmp_path):
     trainer = freeze_trainer(model, tmp_path)
     trainer.train()
     assert moved(before, model) == HEAD
+
+
+def test_training_on_no_rows_is_refused_with_the_reason(tmp_path):
+    with pytest.raises(FreezeError, match="train_dataset has no rows"):
+        freeze_trainer(tiny_bert(), tmp_path, rows=[], trainable=["head"]).train()
