@@ -134,7 +134,7 @@ class FreezeTrainerMixin(CachedFeaturesTrainerMixin, ScaledLossTrainerMixin, Thr
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **kwargs: Any) -> TrainOutput:
         """Train by the plan. A checkpoint that was written under another plan is refused with the difference."""
-        if hasattr(self.train_dataset, "__len__") and len(self.train_dataset) == 0:
+        if isinstance(self.train_dataset, Sized) and len(self.train_dataset) == 0:
             raise FreezeError("train_dataset has no rows. Was everything filtered out?")
         if resume_from_checkpoint:
             self._check_same_plan(resume_from_checkpoint)
