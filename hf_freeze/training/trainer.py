@@ -1,7 +1,7 @@
 """`FreezeTrainer`: the Hugging Face Trainer with a freeze plan. `FreezeTrainerMixin` gives the same to any subclass."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
