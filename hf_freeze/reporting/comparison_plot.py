@@ -31,7 +31,7 @@ def plot_comparison(comparison: Comparison, path: str | Path | None = None) -> A
         _draw_outcome(outcome, runs, height=len(plans) - index, colour=colour)
     training.set(xlabel="share of the run", ylabel="training loss", title="Training loss", yscale="log")
     validation.set(xlabel="share of the run", title="Validation loss", yscale="log")
-    validation.legend(fontsize=8)
+    figure.legend(*validation.get_legend_handles_labels(), loc="outside upper center", ncols=len(plans), fontsize=8)
     outcome.set(xlabel="F1 on fresh rows, 95 % interval", title="F1 against its cost", ylim=(0.4, len(plans) + 0.6))
     outcome.set_yticks(range(len(plans), 0, -1), [_cost(name, runs) for name, runs in plans.items()], fontsize=8)
     for axes in (training, validation, outcome):

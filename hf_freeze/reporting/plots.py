@@ -9,6 +9,7 @@ import numpy as np
 
 from hf_freeze.binary.result import ThresholdCurve, ThresholdResult
 from hf_freeze.errors import FreezeError
+from hf_freeze.reporting.figure import new_figure
 
 Rates: TypeAlias = dict[str, np.ndarray[Any, Any]]
 """Threshold, precision, recall, false positive rate and objective along the curve."""
@@ -30,11 +31,7 @@ def plot_threshold(result: ThresholdResult, path: str | Path | None = None) -> A
             "This threshold has no curve to draw: it was given, or read from a config. Plot what tune_threshold "
             "returned, or load the folder that has its decision_threshold.json."
         )
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an optional extra
-    except ImportError as error:
-        raise FreezeError('plot_threshold needs matplotlib: pip install "hf_freeze[plots]".') from error
-    figure = Figure(figsize=(13.5, 4.2), layout="constrained", dpi=120)
+    figure = new_figure("plot_threshold", width=13.5, height=4.2)
     against_threshold, roc, precision_recall = figure.subplots(1, 3)
     rates = _rates(result, result.curve)
     _draw_against_threshold(against_threshold, result, rates)

@@ -347,6 +347,9 @@ def _no_match(entry: str, term: str, words: Vocabulary) -> str:
     if term in ROLES:
         known = ", ".join(role for role in ROLES if words.roles[role])
         return f"{start} This model has {known or 'no role'}; name the parameters by a dotted path instead."
+    part = term.removesuffix(".layers")
+    if part != term and any(_is_inside(stack, _path_pattern(part), words) for stack in words.stacks):
+        start += f" All layers inside {part!r} are {term + '[:]'!r}."
     return f"{start} Nearest: {', '.join(map(repr, _nearest(term, words)))}."
 
 

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from hf_freeze.errors import FreezeError
-from hf_freeze.reporting import labelled_texts
+from hf_freeze.reporting import compare_command, labelled_texts
 from hf_freeze.reporting.cli import main
 from hf_freeze.reporting.labelled_texts import load_texts
 from tests.debugging.subjects import word_tokenizer
@@ -47,6 +47,21 @@ def test_some_plans_are_compared_drawn_and_gone_on_with(folder, capsys):
     assert command(folder, *plans, "--json") == 0
     assert [run["name"] for run in json.loads(capsys.readouterr().out)["runs"]] == rows
     assert {path: path.stat().st_mtime_ns for path in (folder / "kept" / "runs").iterdir()} == before
+
+
+def test_rows_that_are_only_evaluated_come_longest_first(folder, monkeypatch):
+    lines = [{"text": " ".join(["w5"] * (1 + index % 13)), "label": ("ham", "spam")[index % 2]} for index in range(26)]
+    lines = [{**line, "text": f"{line['text']} w{index + 6}"} for index, line in enumerate(lines)]
+    (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    given = {}
+    monkeypatch.setattr(compare_command, "compare", lambda *_, **named: given.update(named))
+    assert command(folder) == 0
+    for part in ("eval_dataset", "test_dataset"):
+        lengths = [len(row["input_ids"]) for row in given[part]]
+        assert lengths == sorted(lengths, reverse=True)
+        assert len(set(lengths)) > 1
+    lengths = [len(row["input_ids"]) for row in given["train_dataset"]]
+    assert lengths != sorted(lengths, reverse=True)
 
 
 def test_mistakes_are_one_line_and_exit_status_2(folder, capsys):

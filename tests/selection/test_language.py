@@ -303,6 +303,15 @@ def test_a_misspelt_name_is_answered_with_the_nearest_ones(misspelt, nearest):
         pick(misspelt)
 
 
+def test_layers_of_a_part_without_an_index_are_answered_with_how_to_write_all_of_them():
+    message = r"All layers inside 'bert' are 'bert\.layers\[:\]'\. Nearest"
+    with pytest.raises(SelectionError, match=message):
+        pick("bert.layers")
+    assert pick("bert.layers[:]") == set(LAYERED)
+    with pytest.raises(SelectionError, match=r"matches none of the 28 parameters\. Nearest"):
+        pick("classifier.layers")
+
+
 # --- properties -------------------------------------------------------------------------------------------------------
 
 TERMS = [
