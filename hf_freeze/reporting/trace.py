@@ -18,31 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 from transformers import TrainingArguments
 
+from hf_freeze.reporting.operations import OperationCount
 from hf_freeze.reporting.stand_in import example_batches, moved_into_mode, stand_in
 from hf_freeze.training.freezing import hold_eval, release_eval, set_trainable
 from hf_freeze.training.recomputation import let_gradients_in
-
-_aten = torch.ops.aten
-
-
-def _of_experts(first: torch.Tensor, second: torch.Tensor, *args: Any, out_val: Any = None, **kwargs: Any) -> int:
-    """Operations of a grouped product: each row meets the matrix of one group."""
-    groups = first.shape[0] if first.dim() == second.dim() == 3 else 1
-    return 2 * groups * first.shape[-2] * first.shape[-1] * second.shape[-1]
-
-
-_FLOPS = {
-    **flop_registry,
-    _aten._grouped_mm: _of_experts,
-    # The fused attention of the CPU, which torch's table leaves out, takes what that of the GPU does.
-    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
-        _aten._scaled_dot_product_flash_attention_backward
-    ],
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +66,7 @@ class ModelTracer:
         else:
             release_eval(self._model)
         self._model.train()
-        operations = _Operations()
+        operations = OperationCount()
         with self._mode, operations:
             with AliveStorages(self._model) as storages:
                 output = self._forward(self._batch)
@@ -136,21 +117,6 @@ class AliveStorages(TorchDispatchMode):
         """Bytes that something holds on to now, without weights, buffers and views of them."""
         alive = [storage for storage in self._written.keys() - self._held if not storage.expired()]  # type: ignore[no-untyped-call]
         return sum(self._written[storage] for storage in alive)
-
-
-class _Operations(TorchDispatchMode):
-    """Counts floating-point operations while it is on."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if (flops := _FLOPS.get(func._overloadpacket)) is not None:
-            self.count += flops(*args, **kwargs, out_val=result)
-        return result
 
 
 def _set_up(model: nn.Module, args: TrainingArguments) -> None:
