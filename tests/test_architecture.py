@@ -72,9 +72,9 @@ def test_every_public_name_has_a_docstring() -> None:
 def test_importing_the_package_sets_nothing_up() -> None:
     code = (
         "import logging, warnings\n"
-        "import torch, transformers, peft, accelerate\n"
+        "import sys, datasets, torch, transformers, peft, accelerate\n"
         "handlers, filters = list(logging.root.handlers), list(warnings.filters)\n"
-        "import hf_freeze, sys\n"
+        "import hf_freeze\n"
         "assert list(logging.root.handlers) == handlers and list(warnings.filters) == filters\n"
         "assert not logging.getLogger('hf_freeze').handlers\n"
         "assert not {'matplotlib', 'evaluate', 'deepspeed'} & set(sys.modules)\n"

@@ -33,8 +33,6 @@ run_on() {
     requirements "$which" >"$venv/requirements.txt"
     "${pip[@]}" --upgrade -r "$venv/requirements.txt"
     "${pip[@]}" --constraint "$venv/requirements.txt" --editable "$ROOT[test]"
-    # peft 0.18 imports from torchao what it no longer has. The tests of torchao's optimizers are skipped without it.
-    if [[ $which == lowest ]]; then "$venv/bin/python" -m pip uninstall --quiet --yes torchao; fi
     echo "$which: $("$venv/bin/python" -m pip list 2>/dev/null | grep -E '^(torch|transformers|accelerate|peft|datasets|evaluate|scikit-learn|numpy) ' | tr -s ' ' | tr '\n' ',')"
     (
         cd "$ROOT"

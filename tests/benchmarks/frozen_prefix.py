@@ -50,7 +50,7 @@ def step_of(trainer_class, arguments_class, mode: dict, **extras) -> tuple[float
             kept.append(sum(storages.values()) / 1e6)
             return loss
 
-    given = {"activation_checkpointing": True, "activation_checkpointing_kwargs": mode} if mode else {}
+    given = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": mode} if mode else {}
     with tempfile.TemporaryDirectory() as folder:
         args = arguments_class(
             folder,

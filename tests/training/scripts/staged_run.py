@@ -31,11 +31,11 @@ PLAN = FreezePlan(
 SETUPS = {
     "plain": {"gradient_accumulation_steps": 1},
     "accumulated": {"gradient_accumulation_steps": 4},
-    "checkpointed": {"gradient_accumulation_steps": 1, "activation_checkpointing": True},
+    "checkpointed": {"gradient_accumulation_steps": 1, "gradient_checkpointing": True},
     "checkpointed_reentrant": {
         "gradient_accumulation_steps": 4,
-        "activation_checkpointing": True,
-        "activation_checkpointing_kwargs": {"use_reentrant": True},
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": True},
         "ddp_find_unused_parameters": False,
     },
     "all_parameters_used": {"gradient_accumulation_steps": 1, "ddp_find_unused_parameters": False},
