@@ -23,9 +23,13 @@ from hf_freeze.reporting.verdicts import (
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The runs of every plan, one per seed. `str()` is a table, how its figures were had, and what they say."""
+    """The runs of every plan, one per seed. `str()` is a table, how its figures were had, and what they say.
+
+    `failures` has (plan, seed, reason) of runs that broke off, of which nothing is in the table.
+    """
 
     runs: Sequence[Run]
+    failures: Sequence[tuple[str, int, str]] = ()
 
     @property
     def by_plan(self) -> dict[str, list[Run]]:
@@ -48,11 +52,14 @@ class Comparison:
         return [sentence for sentence in said if sentence is not None]
 
     def __str__(self) -> str:
-        return "\n".join([_table(self.by_plan), "", *_notes(self.runs), *(f"- {text}" for text in self.verdicts)])
+        failed = [f"{name}, seed {seed}, failed: {reason}" for name, seed, reason in self.failures]
+        said = [f"- {text}" for text in self.verdicts]
+        return "\n".join([_table(self.by_plan), "", *_notes(self.runs), *failed, *said])
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures and verdicts as JSON-able values."""
-        return {"runs": [asdict(run) for run in self.runs], "verdicts": self.verdicts}
+        failures = [{"name": name, "seed": seed, "reason": reason} for name, seed, reason in self.failures]
+        return {"runs": [asdict(run) for run in self.runs], "failures": failures, "verdicts": self.verdicts}
 
     def save(self, path: str | Path) -> None:
         """Write `to_dict` as JSON."""
