@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from hf_freeze.errors import UnsupportedSetupError
 from hf_freeze.features.calls import Call, intercepted, tensors_of
-
-
-def hidden_of(name: str, value: Any) -> torch.Tensor:
-    """Return the features among what goes into the module `name`, or comes out: the first floating tensor with rows."""
-    for tensor in tensors_of(value):
-        if tensor.is_floating_point() and tensor.dim() >= 2:
-            return tensor
-    raise UnsupportedSetupError(f"What goes into {name!r}, or comes out, holds no features.")
+from hf_freeze.reporting.layer_outputs import Place
 
 
 def real_tokens(hidden: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor | None:
@@ -49,16 +41,27 @@ def _place(mask: torch.Tensor, how: str) -> torch.Tensor:
     return places.masked_fill(~mask, 0).amax(1)
 
 
-def token_that_is_read(model: nn.Module, top: Mapping[str, nn.Module], inputs: Mapping[str, Any]) -> tuple[str, ...]:
+def token_that_is_read(
+    model: nn.Module, top: Mapping[str, nn.Module], place: Place, batches: Iterable[Mapping[str, Any]]
+) -> tuple[str, ...]:
     """Say whether the logits hang on the first, or the last, real token of what the `top` layer returns, and no other.
 
-    Asked of autograd: nothing needs to be known of the architecture.
+    Asked of autograd, of single rows in `batches`: nothing needs to be known of the architecture.
     """
+    answers = [answer for batch in batches if (answer := _tokens_read(model, top, place, batch)) is not None]
+    common = set.intersection(*answers) if answers else set()
+    return tuple(how for how in ("first", "last") if how in common)[:1]
+
+
+def _tokens_read(
+    model: nn.Module, top: Mapping[str, nn.Module], place: Place, inputs: Mapping[str, Any]
+) -> set[str] | None:
+    """Return the names of the only token that a batch's logits hang on; None where the batch cannot tell."""
     leaves: list[torch.Tensor] = []
 
     def cut(call: Call) -> Any:
         flat, spec = pytree.tree_flatten(call.run())
-        index = next(i for i, leaf in enumerate(flat) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point())
+        index = [i for i, leaf in enumerate(flat) if isinstance(leaf, torch.Tensor)][place.index]
         flat[index] = flat[index].detach().requires_grad_()
         leaves.append(flat[index])
         return pytree.tree_unflatten(flat, spec)
@@ -66,12 +69,12 @@ def token_that_is_read(model: nn.Module, top: Mapping[str, nn.Module], inputs: M
     with torch.enable_grad(), intercepted(model, top, cut):
         outputs = tensors_of(model(**inputs))
     logits = next((tensor for tensor in outputs if tensor.requires_grad), None)
-    mask = real_tokens(leaves[-1], inputs) if leaves else None
-    if logits is None or mask is None or not bool((mask.sum(1) > 1).any()):
-        return ()
+    mask = real_tokens(leaves[-1].movedim(place.rows, 0), inputs) if leaves else None
+    if logits is None or mask is None:
+        return set()
+    if not bool((mask.sum(1) > 1).any()):
+        return None
     (gradient,) = torch.autograd.grad(logits.float().sum(), leaves[-1:], allow_unused=True)
-    reached = torch.zeros_like(mask) if gradient is None else gradient.ne(0).any(2)
-    for how in ("first", "last"):
-        if torch.equal(reached, torch.zeros_like(mask).scatter(1, _place(mask, how)[:, None], True)):
-            return (how,)
-    return ()
+    reached = torch.zeros_like(mask) if gradient is None else gradient.movedim(place.rows, 0).ne(0).any(2)
+    alone = {how: torch.zeros_like(mask).scatter(1, _place(mask, how)[:, None], True) for how in ("first", "last")}
+    return {how for how, only in alone.items() if torch.equal(reached, only)}

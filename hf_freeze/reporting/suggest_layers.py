@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import IterableDataset
-from transformers import DataCollatorWithPadding, default_data_collator
 
-from hf_freeze.errors import FreezeError, UnsupportedSetupError
+from hf_freeze.errors import FreezeError
 from hf_freeze.features.batches import Source
 from hf_freeze.features.extraction import by_length
 from hf_freeze.features.sets import row_lengths
-from hf_freeze.reporting.depth_features import DepthFeatures, depth_features, find_depths, keep_what_the_model_takes
-from hf_freeze.reporting.suggestion import DepthScore, LayerSuggestion
+from hf_freeze.reporting.class_labels import Labels
+from hf_freeze.reporting.depth_features import depth_features, find_depths, find_reading
+from hf_freeze.reporting.labelled_batches import LabelledBatches, refuse_unfit_dataset
+from hf_freeze.reporting.linear_probes import (
+    Scoring,
+    probe_scores,
+    refuse_scoring_of_other_classes,
+    refuse_unknown_scoring,
+)
+from hf_freeze.reporting.suggestion import LayerSuggestion
 from hf_freeze.selection.model_map import map_model
-
-_SHRINKAGE = 0.1  # LogisticRegression's C, on standardised features: there are often as many of them as rows
 
 
 def suggest_layers(
@@ -35,7 +36,7 @@ def suggest_layers(
     max_rows: int = 2000,
     batch_size: int = 32,
     folds: int = 5,
-    scoring: str | None = None,
+    scoring: Scoring | None = None,
     seed: int = 0,
     show_progress: bool = True,
 ) -> LayerSuggestion:
@@ -45,29 +46,47 @@ def suggest_layers(
     would read before the layers and after each: the mean over real tokens and, if the model's own head reads the first
     or the last token alone, that token. At each depth a logistic regression is cross-validated over the same `folds`.
 
-    dataset: tokenised rows with a label each; training rows, not those that anything is judged on later.
-    collator: as in the Trainer; by default rows are padded by `tokenizer`, or taken to be of one length without one.
+    dataset: rows with one label each, in `labels`, `label` or `label_ids`: a number 0, 1, 2, ..., a bool or a text,
+        which the model never sees. Training rows, not those that anything is judged on later.
+    collator: as in the Trainer; by default rows are padded by `tokenizer`, which reads those that are texts, or taken
+        to be of one length without one.
     stack: which layers, where a model has several stacks: "encoder", "decoder", as in `encoder.layers[0]`.
-    scoring: any of scikit-learn's; "average_precision" for two classes and "accuracy" for more.
+    scoring: any of scikit-learn's that gives a number for these classes, or a callable; "average_precision" for two
+        classes, of the one whose label sorts last, and "accuracy" for more.
 
-    Raises `FreezeError` for fewer than `folds` rows of a class, `SelectionError` where the stack is not clear.
+    Raises `FreezeError` for arguments out of range, rows that cannot be made a batch, fewer than two classes or `folds`
+    rows of a class, a scorer that does not fit the classes, and features that are no numbers;
+    `UnsupportedSetupError` for labels that are no classes (a regression, several in a row) and layers whose output does
+    not keep the rows apart; `SelectionError` where the stack is not clear. All but the features are checked before the
+    pass, the labels where they can be read without the rest of the rows.
     """
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        raise UnsupportedSetupError("suggest_layers takes rows by number: an iterable data set has none.")
+    _refuse_arguments(model, max_rows=max_rows, batch_size=batch_size, folds=folds, seed=seed)
+    refuse_unknown_scoring(scoring)
+    refuse_unfit_dataset(dataset)
     depths = find_depths(model, stack)
-    source = Source(dataset, partial(_collate, model, collator, tokenizer), partial(_to_device, model))
+    batches = LabelledBatches(model, collator, tokenizer)
+    source = Source(dataset, batches, batches.to_device)
+    rows = _rows(dataset, max_rows=max_rows, seed=seed)
+    sample = [rows[0], rows[-1]]
+    first = source.batch(sample).inputs()
+    batches.first_row_reaches_the_model(dataset[rows[0]])
+    ahead = batches.labels_ahead(dataset, rows, sample, first)
+    if ahead is not None:
+        _fitting(ahead, scoring, folds)
     began = time.perf_counter()
-    batches = _batches(dataset, max_rows=max_rows, batch_size=batch_size, seed=seed)
-    features = depth_features(model, depths, source, batches, show_progress=show_progress)
+    reading = find_reading(model, depths, source, rows)
+    parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    features = depth_features(model, depths, reading, source, parts, show_progress=show_progress)
     extracted = time.perf_counter()
-    scoring = scoring or ("average_precision" if len(np.unique(features.labels)) == 2 else "accuracy")
-    scores = _scores(features, folds=folds, scoring=scoring, seed=seed)
+    labels = batches.classes.named(features.numbers.tolist())
+    scoring = _fitting(labels, scoring, folds)
+    scores = probe_scores(features.values, labels.ids, folds=folds, scoring=scoring, seed=seed)
     return LayerSuggestion(
         scores=scores,
         layers=depths.layers,
-        scoring=scoring,
-        reads=features.reads,
-        rows=len(features.labels),
+        scoring=scoring if isinstance(scoring, str) else getattr(scoring, "__name__", str(scoring)),
+        reads=reading.reads,
+        rows=len(labels.ids),
         extraction_seconds=extracted - began,
         probe_seconds=time.perf_counter() - extracted,
         has_embeddings=bool(map_model(model).roles["embeddings"]),
@@ -76,50 +95,27 @@ def suggest_layers(
     )
 
 
-def _batches(dataset: Any, *, max_rows: int, batch_size: int, seed: int) -> list[list[int]]:
-    """Choose rows at random, and put those of like length together."""
+def _refuse_arguments(model: Any, **numbers: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise FreezeError(f"model={model!r:.80} is a {type(model).__name__}. Give the loaded model.")
+    for name, least in (("max_rows", 1), ("batch_size", 1), ("folds", 2), ("seed", 0)):
+        value = numbers[name]
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+            raise FreezeError(f"{name}={value!r} is no whole number of at least {least}.")
+
+
+def _fitting(labels: Labels, scoring: Scoring | None, folds: int) -> Scoring:
+    """Return the scorer for these classes. Raises `FreezeError` where they, or a scorer that was given, do not do."""
+    labels.refuse_rare(folds)
+    if scoring is None:
+        return "average_precision" if len(labels.names) == 2 else "accuracy"
+    refuse_scoring_of_other_classes(scoring, len(labels.names))
+    return scoring
+
+
+def _rows(dataset: Any, *, max_rows: int, seed: int) -> list[int]:
+    """Choose rows at random, and sort them by length, the longest first."""
     rows = np.random.default_rng(seed).permutation(len(dataset))[:max_rows]
     lengths = row_lengths(dataset)
-    rows = rows[by_length([lengths[row] for row in rows])]
-    return [rows[start : start + batch_size].tolist() for start in range(0, len(rows), batch_size)]
-
-
-def _collate(model: nn.Module, collator: Any, tokenizer: Any, rows: list[Any]) -> dict[str, Any]:
-    if collator is None:
-        rows = [keep_what_the_model_takes(model, row) for row in rows]
-        collator = default_data_collator if tokenizer is None else DataCollatorWithPadding(tokenizer)
-    return dict(collator(rows))
-
-
-def _to_device(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    device = next(model.parameters()).device
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
-
-
-def _scores(features: DepthFeatures, *, folds: int, scoring: str, seed: int) -> tuple[DepthScore, ...]:
-    """Cross-validate a linear probe at every depth, on the same folds."""
-    # scikit-learn takes half a second to import, and nothing else here needs it.
-    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
-    from sklearn.model_selection import StratifiedKFold, cross_val_score  # noqa: PLC0415
-    from sklearn.pipeline import make_pipeline  # noqa: PLC0415
-    from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
-
-    _refuse_rare_classes(features.labels, folds)
-    splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=_SHRINKAGE, max_iter=1000))
-    return tuple(
-        DepthScore(
-            depth=depth,
-            folds=tuple(map(float, cross_val_score(probe, values, features.labels, cv=splits, scoring=scoring))),
-        )
-        for depth, values in enumerate(features.values)
-    )
-
-
-def _refuse_rare_classes(labels: NDArray[np.int64], folds: int) -> None:
-    classes, counts = np.unique(labels, return_counts=True)
-    if folds < 2 or len(classes) < 2 or counts.min() < folds:
-        found = ", ".join(f"{count} of class {label}" for label, count in zip(classes, counts, strict=True))
-        raise FreezeError(
-            f"A probe in {folds} folds needs two classes, and {max(folds, 2)} rows of each; found {found}."
-        )
+    chosen: list[int] = rows[by_length([lengths[row] for row in rows])].tolist()
+    return chosen

@@ -11,8 +11,9 @@ from transformers import BertTokenizerFast
 
 from hf_freeze.errors import FreezeError, SelectionError, UnsupportedSetupError
 from hf_freeze.features.batches import Source
-from hf_freeze.reporting.depth_features import depth_features, find_depths
+from hf_freeze.reporting.depth_features import depth_features, find_depths, find_reading
 from hf_freeze.reporting.head_reads import read
+from hf_freeze.reporting.labelled_batches import LabelledBatches
 from hf_freeze.reporting.layers_plot import plot_layers
 from hf_freeze.reporting.suggest_layers import suggest_layers
 from hf_freeze.reporting.suggestion import DepthScore, LayerSuggestion, depth_that_suffices
@@ -159,8 +160,10 @@ def test_images_and_stages_of_growing_width(model, rows, layers):
 
 def test_depths_are_the_hidden_states_that_the_model_itself_reports():
     model, rows = models.tiny_bert(layers=3).eval(), texts(10)
-    source = Source(rows, Pad(), dict)
-    found = depth_features(model, find_depths(model), source, [[0, 1, 2], [3, 4, 5, 6, 7, 8, 9]], show_progress=False)
+    source = Source(rows, LabelledBatches(model, Pad(), None), dict)
+    depths, batches = find_depths(model), [[0, 1, 2], [3, 4, 5, 6, 7, 8, 9]]
+    reading = find_reading(model, depths, source, list(range(10)))
+    found = depth_features(model, depths, reading, source, batches, show_progress=False)
     batch = Pad()(rows)
     mask = batch["attention_mask"] != 0
     with torch.no_grad():
@@ -172,7 +175,7 @@ def test_depths_are_the_hidden_states_that_the_model_itself_reports():
         mean = torch.stack([row[real].mean(0) for row, real in zip(hidden, mask, strict=True)])
         expected = torch.cat([mean, hidden[:, 0]], dim=1)
         np.testing.assert_allclose(values, expected.numpy(), rtol=1e-4, atol=1e-5)
-    assert found.labels.tolist() == [row["label"] for row in rows]
+    assert found.numbers.tolist() == [row["label"] for row in rows]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -192,7 +195,7 @@ def test_the_model_is_run_once_over_the_rows_and_left_as_it_was():
     )
     before = {name: value.clone() for name, value in model.state_dict().items()}
     suggest_layers(model, rows, batch_size=10, show_progress=False, folds=2)
-    assert seen == [10, 10, 10, 10, 10]  # and the first once more, to see what the head reads
+    assert seen == [1, 2, 3, 1, 1, 1, 1, 10, 10, 10, 10]  # first a few rows, to see how features are read
     assert all(module.training for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all("forward" not in vars(module) for module in model.modules())
