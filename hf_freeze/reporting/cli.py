@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.run(options)
     except (FreezeError, OSError) as error:
-        print(f"hf-freeze: {error}", file=sys.stderr)
+        print(f"hf-freeze: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return status
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, disable_progress_bars
@@ -16,6 +15,7 @@ from hf_freeze.features.extraction import by_length
 from hf_freeze.reporting.compare import compare
 from hf_freeze.reporting.comparison_plot import plot_comparison
 from hf_freeze.reporting.contenders import Plan, default_contenders
+from hf_freeze.reporting.figure import prepare_picture
 from hf_freeze.reporting.labelled_texts import load_texts, packaged_model
 from hf_freeze.training.arguments import FreezeTrainingArguments
 
@@ -55,6 +55,8 @@ def add_compare(commands: Any) -> None:
 
 def run_compare(options: argparse.Namespace) -> int:
     """Run the sub-command; return its exit status."""
+    if options.plot:
+        prepare_picture("--plot", options.plot)
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     disable_progress_bars()
@@ -76,7 +78,6 @@ def run_compare(options: argparse.Namespace) -> int:
     )
     print(json.dumps(comparison.to_dict(), indent=1) if options.json else comparison)
     if options.plot:
-        Path(options.plot).parent.mkdir(parents=True, exist_ok=True)
         plot_comparison(comparison, options.plot)
     return 0
 

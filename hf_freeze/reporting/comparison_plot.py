@@ -6,23 +6,30 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from hf_freeze.errors import FreezeError
 from hf_freeze.reporting.comparison import Comparison
 from hf_freeze.reporting.figure import new_figure
 from hf_freeze.reporting.runs import Run
 from hf_freeze.reporting.verdicts import interval
 
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#222222", "#8c6d31")
+_LETTERS = 190  # that fit into one line of the legend
+_LETTERS_OF_A_LINE = 9  # that the line and the gap before a name take
 
 
 def plot_comparison(comparison: Comparison, path: str | Path | None = None) -> Any:
     """Draw training and validation loss over the run, and F1 with its interval beside the cost, for every plan.
 
-    `path` writes the figure there (PNG by its suffix). Returns the matplotlib figure. Raises `FreezeError` when
-    matplotlib is missing.
+    `path` writes the figure there (PNG by its suffix). Returns the matplotlib figure. Raises `FreezeError` for what is
+    no comparison, for a path that no picture can be written to, and when matplotlib is missing.
     """
-    figure = new_figure("plot_comparison", width=13.0, height=4.2)
-    training, validation, outcome = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
+    if not isinstance(comparison, Comparison):
+        raise FreezeError(f"{comparison!r} is no comparison: give what compare(...) returned.")
     plans = comparison.by_plan
+    columns = max(1, _LETTERS // (_LETTERS_OF_A_LINE + max(map(len, plans), default=0)))
+    height = max(4.2, 1.2 + 0.45 * len(plans)) + 0.2 * (max(len(plans) - 1, 0) // columns)
+    figure = new_figure("plot_comparison", width=13.0, height=height, path=path)
+    training, validation, outcome = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
     for index, (name, runs) in enumerate(plans.items()):
         colour = _COLOURS[index % len(_COLOURS)]
         for run in runs:
@@ -31,7 +38,7 @@ def plot_comparison(comparison: Comparison, path: str | Path | None = None) -> A
         _draw_outcome(outcome, runs, height=len(plans) - index, colour=colour)
     training.set(xlabel="share of the run", ylabel="training loss", title="Training loss", yscale="log")
     validation.set(xlabel="share of the run", title="Validation loss", yscale="log")
-    figure.legend(*validation.get_legend_handles_labels(), loc="outside upper center", ncols=len(plans), fontsize=8)
+    figure.legend(*validation.get_legend_handles_labels(), loc="outside upper center", ncols=columns, fontsize=8)
     outcome.set(xlabel="F1 on fresh rows, 95 % interval", title="F1 against its cost", ylim=(0.4, len(plans) + 0.6))
     outcome.set_yticks(range(len(plans), 0, -1), [_cost(name, runs) for name, runs in plans.items()], fontsize=8)
     for axes in (training, validation, outcome):

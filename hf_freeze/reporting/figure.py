@@ -1,16 +1,58 @@
-"""A matplotlib figure without a window, or an error that names the extra."""
+"""A matplotlib figure without a window, and the file it is written to: both checked before anything is drawn."""
 
 from __future__ import annotations
 
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from hf_freeze.errors import FreezeError
 
 
-def new_figure(caller: str, *, width: float, height: float) -> Any:
-    """Return an empty figure of this size in inches. Raises `FreezeError` when matplotlib is missing."""
+def new_figure(caller: str, *, width: float, height: float, path: str | Path | None = None) -> Any:
+    """Return an empty figure of this size in inches.
+
+    Raises `FreezeError` when matplotlib is missing, or when no picture can be written to `path`.
+    """
+    figure_class = _figure_class(caller)
+    if path is not None:
+        _check_name(path, figure_class)
+        _check_parent(Path(path))
+    return figure_class(figsize=(width, height), layout="constrained", dpi=100)
+
+
+def prepare_picture(caller: str, path: str | Path) -> None:
+    """Make the folder of a picture that is drawn later, after work that would be lost if it could not be written.
+
+    Raises `FreezeError` when matplotlib is missing or the name is not that of a picture, and `OSError` when the folder
+    cannot be made.
+    """
+    _check_name(path, _figure_class(caller))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+
+
+def _figure_class(caller: str) -> Any:
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415 - an optional extra
     except ImportError as error:
         raise FreezeError(f'{caller} needs matplotlib: pip install "hf_freeze[plots]".') from error
-    return Figure(figsize=(width, height), layout="constrained", dpi=100)
+    return Figure
+
+
+def _check_name(path: Any, figure_class: Any) -> None:
+    if not isinstance(path, str | PathLike):
+        raise FreezeError(f"path={path!r} is a {type(path).__name__}. Give the name of one file, such as 'plot.png'.")
+    named = Path(path)
+    if named.is_dir():
+        raise FreezeError(
+            f"path={str(path)!r} is a folder. Give the name of a file, such as {str(named / 'plot.png')!r}."
+        )
+    known = sorted(figure_class().canvas.get_supported_filetypes())
+    if named.suffix.removeprefix(".").lower() not in known:
+        ending = f"in {named.suffix!r}, no kind of picture" if named.suffix else "in no suffix"
+        raise FreezeError(f"path={str(path)!r} ends {ending}. Known are .{', .'.join(known)}; .png is a good choice.")
+
+
+def _check_parent(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise FreezeError(f"path={str(path)!r}: there is no folder {str(path.parent)!r}. Make it first.")

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from transformers import Trainer
-from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_freeze.errors import FreezeError
 from hf_freeze.reporting.figure import new_figure
+from hf_freeze.reporting.logged_run import Entries, logged_entries
 from hf_freeze.reporting.plan_plot import rows_of_groups
 from hf_freeze.reporting.stage_axis import mark_stages
 
-Entries: TypeAlias = Sequence[Mapping[str, Any]]
 Series: TypeAlias = dict[str, list[tuple[int, float]]]
 
 _SHADES = ("#ffffff", "#e9eef5")
@@ -30,16 +28,19 @@ def plot_history(
     history: Trainer | Entries | str | PathLike[str],
     path: str | Path | None = None,
     *,
-    metrics: Sequence[str] | None = None,
+    metrics: str | Sequence[str] | None = None,
 ) -> Any:
     """Draw a run: loss and metrics over its steps, the learning rate of every group, the stages shaded.
 
-    `history` is a trainer, its `state.log_history`, or a checkpoint (a folder or its `trainer_state.json`). `metrics`
-    names those to draw, with or without `eval_`; by default some that lie between 0 and 1. A stage begins behind the
-    last log of the one before, so that with `logging_steps=1` it is exact. `path` writes the figure there (PNG by its
-    suffix). Returns the figure. Raises `FreezeError` where nothing was logged, or a metric is not among the logs.
+    `history` is a trainer, its `state.log_history`, a checkpoint (a folder or its `trainer_state.json`), or the
+    `output_dir` of a run, whose last checkpoint is read. `metrics` names those to draw, with or without `eval_`; by
+    default some that lie between 0 and 1. A stage begins behind the last log of the one before, so that with
+    `logging_steps=1` it is exact. `path` writes the figure there (PNG by its suffix). Returns the figure.
+
+    Raises `FreezeError` where nothing was logged, for what is no log, for a metric that is not among the logs, for a
+    path that no picture can be written to, and when matplotlib is missing.
     """
-    entries = _entries(history)
+    entries = logged_entries(history)
     losses = _series(entries, [name for name in _names(entries) if name == "loss" or name.endswith("_loss")])
     if not losses:
         raise FreezeError("The log has no loss: nothing to draw. Give the log_history of a run with logging_steps.")
@@ -50,7 +51,7 @@ def plot_history(
         "learning rate": {label: rates[group] for label, group in rows_of_groups(rates).items()},
     }
     shown = {title: series for title, series in parts.items() if series}
-    figure = new_figure("plot_history", width=9, height=0.8 + 2.1 * len(shown))
+    figure = new_figure("plot_history", width=9, height=0.8 + 2.1 * len(shown), path=path)
     panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
     stages = _stages(entries)
     for axes, (title, series) in zip(panels, shown.items(), strict=True):
@@ -63,19 +64,6 @@ def plot_history(
     if path is not None:
         figure.savefig(Path(path))
     return figure
-
-
-def _entries(history: Any) -> Entries:
-    if isinstance(history, Trainer):
-        return history.state.log_history
-    if isinstance(history, str | PathLike):
-        file = Path(history)
-        file = file / TRAINER_STATE_NAME if file.is_dir() else file
-        try:
-            return json.loads(file.read_text(encoding="utf-8"))["log_history"]  # type: ignore[no-any-return]
-        except (OSError, ValueError, KeyError) as error:
-            raise FreezeError(f"{str(file)!r} has no log_history: {error!r}. Give a checkpoint's folder.") from error
-    return history  # type: ignore[no-any-return]
 
 
 def _names(entries: Entries) -> list[str]:
@@ -111,14 +99,14 @@ def _metrics(entries: Entries) -> list[str]:
     return (first or within)[:_MOST_METRICS]
 
 
-def _named(entries: Entries, metrics: Sequence[str]) -> list[str]:
+def _named(entries: Entries, metrics: str | Sequence[str]) -> list[str]:
     known = _names(entries)
     found = []
-    for name in metrics:
+    for name in [metrics] if isinstance(metrics, str) else metrics:
         spellings = [spelling for spelling in (name, f"eval_{name}") if spelling in known]
         if not spellings:
             logged = ", ".join(known)
-            raise FreezeError(f"metrics={list(metrics)!r}: {name!r} was not logged. Logged were {logged}.")
+            raise FreezeError(f"metrics={metrics!r}: {name!r} was not logged. Logged were {logged}.")
         found.append(spellings[0])
     return found
 

@@ -6,14 +6,17 @@ import argparse
 import json
 import sys
 from contextlib import redirect_stdout
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from transformers import HfArgumentParser, logging
 
-from hf_freeze.errors import FreezeError
+from hf_freeze.reporting.figure import prepare_picture
+from hf_freeze.reporting.named_model import base_of_adapters, named_model
+from hf_freeze.reporting.plan_options import checked_arguments
 from hf_freeze.reporting.plan_plot import plot_plan
 from hf_freeze.reporting.preview import preview
+from hf_freeze.reporting.preview_result import Preview
 from hf_freeze.training.arguments import FreezeArguments, FreezeTrainingArguments
 
 _LISTED = {field.name for field in fields(FreezeArguments)} | {
@@ -52,20 +55,21 @@ def run_plan(options: argparse.Namespace) -> int:
     """Run the sub-command; return its exit status."""
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     with redirect_stdout(sys.stderr):  # DeepSpeed logs to standard output when it is imported
-        seen = preview(
-            options.model, _arguments(options), tokens=options.tokens, rows=options.rows, auto_class=options.auto_class
-        )
+        args = checked_arguments(options)
+        if options.plot:
+            prepare_picture("--plot", options.plot)
+        seen = _previewed(options, args)
         if options.plot:
             plot_plan(seen, options.plot)
     print(json.dumps(seen.to_dict(), indent=2) if options.json else seen)
     return 0
 
 
-def _arguments(options: argparse.Namespace) -> FreezeTrainingArguments:
-    values = {field.name: getattr(options, field.name) for field in fields(FreezeTrainingArguments) if field.init}
-    try:
-        return FreezeTrainingArguments(**values)
-    except FreezeError:
-        raise
-    except ValueError as error:  # what the Trainer's own arguments refuse
-        raise FreezeError(str(error)) from error
+def _previewed(options: argparse.Namespace, args: FreezeTrainingArguments) -> Preview:
+    base = base_of_adapters(options.model)
+    model = named_model(base or options.model, options.auto_class)
+    seen = preview(model, args, tokens=options.tokens, rows=options.rows)
+    if base is None:
+        return seen
+    remark = f"{options.model} holds PEFT adapters: this is their model {base}, without them."
+    return replace(seen, remarks=(*seen.remarks, remark))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,29 @@ from hf_freeze.reporting.rates import RateSchedule
 from hf_freeze.reporting.stage_axis import mark_stages
 
 _MOST_COLUMNS = 1500
+_WIDTH = 9.0
+_TITLE_COLUMNS = 100
+_TITLE_LINES = 3
 _DECADES = 2.5  # that the colours span; what learns more slowly has the lightest one
 FROZEN = "#e4e4e4"
+RATE_0 = "#ffffff"
 
 
 def plot_plan(preview: Preview, path: str | Path | None = None) -> Any:
     """Draw the learning rate of every group over the run: colour is the rate, grey is frozen, lines are transitions.
 
+    White is a group that trains with a rate of 0: the first step of a warmup, the end of a schedule, a rate given as 0.
+
     The rates are those of training, with the Trainer's scheduler, the gate and `unfreeze_warmup`. Groups that differ in
     weight decay alone share a row. Where a stage waits for a plateau without `max_epochs`, it and what comes behind it
     are left out, and the title says so. `path` writes the figure there (PNG by its suffix). Returns the figure.
 
-    Raises `FreezeError` for a preview of a run whose length is not known: give `preview` the `rows` of the training
-    data, or `max_steps` in its arguments.
+    Raises `FreezeError` for what is no preview, for a preview of a run whose length is not known (give `preview` the
+    `rows` of the training data, or `max_steps` in its arguments), for a path that no picture can be written to, and
+    when matplotlib is missing.
     """
+    if not isinstance(preview, Preview):
+        raise FreezeError(f"{preview!r} is no preview: give what preview(model, args, plan=..., rows=...) returned.")
     schedule = preview.schedule
     if schedule is None:
         raise FreezeError(
@@ -36,14 +46,17 @@ def plot_plan(preview: Preview, path: str | Path | None = None) -> Any:
             "max_steps in the arguments."
         )
     drawn = _joined(schedule)
-    figure = new_figure("plot_plan", width=9, height=1.7 + 0.3 * min(len(drawn), 60))
+    begun = [stage for stage in preview.stages if stage.step is not None and stage.step < schedule.max_steps]
+    title = _title(preview, len(begun))
+    height = 1.55 + 0.15 * len(title) + 0.3 * min(len(drawn), 60)
+    figure = new_figure("plot_plan", width=_WIDTH, height=height, path=path)
     axes = figure.subplots()
     image = _draw_rates(axes, schedule, drawn)
-    begun = [stage for stage in preview.stages if stage.step is not None and stage.step < schedule.max_steps]
     begins = [stage.step or 0 for stage in begun]
     mark_stages(axes, begins, [f"{stage.index}: {stage.starts}" for stage in begun], end=schedule.max_steps)
-    figure.suptitle(_title(preview, len(begun)), fontsize=10)
-    figure.colorbar(image, ax=axes, label="learning rate", extend="min")
+    figure.suptitle("\n".join(title), fontsize=10)
+    if image is not None:
+        figure.colorbar(image, ax=axes, label="learning rate", extend="min")
     if path is not None:
         figure.savefig(Path(path))
     return figure
@@ -68,20 +81,19 @@ def _joined(schedule: RateSchedule) -> dict[str, str]:
 
 
 def _draw_rates(axes: Any, schedule: RateSchedule, drawn: Mapping[str, str]) -> Any:
-    from matplotlib.colors import LogNorm  # noqa: PLC0415 - an optional extra
+    """Fill the axes; return the image that the rates are colours of, or None where all of them are 0."""
+    from matplotlib.colors import ListedColormap, LogNorm  # noqa: PLC0415 - an optional extra
 
     steps = _columns(schedule)
     by_step = [schedule.rates(step) for step in steps]
     rates = np.array([[at[group] for at in by_step] for group in drawn.values()])
-    top = rates.max() or 1.0
-    image = axes.pcolormesh(
-        np.append(steps, schedule.max_steps),
-        np.arange(len(drawn) + 1),
-        # A rate of 0 at the end of a schedule is the end of a schedule, not a frozen group.
-        np.ma.masked_where(_frozen(schedule, steps, drawn), rates),
-        norm=LogNorm(top / 10**_DECADES, top),
-        cmap="viridis_r",
-    )
+    cells = np.append(steps, schedule.max_steps), np.arange(len(drawn) + 1)
+    idle = np.ma.masked_where(_frozen(schedule, steps, drawn) | (rates > 0), rates)
+    axes.pcolormesh(*cells, idle, cmap=ListedColormap([RATE_0]))
+    image, top = None, rates.max()
+    if top > 0:
+        learning = np.ma.masked_where(rates <= 0, rates)
+        image = axes.pcolormesh(*cells, learning, norm=LogNorm(top / 10**_DECADES, top), cmap="viridis_r")
     axes.set_facecolor(FROZEN)
     axes.invert_yaxis()
     axes.set_yticks(np.arange(len(drawn)) + 0.5, drawn, fontsize=9 if len(drawn) <= 40 else 6)
@@ -103,8 +115,12 @@ def _frozen(schedule: RateSchedule, steps: Any, drawn: Mapping[str, str]) -> Any
     return np.array([~np.array(schedule.trains[group])[stages] for group in drawn.values()])
 
 
-def _title(preview: Preview, drawn: int) -> str:
-    title = f"{preview.model}: learning rates (grey: frozen)"
+def _title(preview: Preview, drawn: int) -> list[str]:
+    sentences = [f"{preview.model}: learning rates (grey: frozen, white: rate 0)"]
     if late := [stage.starts for stage in preview.stages[drawn:]]:
-        title += f"; not drawn: {', '.join(late)}"
-    return title
+        sentences.append(f"not drawn: {', '.join(late)}")
+    return [
+        line
+        for sentence in sentences
+        for line in textwrap.wrap(sentence, _TITLE_COLUMNS, max_lines=_TITLE_LINES, placeholder=" ...")
+    ]

@@ -50,6 +50,52 @@ def test_a_result_that_was_saved_can_be_drawn(tmp_path, tuned):
     assert len(plot_threshold(ThresholdResult.load(tmp_path / "t.json")).axes) == 3
 
 
+@pytest.mark.filterwarnings("ignore::hf_freeze.binary.diagnosis.ThresholdWarning")  # few rows
+@pytest.mark.parametrize("rows", [2, 5000])
+@pytest.mark.parametrize("select", ["exact", "bagged"])
+def test_at_the_chosen_threshold_every_line_has_the_chosen_figures(rows, select):
+    cbook = pytest.importorskip("matplotlib.cbook")
+    rng = np.random.default_rng(1)
+    labels = np.arange(rows) % 2 == 1
+    result = tune_threshold(rng.normal(size=rows) + 5.0 * labels, labels, select=select)
+    axes = plot_threshold(result).axes[0]
+    precision = result.tp / (result.tp + result.fp)
+    figures = {"precision": precision, "recall": result.tp / result.n_pos, "f1": result.value}
+    for name, value in figures.items():
+        (line,) = [line for line in axes.lines if line.get_label() == name]
+        corners = cbook.STEP_LOOKUP_MAP[line.get_drawstyle()](*line.get_data())
+        assert np.interp(np.nextafter(result.threshold, -np.inf), *corners) == pytest.approx(value, abs=1e-12), name
+
+
+@pytest.mark.filterwarnings("ignore::hf_freeze.binary.diagnosis.ThresholdWarning")  # few rows
+def test_a_threshold_that_lets_nothing_through_has_no_precision_to_draw():
+    pytest.importorskip("matplotlib")
+    labels = np.arange(40) % 10 == 5
+    result = tune_threshold(np.arange(40.0), labels, objective="accuracy", n_boot=0)
+    assert result.status == "predict_none"
+    figure = plot_threshold(result)
+    (precision,) = [line for line in figure.axes[0].lines if line.get_label() == "precision"]
+    drawn = precision.get_ydata()
+    assert np.isnan(drawn[-2:]).all()
+    assert np.isfinite(drawn[:-2]).all()
+
+
+@pytest.mark.filterwarnings("ignore::hf_freeze.binary.diagnosis.ThresholdWarning")  # few rows
+def test_without_re_tunings_no_legend_names_them():
+    pytest.importorskip("matplotlib")
+    labels = np.arange(40) % 2 == 1
+    for n_boot, named in ((0, False), (50, True)):
+        result = tune_threshold(np.arange(40) + 7.0 * labels, labels, n_boot=n_boot)
+        for axes in plot_threshold(result).axes:
+            names = [text.get_text() for text in axes.get_legend().get_texts()]
+            assert ("95 % of re-tunings" in names) is named
+
+
+def test_what_is_no_result_cannot_be_drawn():
+    with pytest.raises(FreezeError, match="0.5 is no ThresholdResult: give what tune_threshold"):
+        plot_threshold(0.5)
+
+
 def test_a_threshold_without_a_curve_cannot_be_drawn():
     with pytest.raises(FreezeError, match="no curve to draw"):
         plot_threshold(ThresholdResult(threshold=0.0))

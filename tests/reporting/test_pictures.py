@@ -1,13 +1,20 @@
 """plot_plan and plot_history draw what training does and did."""
 
+import json
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from hf_freeze import FreezeError, FreezePlan, Plateau, Stage, plot_history, plot_plan, preview
-from hf_freeze.reporting.plan_plot import FROZEN
+from hf_freeze import FreezeError, FreezePlan, Plateau, Stage, plot_history, plot_plan, preview, tune_threshold
+from hf_freeze.reporting.cli import main
+from hf_freeze.reporting.comparison import Comparison
+from hf_freeze.reporting.comparison_plot import plot_comparison
+from hf_freeze.reporting.plan_plot import FROZEN, RATE_0
+from hf_freeze.reporting.plots import plot_threshold
 from tests.models import text_rows, tiny_bert
+from tests.reporting.compared import run
 from tests.training.runs import arguments, freeze_trainer, training_logs
 
 PLAN = FreezePlan(
@@ -82,18 +89,73 @@ def test_the_picture_of_a_plan_has_the_rates_as_colours_and_grey_where_frozen(tm
     axes = figure.axes[0]
     rows = [text.get_text() for text in axes.get_yticklabels()]
     assert rows == ["head", "layers.1", "embeddings"], "groups that differ in weight decay alone share a row"
-    drawn = axes.collections[0].get_array()
+    idle, learning = [collection.get_array() for collection in axes.collections[:2]]
     for step in range(seen.schedule.max_steps):
         rates = seen.schedule.rates(step)
         for row, name in enumerate(rows):
             stage = np.searchsorted(seen.schedule.begins, step, side="right") - 1
-            assert bool(np.ma.getmaskarray(drawn)[row, step]) is not seen.schedule.trains[name][stage]
-            if seen.schedule.trains[name][stage]:
-                assert drawn[row, step] == rates[name]
-    assert axes.get_facecolor()[:3] == pytest.approx([int(FROZEN[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+            trains = seen.schedule.trains[name][stage]
+            assert shown(learning, row, step) is bool(trains and rates[name])
+            assert shown(idle, row, step) is bool(trains and not rates[name])
+            if trains and rates[name]:
+                assert learning[row, step] == rates[name]
+    assert shown(idle, rows.index("head"), 0), "the first step of the warmup"
+    assert not shown(idle, rows.index("embeddings"), 0)
+    assert axes.get_facecolor()[:3] == pytest.approx(colour(FROZEN))
     lines = [line.get_xdata()[0] for line in axes.lines]
     assert lines == [stage.step for stage in seen.stages[1:]] == [4, 9]
     assert names_above(axes) == ["0: start", "1: epoch 1", "2: fraction 0.75"]
+
+
+def shown(cells, row, step):
+    return not np.ma.getmaskarray(cells)[row, step]
+
+
+def colour(code):
+    return [int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+
+
+def test_a_group_that_trains_with_rate_0_does_not_look_frozen(tmp_path):
+    pytest.importorskip("matplotlib")
+    figure = plot_plan(previewed(tmp_path, learning_rate=0.0))
+    figure.draw_without_rendering()
+    (idle,) = [mesh for mesh in figure.axes[0].collections if hasattr(mesh, "get_coordinates")]
+    head, layers = idle.get_facecolor().reshape(3, 12, 4)[:2]
+    assert np.allclose(head[:9, :3], colour(RATE_0))
+    assert np.allclose(head[:9, 3], 1)
+    assert (layers[:4, 3] == 0).all(), "frozen: the grey behind shows"
+    assert RATE_0 != FROZEN
+    assert len(figure.axes) == 1, "no scale of colours without a rate"
+
+
+def test_a_long_title_is_wrapped_and_stays_within_the_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    wait = Plateau("eval_average_precision")
+    stages = [Stage(plateau=wait, unfreeze="layers"), Stage(plateau=wait, freeze="layers")] * 15
+    figure = plot_plan(previewed(tmp_path, FreezePlan(trainable="head", stages=stages), eval_strategy="epoch"))
+    assert figure.get_suptitle().startswith("BertForSequenceClassification: learning rates")
+    assert_within(figure, figure._suptitle)
+
+
+def assert_within(figure, artist):
+    figure.draw_without_rendering()
+    box = artist.get_window_extent()
+    assert box.x0 >= 0
+    assert box.y0 >= 0
+    assert box.x1 <= figure.bbox.x1
+    assert box.y1 <= figure.bbox.y1
+
+
+@pytest.mark.parametrize("count", [1, 7, 20])
+def test_the_legend_of_a_comparison_stays_within_the_picture(count):
+    pytest.importorskip("matplotlib")
+    runs = [run(f"a-plan-that-has-a-long-name-{index}") for index in range(count)]
+    figure = plot_comparison(Comparison(runs=runs))
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == count
+    assert_within(figure, legend)
+    labels = [label.get_window_extent() for label in figure.axes[2].get_yticklabels()]
+    assert all(above.y0 > below.y1 for above, below in pairwise(labels))
 
 
 def names_above(axes):
@@ -112,10 +174,10 @@ def test_long_runs_are_drawn_at_some_steps_and_at_every_transition(tmp_path):
 def test_a_stage_whose_time_is_not_known_is_named_as_left_out(tmp_path):
     pytest.importorskip("matplotlib")
     plan = FreezePlan(trainable="head", stages=[Stage(plateau=Plateau("eval_loss"), unfreeze="all")])
-    figure = plot_plan(previewed(tmp_path, plan=plan))
+    figure = plot_plan(previewed(tmp_path, plan=plan, eval_strategy="epoch"))
     assert "not drawn: plateau of eval_loss" in figure.get_suptitle()
     limited = FreezePlan(trainable="head", stages=[Stage(plateau=Plateau("loss", max_epochs=1), unfreeze="all")])
-    assert "not drawn" not in plot_plan(previewed(tmp_path, plan=limited)).get_suptitle()
+    assert "not drawn" not in plot_plan(previewed(tmp_path, plan=limited, eval_strategy="epoch")).get_suptitle()
 
 
 def test_a_plan_without_a_length_cannot_be_drawn(tmp_path):
@@ -149,7 +211,8 @@ def points(axes, label):
 
 def test_a_log_and_a_checkpoint_give_the_same_picture(trained):
     checkpoint = f"{trained.args.output_dir}/checkpoint-12"
-    for history in (trained.state.log_history, checkpoint, f"{checkpoint}/trainer_state.json"):
+    places = (checkpoint, f"{checkpoint}/trainer_state.json", trained.args.output_dir)
+    for history in (trained.state.log_history, *places):
         for axes, expected in zip(plot_history(history).axes, plot_history(trained).axes, strict=True):
             labels = [line.get_label() for line in expected.lines if line.get_label()[0] != "_"]
             assert labels
@@ -160,6 +223,8 @@ def test_a_log_and_a_checkpoint_give_the_same_picture(trained):
 def test_metrics_can_be_named_and_a_plain_log_has_its_one_rate(trained):
     named = plot_history(trained, metrics=["count", "eval_accuracy"]).axes[1]
     assert points(named, "count")[0] == (4, 8.0)
+    one = plot_history(trained, metrics="f1").axes[1]
+    assert [line.get_label() for line in one.lines if line.get_label()[0] != "_"] == ["f1"]
     with pytest.raises(FreezeError, match="'rocket' was not logged. Logged were loss"):
         plot_history(trained, metrics=["rocket"])
     plain = [{"step": 1, "loss": 0.5, "learning_rate": 0.1}, {"step": 2, "loss": 0.4, "learning_rate": 0.05}]
@@ -173,6 +238,89 @@ def test_a_history_without_a_loss_or_a_folder_without_one_is_an_error(tmp_path):
         plot_history([{"step": 1, "stage": 0}])
     with pytest.raises(FreezeError, match="has no log_history"):
         plot_history(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("history", "message"),
+    [
+        (None, "history is a NoneType: None"),
+        ({"loss": 1.0}, "history is a dict: {'loss': 1.0}"),
+        (("a", "b"), r"history\[0\] is no entry of a log with its 'step': 'a'"),
+        ([{"step": 1, "loss": 0.5}, {"loss": 0.4}], r"history\[1\] is no entry .* {'loss': 0.4}"),
+    ],
+)
+def test_what_is_no_log_is_an_error(history, message):
+    with pytest.raises(FreezeError, match=message):
+        plot_history(history)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ([], "has no log_history, but a list"),
+        ({"epoch": 1}, r"has no log_history, but the keys \['epoch'\]"),
+        ({"log_history": {"loss": 1}}, "log_history of .* is a dict"),
+        ({"log_history": [3]}, r"log_history of .*\[0\] is no entry"),
+    ],
+)
+def test_a_state_without_a_log_is_an_error(tmp_path, state, message):
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    with pytest.raises(FreezeError, match=message):
+        plot_history(tmp_path)
+
+
+def test_what_is_no_preview_or_comparison_is_an_error():
+    with pytest.raises(FreezeError, match=r"is no preview: give what preview\("):
+        plot_plan(PLAN)
+    with pytest.raises(FreezeError, match=r"is no comparison: give what compare\("):
+        plot_comparison([run()])
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory):
+    """Every function that draws, with something to draw."""
+    pytest.importorskip("matplotlib")
+    seen = previewed(tmp_path_factory.mktemp("drawn"))
+    labels = np.arange(200) % 2
+    tuned = tune_threshold(np.random.default_rng(0).normal(3.0 * labels), labels)
+    return {
+        plot_plan: seen,
+        plot_history: [{"step": 1, "loss": 0.5}],
+        plot_threshold: tuned,
+        plot_comparison: Comparison(runs=[run()]),
+    }
+
+
+@pytest.mark.parametrize("draw", [plot_plan, plot_history, plot_threshold, plot_comparison])
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("none/plot.png", "there is no folder '.*none'. Make it first"),
+        ("", "is a folder. Give the name of a file"),
+        ("plot.xyz", "ends in '.xyz', no kind of picture. Known are .*[.]png"),
+        ("plot", "ends in no suffix"),
+        (("a.png", "b.png"), "is a tuple. Give the name of one file"),
+    ],
+)
+def test_a_path_that_holds_no_picture_is_an_error_before_anything_is_drawn(
+    drawings, draw, path, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("matplotlib.figure.Figure.subplots", lambda *_: pytest.fail("was drawn"))
+    with pytest.raises(FreezeError, match=message):
+        draw(drawings[draw], tmp_path / path if isinstance(path, str) else path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["plan", "compare"])
+def test_the_shell_knows_before_the_work_that_no_picture_can_be_had(command, capsys, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    given = [command, "no/such/model", *(["no.csv"] if command == "compare" else ["--rows", "9", "--use_cpu"])]
+    assert main([*given, "--plot", str(tmp_path / "new" / "p.xyz")]) == 2
+    assert "ends in '.xyz', no kind of picture" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main([*given, "--plot", str(tmp_path / "p.png")]) == 2
+    assert capsys.readouterr().err.startswith("hf-freeze: --plot needs matplotlib")
 
 
 def test_without_matplotlib_the_errors_name_the_extra(monkeypatch, tmp_path):
