@@ -28,6 +28,16 @@ class OperationCount(TorchDispatchMode):
         return result
 
 
+class GroupedProductsOfAnyType(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Lets the products of experts have any type, as where there are values; without them, torch knows bfloat16."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._overloadpacket is not _aten._grouped_mm or args[0].dtype is torch.bfloat16:
+            return func(*args, **(kwargs or {}))
+        first, second, *rest = args
+        return func(first.bfloat16(), second.bfloat16(), *rest, **(kwargs or {})).to(first.dtype)
+
+
 def _of_experts(first: torch.Tensor, second: torch.Tensor, *args: Any, out_val: Any = None, **kwargs: Any) -> int:
     """Operations of a grouped product: each row meets the matrix of one group."""
     groups = first.shape[0] if first.dim() == second.dim() == 3 else 1

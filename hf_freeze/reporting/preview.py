@@ -9,18 +9,26 @@ from typing import Any
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from hf_freeze.errors import PlanError
+from hf_freeze.errors import FreezeError
 from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.plan.stages import FreezePlan
-from hf_freeze.reporting.optimizer_state import state_bytes
+from hf_freeze.reporting.optimizer_state import StateBytes, state_bytes
+from hf_freeze.reporting.preview_inputs import (
+    check_batch,
+    check_counts,
+    check_model_and_arguments,
+    check_tokens,
+    one_plan,
+)
 from hf_freeze.reporting.preview_result import GroupPreview, Preview, StagePreview
 from hf_freeze.reporting.rates import RateSchedule, rate_schedule
-from hf_freeze.reporting.stand_in import ModelSource, longest_text, stand_in, without_weights
+from hf_freeze.reporting.stand_in import ModelSource, longest_text, without_weights
 from hf_freeze.reporting.trace import ModelTracer, StepTrace
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training.arguments import FreezeArguments
 from hf_freeze.training.freezing import plan_as_it_is
 from hf_freeze.training.groups import GroupSpec, group_specs
+from hf_freeze.training.setup import check_setup
 
 _TOKENS = 128
 
@@ -29,7 +37,7 @@ def preview(
     model: ModelSource,
     args: TrainingArguments,
     *,
-    plan: FreezePlan | None = None,
+    plan: FreezePlan | Mapping[str, Any] | str | None = None,
     batch_size: int | None = None,
     tokens: int | None = None,
     rows: int | None = None,
@@ -40,8 +48,8 @@ def preview(
 
     `model` is a model, a configuration, or the name or folder of one; the latter are built without weights, so that
     the largest ones take seconds and no memory (`auto_class` names their class, such as "AutoModelForCausalLM"). The
-    plan is `plan=`, else what `args` declare, else what requires a gradient now. `rows` of training data turn epochs
-    into steps. Nothing of the model changes, and nothing is trained.
+    plan is `plan=` (a plan, its mapping, or a recipe such as "gradual"), else what `args` declare, else what requires a
+    gradient now. `rows` of training data turn epochs into steps. Nothing of the model changes, and nothing is trained.
 
     - Groups are those that `FreezeTrainer` builds, and so are learning rate and weight decay.
     - Optimizer state: the optimizer of `args` makes one step on the meta device. State outlives its group's training.
@@ -56,7 +64,12 @@ def preview(
       and writing memory, and the optimizer's step are not counted; nor is what `cache_frozen` saves.
 
     The last two come from one real pass of autograd per stage over `batch`, or a batch of `batch_size` (that of `args`)
-    times `tokens` (128), without values. A model whose computation depends on values has neither, and a remark.
+    times `tokens` (128), without values. A model whose computation depends on values has neither, and a remark. What
+    gets no gradient in a `batch` that is given has none, and no optimizer state; for a made-up one a remark says so.
+
+    Raises `FreezeError` for a model, arguments, counts or a batch that are none, `SelectionError` and `PlanError` for a
+    plan that does not fit, also for epochs in a plan where `rows` are not given, and `UnsupportedSetupError` for what
+    `FreezeTrainer` refuses.
 
     >>> from transformers import BertConfig
     >>> config = BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
@@ -64,21 +77,33 @@ def preview(
     >>> seen.stages[0].parameters, seen.stages[0].optimizer_bytes, round(seen.stages[0].cost, 2)
     (130, 1048, 0.33)
     """
+    check_model_and_arguments(model, args)
+    check_counts(batch_size=batch_size, tokens=tokens, rows=rows)
+    plan = one_plan(plan, args)
     built = unwrap(without_weights(model, auto_class))
-    meta = stand_in(built, "meta")
-    resolved = (_one_plan(plan, args) or plan_as_it_is(built)).resolve(built)
-    specs = _specs(resolved, args, meta)
+    check_tokens(tokens, built)
+    check_batch(batch, built)
+    resolved = (plan or plan_as_it_is(built)).resolve(built)
+    check_setup(args, built, resolved)
+    specs = _specs(resolved, args, built)
+    schedule = rate_schedule(args, resolved, specs, rows=rows)
     count = args.per_device_train_batch_size if batch_size is None else batch_size
     length = min(_TOKENS, longest_text(built) or _TOKENS) if tokens is None else tokens
     remarks: list[str] = []
+    optimizer = _optimizer_state(specs, built, args, remarks)
+    traces = _traces(built, args, resolved, remarks, batch=batch, rows=count, tokens=length)
+    idle = {names: traces[names].without_gradient & names for names in resolved.stages} if traces else {}
+    if named := sorted(frozenset().union(*idle.values())):
+        remarks.append(_about_idle(named, of_given_batch=batch is not None))
     facts = _Facts(
         resolved=resolved,
         specs=specs,
-        gradients={name: p.numel() * p.element_size() for name, p in meta.named_parameters()},
-        buffers=_buffer_bytes(meta, args),
-        optimizer=_optimizer_bytes(specs, meta, args, remarks),
-        traces=_traces(built, args, resolved, remarks, batch=batch, rows=count, tokens=length),
-        schedule=rate_schedule(args, resolved, specs, rows=rows),
+        gradients={name: p.numel() * p.element_size() for name, p in built.named_parameters()},
+        idle=idle if batch is not None else {},
+        buffers=_buffer_bytes(built, args),
+        optimizer=optimizer,
+        traces=traces,
+        schedule=schedule,
     )
     return Preview(
         model=type(built).__name__,
@@ -94,50 +119,67 @@ def preview(
 
 @dataclass(frozen=True, kw_only=True)
 class _Facts:
-    """What the rows of the table are put together from. `gradients` holds bytes by parameter, `optimizer` by group."""
+    """What the rows of the table are put together from, by parameter; `idle` are those without a gradient, by stage."""
 
     resolved: ResolvedPlan
     specs: Sequence[GroupSpec]
     gradients: Mapping[str, int]
+    idle: Mapping[frozenset[str], frozenset[str]]
     buffers: int
-    optimizer: Mapping[str, int] | None
+    optimizer: Mapping[str, StateBytes] | None
     traces: Mapping[frozenset[str], StepTrace]
     schedule: RateSchedule | None
 
     def stage(self, index: int) -> StagePreview:
         names = self.resolved.stages[index]
-        begun = self.resolved.stages[: index + 1]
-        held = [spec for spec in self.specs if any(spec.parameters[0] in stage for stage in begun)]
-        groups = tuple(self._group(spec, trains=spec.parameters[0] in names) for spec in held)
+        begun = frozenset().union(*self.resolved.stages[: index + 1])
+        stepped = frozenset().union(*map(self._with_gradient, self.resolved.stages[: index + 1]))
+        all_groups = [self._group(spec, names, stepped) for spec in self.specs]
+        held = [spec.parameters[0] in begun for spec in self.specs]
         trace = self.traces.get(names)
         begins = self.schedule.begins if self.schedule else ()
         return StagePreview(
             index=index,
             starts=self.resolved.timed[index - 1].when if index else "start",
             step=begins[index] if index < len(begins) else None,
-            groups=groups,
+            groups=tuple(
+                g for g, begins_by_now in zip(all_groups, held, strict=True) if begins_by_now or g.optimizer_bytes
+            ),
             activation_bytes=trace.kept_bytes if trace else None,
-            ddp_bytes=sum(group.gradient_bytes for group in groups) + self.buffers,
+            # The reducer sends zeros for what trains without a gradient.
+            ddp_bytes=sum(self.gradients[name] for name in names) + self.buffers,
             cost=trace.flops / max(self.traces[_EVERYTHING].flops, 1) if trace else None,
         )
 
-    def _group(self, spec: GroupSpec, *, trains: bool) -> GroupPreview:
+    def _with_gradient(self, stage: frozenset[str]) -> frozenset[str]:
+        return stage - self.idle.get(stage, frozenset())
+
+    def _group(self, spec: GroupSpec, names: frozenset[str], stepped: frozenset[str]) -> GroupPreview:
+        trains = spec.parameters[0] in names
         return GroupPreview(
             name=spec.name,
             trains=trains,
             parameters=sum(self.resolved.sizes[name] for name in spec.parameters),
             learning_rate=spec.options["lr"] if trains else 0.0,
             weight_decay=spec.options["weight_decay"] if trains else 0.0,
-            optimizer_bytes=self.optimizer[spec.name] if self.optimizer else None,
-            gradient_bytes=sum(self.gradients[name] for name in spec.parameters) if trains else 0,
+            optimizer_bytes=self._state(spec, stepped),
+            gradient_bytes=sum(self.gradients[name] for name in spec.parameters if name in self._with_gradient(names)),
         )
 
+    def _state(self, spec: GroupSpec, stepped: frozenset[str]) -> int | None:
+        if self.optimizer is None:
+            return None
+        held = {name: self.optimizer[name] for name in spec.parameters}
+        return sum(state.stepped if name in stepped else state.built for name, state in held.items())
 
-def _one_plan(plan: FreezePlan | None, args: TrainingArguments) -> FreezePlan | None:
-    declared = args.freeze_plan() if isinstance(args, FreezeArguments) else None
-    if plan is not None and declared is not None:
-        raise PlanError(f"Two plans: plan={plan.to_dict()} and, in the arguments, {declared.to_dict()}. Keep one.")
-    return plan or declared
+
+def _about_idle(names: Sequence[str], *, of_given_batch: bool) -> str:
+    first = f"{names[0]!r} and {len(names) - 1} other tensors" if len(names) > 1 else repr(names[0])
+    if of_given_batch:
+        return (
+            f"No gradient reaches {first} in this batch: they take no gradient and no optimizer state; DDP sends them."
+        )
+    return f"No gradient reaches {first} in a made-up batch. They are counted all the same; a batch= of yours tells."
 
 
 def _specs(resolved: ResolvedPlan, args: TrainingArguments, model: nn.Module) -> list[GroupSpec]:
@@ -151,13 +193,16 @@ def _specs(resolved: ResolvedPlan, args: TrainingArguments, model: nn.Module) ->
     )
 
 
-def _optimizer_bytes(
-    specs: Sequence[GroupSpec], meta: nn.Module, args: TrainingArguments, remarks: list[str]
-) -> dict[str, int] | None:
+def _optimizer_state(
+    specs: Sequence[GroupSpec], model: nn.Module, args: TrainingArguments, remarks: list[str]
+) -> dict[str, StateBytes] | None:
     try:
-        return state_bytes(specs, meta, args)
+        return state_bytes(specs, model, args)
+    except FreezeError:
+        raise
     except Exception as error:  # an optimizer may raise anything
-        remarks.append(f"Optimizer state unknown: {args.optim} makes no step without values ({_short(error)}).")
+        name = getattr(args.optim, "value", args.optim)
+        remarks.append(f"Optimizer state unknown: {name} makes no step without values ({_short(error)}).")
         return None
 
 
@@ -174,10 +219,8 @@ def _traces(
         tracer = ModelTracer(model, args, **batch)
         traces = {names: tracer.trace(names) for names in {full, *resolved.stages}}
     except Exception as error:  # a model may raise anything
-        remarks.append(
-            f"Activations and cost unknown: {type(model).__name__} cannot be run without values ({_short(error)}). "
-            "If it takes other inputs, give a batch=."
-        )
+        name, hint = type(model).__name__, " If it takes other inputs, give a batch=." if batch["batch"] is None else ""
+        remarks.append(f"Activations and cost unknown: {name} cannot be run without values ({_short(error)}).{hint}")
         return {}
     return {**traces, _EVERYTHING: traces[full]}
 

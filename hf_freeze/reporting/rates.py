@@ -10,7 +10,9 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments, get_scheduler
 
+from hf_freeze.errors import PlanError
 from hf_freeze.plan.resolved import ResolvedPlan
+from hf_freeze.plan.stages import Stage
 from hf_freeze.plan.timeline import Timeline
 from hf_freeze.training.groups import GroupSpec
 from hf_freeze.training.schedule import rate_factor, warmup_steps
@@ -44,7 +46,10 @@ class RateSchedule:
 def rate_schedule(
     args: TrainingArguments, resolved: ResolvedPlan, specs: Sequence[GroupSpec], *, rows: int | None
 ) -> RateSchedule | None:
-    """Lay the plan over a run on `rows` of training data; None where the length of the run is not known."""
+    """Lay the plan over a run on `rows` of training data; None where the length of the run is not known.
+
+    Raises `PlanError` where the length is known in steps and the plan counts epochs.
+    """
     per_epoch = None if rows is None else steps_per_epoch(args, rows)
     if args.max_steps > 0:
         max_steps = args.max_steps
@@ -52,6 +57,11 @@ def rate_schedule(
         max_steps = math.ceil(args.num_train_epochs * per_epoch)
     else:
         return None
+    if per_epoch is None and (counted := [stage.when for stage in resolved.timed if _counts_epochs(stage)]):
+        raise PlanError(
+            f"The stage at {counted[0]} counts epochs, and how many steps one has is unknown. Give rows=, the number "
+            "of rows of training data, or say step=."
+        )
     timeline = Timeline(resolved.timed, max_steps=max_steps, steps_per_epoch=per_epoch)
     return RateSchedule(
         max_steps=max_steps,
@@ -62,6 +72,10 @@ def rate_schedule(
         trains={spec.name: tuple(spec.parameters[0] in names for names in resolved.stages) for spec in specs},
         scheduler=_scheduler(args, max_steps),
     )
+
+
+def _counts_epochs(stage: Stage) -> bool:
+    return stage.epoch is not None or (stage.plateau is not None and stage.plateau.max_epochs is not None)
 
 
 def steps_per_epoch(args: TrainingArguments, rows: int) -> int:

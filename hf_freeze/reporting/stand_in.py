@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Iterator, Mapping
+from functools import partial
 from os import PathLike
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import torch
 import transformers
 from torch import nn
+from torch.utils._pytree import tree_map_only
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from hf_freeze.errors import FreezeError
@@ -39,7 +43,7 @@ def without_weights(source: ModelSource, auto_class: str | None = None) -> nn.Mo
 def _builder(config: Any, auto_class: str | None) -> Any:
     if auto_class is not None:
         found = getattr(transformers, auto_class, None)
-        if found is None or not hasattr(found, "from_pretrained"):
+        if not (hasattr(found, "from_config") or hasattr(found, "_from_config")):
             raise FreezeError(
                 f"auto_class={auto_class!r} is no model class of transformers. Name one such as 'AutoModelForCausalLM'."
             )
@@ -54,13 +58,27 @@ def stand_in(model: nn.Module, device: str) -> nn.Module:
 
     On the device "meta", or on any device inside a `FakeTensorMode`, the copy takes no memory.
     """
-    copies: dict[int, Any] = {}
-    for module in model.modules():
-        for held in (module._parameters, module._buffers, vars(module)):
-            for tensor in held.values():
-                if isinstance(tensor, torch.Tensor):
-                    copies[id(tensor)] = _empty(tensor, device)
+    copies: dict[int, Any] = {id(tensor): _empty(tensor, device) for tensor in _tensors_within(model)}
     return copy.deepcopy(model, copies)
+
+
+def _tensors_within(model: nn.Module) -> list[torch.Tensor]:
+    """Every tensor that the model holds, also in a list, a mapping or an object among its attributes."""
+    seen: dict[int, Any] = {}
+    waiting: list[Any] = [model]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen or isinstance(value, type | ModuleType):
+            continue
+        seen[id(value)] = value
+        if isinstance(value, torch.Tensor):
+            continue
+        if isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list | tuple | set | frozenset | deque):
+            waiting += value
+        waiting += getattr(value, "__dict__", {}).values()
+    return [value for value in seen.values() if isinstance(value, torch.Tensor)]
 
 
 def _empty(tensor: torch.Tensor, device: str) -> torch.Tensor:
@@ -115,7 +133,5 @@ def _described(model: nn.Module) -> nn.Module:
 
 def moved_into_mode(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Copy a batch's tensors as empty ones; what is no tensor stays."""
-    return {
-        name: torch.empty(value.shape, dtype=value.dtype) if isinstance(value, torch.Tensor) else value
-        for name, value in batch.items()
-    }
+    empty = partial(_empty, device="cpu")
+    return {name: tree_map_only(torch.Tensor, empty, value) for name, value in batch.items()}

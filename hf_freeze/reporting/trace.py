@@ -7,8 +7,9 @@ that train alone, and keeps the activations that this takes. No formula of layer
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from contextlib import nullcontext
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import TrainingArguments
 
-from hf_freeze.reporting.operations import OperationCount
+from hf_freeze.reporting.operations import GroupedProductsOfAnyType, OperationCount
 from hf_freeze.reporting.stand_in import example_batches, moved_into_mode, stand_in
 from hf_freeze.training.freezing import hold_eval, release_eval, set_trainable
 from hf_freeze.training.recomputation import let_gradients_in
@@ -28,11 +29,16 @@ from hf_freeze.training.recomputation import let_gradients_in
 
 @dataclass(frozen=True, kw_only=True)
 class StepTrace:
-    """Floating-point operations of one forward and one backward pass, and the bytes kept between the two."""
+    """Floating-point operations of one forward and one backward pass, and the bytes kept between the two.
+
+    `without_gradient` names what trains and yet gets no gradient. As no value was read, that depends on none: an expert
+    that a router may pick has one.
+    """
 
     forward: int
     backward: int
     kept_bytes: int
+    without_gradient: frozenset[str] = frozenset()
 
     @property
     def flops(self) -> int:
@@ -52,7 +58,7 @@ class ModelTracer:
         self._mode = FakeTensorMode()
         self._frozen_eval = bool(getattr(args, "frozen_eval", True))
         self._half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-        with self._mode:
+        with self._without_values():
             self._model = stand_in(model, "cpu")
             _set_up(self._model, args)
             self._let_in = let_gradients_in(self._model)  # holds for as long as what it returns is kept
@@ -61,13 +67,14 @@ class ModelTracer:
     def trace(self, trainable: Collection[str]) -> StepTrace:
         """Trace a step in which exactly these parameters train."""
         set_trainable(self._model, trainable)
+        named = dict(self._model.named_parameters())
         if self._frozen_eval:
             hold_eval(self._model)
         else:
             release_eval(self._model)
         self._model.train()
         operations = OperationCount()
-        with self._mode, operations:
+        with self._without_values(), operations:
             with AliveStorages(self._model) as storages:
                 output = self._forward(self._batch)
                 kept = storages.alive_bytes()
@@ -75,8 +82,15 @@ class ModelTracer:
             loss = _what_is_differentiated(output)
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
+        idle = frozenset(name for name, p in named.items() if p.requires_grad and p.grad is None)
         self._model.zero_grad(set_to_none=True)
-        return StepTrace(forward=forward, backward=operations.count - forward, kept_bytes=kept)
+        backward = operations.count - forward
+        return StepTrace(forward=forward, backward=backward, kept_bytes=kept, without_gradient=idle)
+
+    @contextmanager
+    def _without_values(self) -> Iterator[None]:
+        with _quiet(_FAKE_TENSORS), self._mode, GroupedProductsOfAnyType():  # type: ignore[no-untyped-call]
+            yield
 
     def _forward(self, batch: Mapping[str, Any]) -> Any:
         with torch.autocast("cpu", self._half) if self._half else nullcontext():
@@ -117,6 +131,19 @@ class AliveStorages(TorchDispatchMode):
         """Bytes that something holds on to now, without weights, buffers and views of them."""
         alive = [storage for storage in self._written.keys() - self._held if not storage.expired()]  # type: ignore[no-untyped-call]
         return sum(self._written[storage] for storage in alive)
+
+
+_FAKE_TENSORS = logging.getLogger("torch._subclasses.fake_tensor")
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Say nothing twice: what torch logs of an operation without values, it raises as well."""
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _set_up(model: nn.Module, args: TrainingArguments) -> None:
