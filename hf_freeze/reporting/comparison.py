@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,15 +11,22 @@ from statistics import fmean, stdev
 from typing import Any
 
 from hf_freeze.plan.tables import as_table
-from hf_freeze.reporting.peak_memory import HOW
+from hf_freeze.reporting.blocked_learning import frozen_layers_block
+from hf_freeze.reporting.comparison_notes import notes
 from hf_freeze.reporting.runs import Run
 from hf_freeze.reporting.verdicts import (
     as_good_for_less,
+    diverged,
+    f1,
     freezing_helps,
-    frozen_layers_block,
+    has_diverged,
     interval,
+    is_told,
+    mean,
     recall_collapsed,
 )
+
+_NOT_TOLD = "-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +51,18 @@ class Comparison:
     def verdicts(self) -> list[str]:
         """What the figures say; see `verdicts.py` for when. Empty where they carry nothing."""
         plans = list(self.by_plan.values())
-        freest = max(plans, key=lambda runs: (runs[0].trainable, fmean(run.last.f1 for run in runs)), default=[])
-        blocked = {runs[0].name: _blocked(runs, plans) for runs in plans}
-        helping = [runs for runs in plans if blocked[runs[0].name] is None]
-        said = [freezing_helps(runs, [] if runs is freest else freest) for runs in helping]
-        said += [*blocked.values(), *map(recall_collapsed, plans)]
-        said += [as_good_for_less(plans)]
+        sound = [runs for runs in plans if diverged(runs) is None]
+        blocked = frozen_layers_block(sound)
+        helping = [_freezing_helps(runs, sound) for runs in sound if runs[0].name not in blocked]
+        said = [*map(diverged, plans), *helping, *blocked.values(), *map(recall_collapsed, sound)]
+        said += [as_good_for_less(sound)]
         return [sentence for sentence in said if sentence is not None]
 
     def __str__(self) -> str:
         failed = [f"{name}, seed {seed}, failed: {reason}" for name, seed, reason in self.failures]
         said = [f"- {text}" for text in self.verdicts]
-        return "\n".join([_table(self.by_plan), "", *_notes(self.runs), *failed, *said])
+        table = [_table(self.by_plan), "", *notes(self.runs)] if self.runs else []
+        return "\n".join([*table, *failed, *said])
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures and verdicts as JSON-able values."""
@@ -68,60 +76,52 @@ class Comparison:
 
 def line_of(run: Run) -> str:
     """Say in one line what came of a run."""
+    if has_diverged(run):
+        return f"{run.name}, seed {run.seed}: diverged, validation loss {run.last.loss:.4f}, {run.seconds:.1f} s"
     return (
-        f"{run.name}, seed {run.seed}: validation loss {run.last.loss:.4f}, F1 {run.last.f1:.3f}, "
+        f"{run.name}, seed {run.seed}: validation loss {run.last.loss:.4f}, "
+        f"F1 {f'{run.last.f1:.3f}' if is_told([run]) else _NOT_TOLD}, "
         f"average precision {run.last.average_precision:.3f}, {run.seconds:.1f} s"
     )
 
 
-def _blocked(runs: list[Run], plans: Sequence[list[Run]]) -> str | None:
-    """Hold a plan against the one with the lowest training loss among those that train more.
-
-    Where one that trains no more learns better, something else than what is frozen holds this one back: its rates.
-    """
-    by_loss = sorted(plans, key=lambda other: fmean(run.training_loss() for run in other))
-    freer = [other for other in by_loss if other[0].trainable > runs[0].trainable]
-    sparing = [other for other in by_loss if other[0].trainable <= runs[0].trainable]
-    return frozen_layers_block(runs, freer[0]) if freer and sparing[0] is runs else None
+def _freezing_helps(runs: list[Run], plans: Sequence[list[Run]]) -> str | None:
+    """Hold a plan against the one with the best F1 among those that train more; without one, nothing is said."""
+    freer = [other for other in plans if other[0].trainable > runs[0].trainable]
+    return freezing_helps(runs, max(freer, key=lambda other: mean(other, f1))) if freer else None
 
 
 def _table(by_plan: dict[str, list[Run]]) -> str:
     columns: dict[str, Callable[[list[Run]], str]] = {
         "plan": lambda runs: runs[0].name,
         "trains": lambda runs: f"{runs[0].trainable:,}",
-        "train loss": lambda runs: _spread([run.training_loss() for run in runs]),
+        # The Trainer logs 0 in place of a loss that is no number.
+        "train loss": _of_sound_runs(Run.training_loss),
         "val. loss": lambda runs: _spread([run.last.loss for run in runs]),
-        "accuracy": lambda runs: _spread([run.last.accuracy for run in runs]),
-        "recall": lambda runs: _spread([run.last.recall for run in runs]),
+        "accuracy": _of_sound_runs(lambda run: run.last.accuracy),
+        "recall": _of_sound_runs(lambda run: run.last.recall),
         "F1 [95 %]": _f1_with_interval,
-        "avg. prec.": lambda runs: _spread([run.last.average_precision for run in runs]),
+        "avg. prec.": _of_sound_runs(lambda run: run.last.average_precision),
     }
     if all(run.tested for runs in by_plan.values() for run in runs):
-        columns["test F1"] = lambda runs: _spread([(run.tested or {})["f1"] for run in runs])
+        columns["test F1"] = _of_sound_runs(lambda run: (run.tested or {})["f1"])
     columns["seconds"] = lambda runs: f"{fmean(run.seconds for run in runs):.1f}"
     columns["peak MB"] = lambda runs: f"{max(run.peak_bytes for run in runs) / 1e6:,.0f}"
     return as_table([tuple(columns), *(tuple(cell(runs) for cell in columns.values()) for runs in by_plan.values())])
 
 
+def _of_sound_runs(what: Callable[[Run], float]) -> Callable[[list[Run]], str]:
+    """Return a cell of the table that has no figure where a run diverged."""
+    return lambda runs: _NOT_TOLD if any(map(has_diverged, runs)) else _spread(list(map(what, runs)))
+
+
 def _f1_with_interval(runs: list[Run]) -> str:
+    if not is_told(runs):
+        return _NOT_TOLD
     ends = interval(runs)
-    return _spread([run.last.f1 for run in runs]) + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
+    return _spread(list(map(f1, runs))) + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
-
-
-def _notes(runs: Sequence[Run]) -> list[str]:
-    seeds = sorted({run.seed for run in runs})
-    over = f"Means ± standard deviations over the seeds {seeds}. " if len(seeds) > 1 else f"Seed {seeds[0]}. "
-    stored = sorted({run.name for run in runs if run.stored_features})
-    notes = [
-        f"{over}Accuracy and recall of the validation set at the threshold tuned on it; F1 as on fresh rows (out of "
-        "bag), with its 95 % interval.",
-        "Train loss: mean over the last quarter. Seconds: training without evaluations"
-        + (f"; {', '.join(stored)} on features computed once, which is in it." if stored else "."),
-        f"Peak memory: {HOW['cuda' if runs[0].device == 'cuda' else 'cpu']}.",
-    ]
-    remarks = [f"{run.name}, seed {run.seed}: {run.remark}" for run in runs if run.remark]
-    return [*notes, *remarks[:1], *([f"So in {len(remarks)} of {len(runs)} runs."] if len(remarks) > 1 else [])]
+    told = len(values) > 1 and all(map(math.isfinite, values))
+    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if told else "")

@@ -4,11 +4,12 @@ import dataclasses
 
 import pytest
 
-from hf_freeze.reporting.comparison import Comparison
+from hf_freeze.binary.diagnosis import ThresholdWarning
+from hf_freeze.binary.threshold import tune_threshold
+from hf_freeze.reporting.comparison import Comparison, line_of
 from hf_freeze.reporting.verdicts import (
     as_good_for_less,
     freezing_helps,
-    frozen_layers_block,
     interval,
     is_better,
     recall_collapsed,
@@ -20,22 +21,28 @@ STUCK = {
     "evaluations": (evaluation(), evaluation(8, loss=0.6)),
 }
 FREER = {"name": "full", "trainable": 1000}
+COLLAPSED = {"accuracy": 0.88, "recall": 0.05}
+NAN = (evaluation(), evaluation(8, loss=float("nan"), f1=0.0))
 
 
-def ending(f1=0.9, loss=0.3, **given):
-    return run(evaluations=(evaluation(), evaluation(8, loss=loss, f1=f1)), **given)
+def ending(f1=0.9, loss=0.3, average_precision=None, **given):
+    last = evaluation(8, loss=loss, f1=f1, average_precision=average_precision)
+    return run(evaluations=(evaluation(), last), **given)
+
+
+def said_by(*runs):
+    return Comparison(runs=runs).verdicts
 
 
 # Freezing helps
 
 
 def test_freezing_helps_where_validation_loss_falls_and_f1_rises_out_of_its_interval():
-    said = freezing_helps([run()])
-    assert said == (
+    assert freezing_helps([run()], [run(**FREER)]) == (
         "Freezing helps in 'probe': with 99 % of the model frozen throughout, validation loss falls from 0.700 to 0.300 "
-        "and F1 rises from 0.200 to 0.900 [0.850, 0.950]."
+        "and F1 rises from 0.200 to 0.900 [0.850, 0.950], no worse than 'full' (0.900)."
     )
-    assert "(means of 2 seeds)" in freezing_helps([run(), run(seed=2)])
+    assert "(means of 2 seeds)" in freezing_helps([run(), run(seed=2)], [run(**FREER)])
 
 
 @pytest.mark.parametrize(
@@ -50,6 +57,7 @@ def test_freezing_helps_where_validation_loss_falls_and_f1_rises_out_of_its_inte
         run(evaluations=(evaluation(), evaluation(4, loss=0.2, f1=0.8), evaluation(8, loss=0.3, f1=0.9))),
         run(interval=(0.15, 1.0)),
         run(evaluations=(evaluation(loss=float("nan")), evaluation(8, loss=float("nan"), f1=0.9))),
+        run(at_half=COLLAPSED),
     ],
     ids=[
         "all trains",
@@ -61,63 +69,45 @@ def test_freezing_helps_where_validation_loss_falls_and_f1_rises_out_of_its_inte
         "turned up",
         "wide interval",
         "nan",
+        "recall collapsed",
     ],
 )
 def test_freezing_helps_is_silent_without_the_evidence(silent):
-    assert freezing_helps([silent]) is None
-    assert freezing_helps([dataclasses.replace(silent, seed=2), run(trainable=silent.trainable)]) is None
+    assert freezing_helps([silent], [run(**FREER)]) is None
+    with_another = [silent, dataclasses.replace(silent, seed=2)]
+    assert freezing_helps(with_another, [run(**FREER)]) is None
 
 
-def test_freezing_helps_is_silent_where_training_everything_is_better():
+def test_freezing_helps_is_silent_where_training_more_is_better():
     assert freezing_helps([run()], [ending(f1=0.99, **FREER)]) is None
     assert "no worse than 'full' (0.940)" in freezing_helps([run()], [ending(f1=0.94, **FREER)])
 
 
-# Frozen layers block learning
+def test_freezing_helps_only_against_a_plan_that_trains_more():
+    assert freezing_helps([run()], [run("other")]) is None
+    assert not said_by(run())
+    assert not any("Freezing helps in 'probe'" in text for text in said_by(run(), run("other", trainable=5)))
+    for best in ("last", "all"):
+        figures = {name: 0.92 if name == best else 0.9 for name in ("last", "all")}
+        last = ending(name="last", trainable=500, f1=figures["last"])
+        said = said_by(run(), last, ending(name="all", trainable=1000, f1=figures["all"]))[0]
+        assert "Freezing helps in 'probe'" in said
+        assert f"no worse than {best!r} (0.920)" in said
 
 
-def test_frozen_layers_block_where_the_training_loss_stays_far_above():
-    said = frozen_layers_block([run(**STUCK)], [run(**FREER)])
-    assert said.startswith(
-        "Frozen layers block learning in 'probe': its training loss stays at 0.595, 'full' comes to 0.105 "
-    )
-    assert "validation loss 0.600 against 0.300" in said
-
-
-@pytest.mark.parametrize(
-    ("frozen", "freer"),
-    [
-        (run(), run(**FREER)),
-        (run(**STUCK), run(name="other", trainable=10)),
-        (run(**{**STUCK, "training_losses": (2.0, 1.9, 1.4, 1.3, 1.0, 0.9, 0.6, 0.59)}), run(**FREER)),
-        (run(**{**STUCK, "training_losses": (0.06,) * 8}), run(**FREER, training_losses=(0.02,) * 8)),
-        (run(**{**STUCK, "training_losses": (0.55,) * 8}), run(**FREER, training_losses=(0.3,) * 8)),
-        (run(**{**STUCK, "training_losses": (0.7, 0.6, 0.6, 0.6, 0.6, 0.6, 0.05, 1.2)}), run(**FREER)),
-        (run(**{**STUCK, "evaluations": run().evaluations}), run(**FREER)),
-        (run(**{**STUCK, "training_losses": (0.6,)}), run(**FREER)),
-    ],
-    ids=["as low", "no freer", "still falls", "small gap", "not twice", "noise", "learnt by heart", "one loss"],
-)
-def test_frozen_layers_block_is_silent_without_the_evidence(frozen, freer):
-    assert frozen_layers_block([frozen], [freer]) is None
-
-
-def test_frozen_layers_block_in_every_seed_or_not_at_all():
-    assert frozen_layers_block([run(**STUCK), run(**STUCK, seed=2)], [run(**FREER)]) is not None
-    assert frozen_layers_block([run(**STUCK), run(seed=2)], [run(**FREER)]) is None
-
-
-def test_a_plan_is_not_said_to_be_blocked_where_one_that_trains_no_more_learns_better():
-    stuck, sparing, full = run("last", **{**STUCK, "trainable": 500}), run("lora", trainable=10), run(**FREER)
-    assert any("block learning in 'last'" in said for said in Comparison(runs=(stuck, full)).verdicts)
-    assert not any("block" in said for said in Comparison(runs=(stuck, sparing, full)).verdicts)
+def test_freezing_helps_where_all_rows_are_told_apart_and_they_are_enough_to_carry_the_rise():
+    apart = ending(f1=0.949, interval=(0.949, 0.949), n_pos=12)
+    full = run(**FREER)
+    assert "and F1 rises from 0.200 to 0.949, no worse" in freezing_helps([apart], [full])
+    high = (evaluation(f1=0.7), *apart.evaluations[1:])
+    assert freezing_helps([dataclasses.replace(apart, evaluations=high)], [full]) is not None
+    assert freezing_helps([dataclasses.replace(apart, evaluations=high, n_pos=5)], [full]) is None
 
 
 def test_a_plan_that_is_blocked_is_not_called_a_help():
     slow = run(training_losses=STUCK["training_losses"])
     full = run(**FREER, evaluations=(evaluation(), evaluation(8, loss=0.2, f1=0.9)))
-    said = Comparison(runs=(slow, full)).verdicts
-    assert [text.split(" in ")[0] for text in said[:-1]] == ["Frozen layers block learning"]
+    assert [text.split(" block")[0] for text in said_by(slow, full)[:-1]] == ["Frozen layers, or too small a rate,"]
     assert freezing_helps([slow], [full]) is not None
 
 
@@ -125,7 +115,7 @@ def test_a_plan_that_is_blocked_is_not_called_a_help():
 
 
 def test_recall_collapsed_where_accuracy_hides_it():
-    said = recall_collapsed([run(at_half={"accuracy": 0.88, "recall": 0.05})])
+    said = recall_collapsed([run(at_half=COLLAPSED)])
     assert said == (
         "Recall collapsed in 'probe': at probability 0.5 it has accuracy 0.880 and recall 0.050, 10 of 200 positives "
         "found. At the tuned threshold recall is 0.900, average precision 0.900."
@@ -145,8 +135,13 @@ def test_recall_collapsed_where_accuracy_hides_it():
 )
 def test_recall_collapsed_is_silent_without_the_evidence(silent):
     assert recall_collapsed([silent]) is None
-    low = run(at_half={"accuracy": 0.88, "recall": 0.05})
+    low = run(at_half=COLLAPSED)
     assert recall_collapsed([low, dataclasses.replace(silent, seed=2)]) is None
+
+
+def test_positives_found_are_counted_over_seeds():
+    few = [run(at_half={"accuracy": 0.9, "recall": found / 16}, n_pos=16, seed=found) for found in (0, 1, 0)]
+    assert "recall 0.021, 1 of 48 positives found in 3 seeds together." in recall_collapsed(few)
 
 
 # Which one
@@ -156,9 +151,15 @@ def test_a_plan_is_better_outside_the_interval_and_by_more_than_one_positive_row
     assert interval([run(), run(interval=(0.8, 0.97))]) == (0.8, 0.97)
     assert is_better([ending(f1=0.96)], [run()])
     assert not is_better([ending(f1=0.94)], [run()])
-    certain = ending(f1=0.974, interval=(0.974, 0.974), n_pos=24)
-    assert not is_better([ending(f1=0.98)], [certain])
-    assert is_better([ending(f1=1.0)], [dataclasses.replace(certain, n_pos=200)])
+    assert not is_better([ending(f1=0.96)], [run(n_pos=10)])
+
+
+def test_nothing_is_better_than_a_plan_that_tells_all_rows_apart():
+    apart = ending(f1=0.974, interval=(0.974, 0.974), n_pos=200)
+    assert interval([apart]) is None
+    assert interval([apart, run()]) == (0.85, 0.974)
+    assert not is_better([ending(f1=1.0)], [apart])
+    assert is_better([apart], [run()])
 
 
 def test_the_plan_that_trains_least_is_named_where_f1_cannot_tell_it_from_the_best():
@@ -167,9 +168,54 @@ def test_the_plan_that_trains_least_is_named_where_f1_cannot_tell_it_from_the_be
         "F1 does not tell 'probe', 0.900 [0.850, 0.950], from the best, 'full', 0.940: it trains 10 parameters in place "
         "of 1,000, in 2 s in place of 50."
     )
-    assert "'full' has the best F1, 0.990" in as_good_for_less([[run()], [ending(f1=0.99, **FREER)]])
     assert as_good_for_less([[run()]]) is None
     assert as_good_for_less([[run()], [run(interval=None, **FREER)]]) is None
+
+
+def test_nothing_is_said_of_plans_that_train_less_where_there_are_none():
+    best = as_good_for_less([[run()], [ending(f1=0.99, **FREER)]])
+    assert best == "'full' has the best F1, 0.990, and nothing that trains less comes near it."
+    for other in (0.9, 0.8):
+        said = as_good_for_less([[run()], [ending(f1=other, **FREER)]])
+        assert said == "Nothing has a better F1 than 'probe', 0.900, and nothing trains less."
+
+
+# What diverged
+
+
+def test_a_run_that_diverged_is_said_and_held_against_nothing():
+    nan = run(**FREER, evaluations=NAN, interval=(0.949, 0.949))
+    assert said_by(run(**STUCK), nan) == [
+        "'full' diverged: its loss or its logits are no numbers at the end. It is held against no other plan; give it a "
+        "smaller learning rate."
+    ]
+    stuck, full = run(**STUCK), run(**FREER)
+    (said,) = said_by(stuck, dataclasses.replace(full, seed=2), dataclasses.replace(nan, seed=3))
+    assert "'full' diverged with seed 3:" in said
+    assert interval([nan]) is None
+
+
+@pytest.mark.parametrize(
+    "what",
+    [{"evaluations": NAN}, {"at_half": {}}, {"training_losses": (0.7, float("inf"))}],
+    ids=["validation loss", "logits", "training loss"],
+)
+def test_what_diverged_has_no_figures_in_the_table(what):
+    text = str(Comparison(runs=(run(**what, tested={"f1": 0.0}, remark="few rows."), run(**FREER, tested={"f1": 0.5}))))
+    (row,) = [line.split() for line in text.splitlines() if line.startswith("probe")]
+    (header,) = [line.replace("F1 [95 %]", "F1").split("  ") for line in text.splitlines() if line.startswith("plan")]
+    shown = dict(zip([name.strip() for name in header if name.strip()], row, strict=True))
+    assert [name for name, cell in shown.items() if cell == "-"] == [
+        *("train loss", "accuracy", "recall", "F1", "avg. prec.", "test F1")
+    ]
+    assert "few rows" not in text
+    assert "diverged" in line_of(run(**what))
+
+
+def test_one_seed_that_diverged_leaves_no_mean_of_the_losses():
+    row = str(Comparison(runs=(run(evaluations=NAN), run(seed=2)))).splitlines()[1]
+    assert "  nan  " in row
+    assert "±" not in row
 
 
 # The table
@@ -192,8 +238,52 @@ def test_the_table_has_a_row_for_each_plan_and_means_over_seeds():
     assert "0.770 ± 0.000" in str(Comparison(runs=tested))
 
 
-def test_the_table_says_how_memory_was_measured_and_what_is_wrong_with_a_threshold():
-    text = str(Comparison(runs=(run(remark="few rows."), run(**FREER, remark="few rows."))))
+def test_the_table_says_how_memory_was_measured_and_what_trained_on_stored_features():
+    text = str(Comparison(runs=(run(), run(**FREER))))
     assert "Peak memory: resident memory of the process" in text
-    assert "probe, seed 1: few rows.\nSo in 2 of 2 runs." in text
+    assert "without evaluations.\n" in text
     assert "allocated by torch" in str(Comparison(runs=(run(device="cuda"),)))
+    text = str(Comparison(runs=(run(stored_features=True), run(**FREER))))
+    assert "without evaluations; probe on features computed once, which is in it.\n" in text
+
+
+def test_without_a_finished_run_there_is_no_table():
+    assert str(Comparison(runs=(), failures=(("full", 1, "no memory"),))) == "full, seed 1, failed: no memory"
+
+
+def test_an_f1_without_a_spread_has_no_interval_and_the_reason_is_said():
+    with pytest.warns(ThresholdWarning, match="12 positive rows"):
+        tuned = tune_threshold([1.0 + i for i in range(12)] + [-1.0 - i for i in range(20)], [1] * 12 + [0] * 20)
+    low, high = tuned.interval
+    assert low == high
+    apart = ending(f1=low, interval=(low, high), n_pos=12, remark=tuned.message)
+    text = str(Comparison(runs=(apart, run(**FREER))))
+    assert f"[{low:.3f}" not in text
+    assert f"{low:.3f} to {low:.3f}" not in text
+    assert f"expect {low:.3f} on fresh rows." in text
+    assert (
+        "Told apart without an error: probe. With 12 positives there are too few for one to show: F1 has no interval."
+        in text
+    )
+
+
+def test_an_f1_that_cannot_be_told_is_a_dash_and_the_reason_is_said():
+    untold = ending(f1=0.0, average_precision=1.0, interval=None, n_pos=1)
+    text = str(Comparison(runs=(untold,)))
+    assert "0.000" not in text.splitlines()[1]
+    assert "F1 on fresh rows cannot be told: probe. With 1 positive there are too few rows of a class" in text
+    assert "F1 -, average precision" in line_of(untold)
+
+
+def test_remarks_are_put_together_where_they_say_the_same():
+    same = str(Comparison(runs=(run(remark="few rows."), run(**FREER, remark="few rows."))))
+    assert "In 2 of 2 runs: few rows." in same
+    other = str(Comparison(runs=(run(remark="AUROC is low: reversed?"), run(**FREER, remark="few rows."))))
+    assert "probe, seed 1: AUROC is low: reversed?\nfull, seed 1: few rows." in other
+    runs = (run(remark="few rows: F1 is 0.5."), run(**FREER, remark="few rows: F1 is 0.6."), run("last"))
+    assert "In 2 of 3 runs: few rows. probe, seed 1: F1 is 0.5." in str(Comparison(runs=runs))
+
+
+def test_plans_of_like_names_have_rows_of_their_own():
+    text = str(Comparison(runs=(run("a/b"), run("a_b"), run("a b"))))
+    assert [line.split("  ")[0] for line in text.splitlines()[1:4]] == ["a/b", "a_b", "a b"]
