@@ -7,6 +7,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
 from transformers import BertTokenizerFast
 
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
+from hf_freeze.reporting.class_labels import Classes
 from hf_freeze.reporting.suggest_layers import suggest_layers
 from tests import models
 from tests.features.runs import Pad, texts
@@ -152,8 +153,15 @@ def test_labels_of_a_data_set_with_named_classes_or_texts():
     refused(rows.select(range(0, 24, 2)), "12 of class b")
 
 
-def test_labels_that_a_transform_makes_are_those_that_count():
-    rows = Dataset.from_list(labelled(lambda index: ["never", "seen"][index > 0], column="label"))
+def test_classes_come_in_the_order_of_their_names():
+    classes = Classes()
+    named = classes.named([classes.number(text) for text in ("spam", "ham", "spam")])
+    assert (named.ids.tolist(), named.names) == ([1, 0, 1], ("ham", "spam"))
+
+
+@pytest.mark.parametrize("stored", [("never", "seen"), (0, 1)])
+def test_labels_that_a_transform_makes_are_those_that_count(stored):
+    rows = Dataset.from_list(labelled(lambda index: stored[index > 0], column="label"))
     made = rows.with_transform(
         lambda batch: {"input_ids": batch["input_ids"], "label": [ids[0] % 2 for ids in batch["input_ids"]]}
     )
