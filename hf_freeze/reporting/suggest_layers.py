@@ -25,6 +25,8 @@ from hf_freeze.reporting.linear_probes import (
 from hf_freeze.reporting.suggestion import LayerSuggestion
 from hf_freeze.selection.model_map import map_model
 
+_SAMPLE = 16  # rows: two would often have the labels of their column by chance, where a collator makes its own
+
 
 def suggest_layers(
     model: nn.Module,
@@ -67,7 +69,7 @@ def suggest_layers(
     batches = LabelledBatches(model, collator, tokenizer)
     source = Source(dataset, batches, batches.to_device)
     rows = _rows(dataset, max_rows=max_rows, seed=seed)
-    sample = [rows[0], rows[-1]]
+    sample = [rows[index] for index in np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE), dtype=int)]
     first = source.batch(sample).inputs()
     batches.first_row_reaches_the_model(dataset[rows[0]])
     ahead = batches.labels_ahead(dataset, rows, sample, first)
