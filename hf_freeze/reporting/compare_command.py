@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from hf_freeze.training.arguments import FreezeTrainingArguments
 
 _RATE = 5e-5
 _RATE_OF_MINILM = 3e-4
+_LARGEST_SEED = 2**32 - 1  # that numpy takes
 
 
 def add_compare(commands: Any) -> None:
@@ -57,6 +59,7 @@ def run_compare(options: argparse.Namespace) -> int:
     """Run the sub-command; return its exit status."""
     if options.plot:
         prepare_picture("--plot", options.plot)
+    check_numbers(options)
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     disable_progress_bars()
@@ -64,6 +67,7 @@ def run_compare(options: argparse.Namespace) -> int:
     parts = load_texts(options.data, text=options.text_column, label=options.label_column, rows=options.rows)
     classes = parts["train"].features["label"].names
     tokenizer = AutoTokenizer.from_pretrained(name)
+    _check_length(options.max_length, tokenizer)
     args = _arguments(options)
     model_init = partial(_new_model, name, classes)
     comparison = compare(
@@ -82,6 +86,25 @@ def run_compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def check_numbers(options: argparse.Namespace) -> None:
+    """Raise `FreezeError` for numbers that no comparison can be made with; None is what was not given."""
+    for name in ("rows", "batch_size", "max_length", "epochs", "learning_rate"):
+        value = getattr(options, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise FreezeError(f"--{name} {value!r}: give a number above 0.")
+    for seed in options.seeds:
+        if not 0 <= seed <= _LARGEST_SEED:
+            raise FreezeError(f"--seeds {seed!r}: give numbers from 0 to {_LARGEST_SEED}.")
+
+
+def _check_length(max_length: int, tokenizer: Any) -> None:
+    special = tokenizer.num_special_tokens_to_add()
+    if max_length <= special:
+        raise FreezeError(
+            f"--max_length {max_length} leaves no token of the text: the tokenizer adds {special} itself. Give more."
+        )
+
+
 def _new_model(name: str, classes: list[str]) -> Any:
     named = dict(enumerate(classes))
     return AutoModelForSequenceClassification.from_pretrained(
@@ -90,10 +113,11 @@ def _new_model(name: str, classes: list[str]) -> Any:
 
 
 def _arguments(options: argparse.Namespace) -> FreezeTrainingArguments:
+    rate = _RATE if options.model else _RATE_OF_MINILM
     return FreezeTrainingArguments(
         options.folder,
         num_train_epochs=options.epochs,
-        learning_rate=options.learning_rate or (_RATE if options.model else _RATE_OF_MINILM),
+        learning_rate=rate if options.learning_rate is None else options.learning_rate,
         per_device_train_batch_size=options.batch_size,
         per_device_eval_batch_size=4 * options.batch_size,
         warmup_steps=0.1,

@@ -32,8 +32,8 @@ def _without_interval(runs: Sequence[Run]) -> list[str]:
     said = []
     if apart:
         said.append(
-            f"Told apart without an error: {_names(apart)}. With {_positives(apart)} there are too few for one to show: "
-            "F1 has no interval."
+            f"Told apart without an error: {_names(apart)}. With {_positives(apart)} there are too few for one to "
+            "show: F1 has no interval."
         )
     if untold:
         said.append(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict
 
 from hf_freeze.errors import FreezeError
+from hf_freeze.reporting.text_files import read_columns, read_lines
 
 SMS_SPAM = Path(__file__).resolve().parents[2] / "examples" / "data" / "SMSSpamCollection.tsv.gz"
 """What the quickstart trains on; there in a clone of the repository, and not in an installed package."""
 
-_READERS = {"csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet"}
 _HELD_OUT = 0.15
 
 
@@ -31,32 +32,28 @@ def load_texts(file: str | None, *, text: str, label: str, rows: int | None, see
     """Read a csv, tsv, json, jsonl or parquet file, packed (.gz) or not; return `train`, `validation` and `test`.
 
     The columns `text` and `label` are renamed so; of rows that share a text the first is kept, and of those `rows` at
-    random. Without a file: the SMS Spam Collection. Raises `FreezeError` for what cannot be read so.
+    random. Rows without a text or a label are left out. Without a file: the SMS Spam Collection. Raises `FreezeError`
+    for what cannot be read so, for a column of something else than texts, for labels that are not two, and for too few
+    rows to have both in every part.
     """
-    data = _sms_spam() if file is None else _read(Path(file), text=text, label=label)
-    data = _distinct(data.filter(lambda row: row["text"] is not None and row["label"] is not None))
-    data = data.shuffle(seed=seed).select(range(min(rows or len(data), len(data))))
+    data = _sms_spam() if file is None else read_columns(Path(file), text=text, label=label)
+    data = _distinct(data.filter(lambda row: row["text"] not in (None, "") and row["label"] not in (None, "")))
+    if not len(data):
+        raise FreezeError(f"No row has both a text, in {text!r}, and a label, in {label!r}.")
+    data = data.shuffle(seed=seed).select(range(len(data) if rows is None else min(rows, len(data))))
     if not isinstance(data.features["label"], ClassLabel):
         data = data.class_encode_column("label")
     names = data.features["label"].names
     if len(names) != 2:
-        raise FreezeError(f"The column {label!r} has {len(names)} values, {names[:6]}; a comparison needs two.")
-    return _split(data, seed)
-
-
-def _read(path: Path, *, text: str, label: str) -> Dataset:
-    suffix = path.name.removesuffix(".gz").rpartition(".")[2]
-    if suffix not in _READERS or not path.is_file():
-        raise FreezeError(f"{str(path)!r} is not a file that ends in one of {', '.join(_READERS)}.")
-    options: dict[str, Any] = {"sep": "\t"} if suffix == "tsv" else {}
-    data = load_dataset(_READERS[suffix], data_files=str(path), split="train", **options)
-    if missing := {text, label} - set(data.column_names):
+        count = f"{len(names)} value{'s' * (len(names) != 1)} in {len(data)} different texts"
+        raise FreezeError(f"The column {label!r} has {count}, {names[:6]}; a comparison needs two.")
+    try:
+        return _split(data, seed)
+    except ValueError as error:
         raise FreezeError(
-            f"{str(path)!r} has no column {sorted(missing)[0]!r}; it has {data.column_names}. Name yours with "
-            "--text_column and --label_column."
-        )
-    data = data.select_columns([text, label])
-    return data.rename_columns({old: new for old, new in ((text, "text"), (label, "label")) if old != new})
+            f"{_counted(data, names)}: too few to have both labels in a training, a validation and a "
+            f"test set ({error}). Give more rows."
+        ) from error
 
 
 def _sms_spam() -> Dataset:
@@ -64,8 +61,7 @@ def _sms_spam() -> Dataset:
         raise FreezeError(
             "Name a file of texts and labels; the quickstart's own data are in a clone of hf_freeze only."
         )
-    options: dict[str, Any] = {"sep": "\t", "column_names": ["label", "text"], "quoting": 3}  # quotes mean nothing
-    return load_dataset("csv", data_files=str(SMS_SPAM), split="train", **options)
+    return read_lines(SMS_SPAM, ["label", "text"])
 
 
 def _distinct(data: Dataset) -> Dataset:
@@ -75,9 +71,17 @@ def _distinct(data: Dataset) -> Dataset:
     return data.select(sorted(first.values()))
 
 
+def _counted(data: Dataset, names: Sequence[str]) -> str:
+    counts = Counter(data["label"])
+    return f"{len(data)} rows, {', '.join(f'{counts[index]} of them {name!r}' for index, name in enumerate(names))}"
+
+
 def _split(data: Dataset, seed: int) -> DatasetDict:
+    """Split by label. Raises `ValueError` where that leaves a part without one of the labels."""
     parts = DatasetDict(train=data)
     for part, share in (("test", _HELD_OUT), ("validation", _HELD_OUT / (1 - _HELD_OUT))):
         both = parts["train"].train_test_split(share, seed=seed, stratify_by_column="label")
         parts["train"], parts[part] = both["train"], both["test"]
+    if poor := [part for part, rows in parts.items() if len(set(rows["label"])) < 2]:
+        raise ValueError(f"the part {poor[0]!r} has one label only")
     return parts

@@ -1,15 +1,14 @@
-"""`hf-freeze compare` in the shell, and the files that it reads."""
+"""`hf-freeze compare` in the shell."""
 
-import gzip
 import json
 
 import pytest
-from datasets import Dataset
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 
 from hf_freeze.errors import FreezeError
 from hf_freeze.reporting import compare_command, labelled_texts
 from hf_freeze.reporting.cli import main
-from hf_freeze.reporting.labelled_texts import load_texts
 from tests.debugging.subjects import word_tokenizer
 from tests.models import tiny_bert
 
@@ -73,49 +72,49 @@ def test_mistakes_are_one_line_and_exit_status_2(folder, capsys):
     assert "is not a file that ends in one of csv, tsv" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl", "parquet", "csv.gz"])
-def test_files_of_every_kind_are_read(tmp_path, kind):
-    path = tmp_path / f"rows.{kind}"
-    data = Dataset.from_list([{"words": row["text"], "kind": row["label"], "more": 1} for row in ROWS])
-    if kind == "parquet":
-        data.to_parquet(path)
-    elif kind.startswith("json"):
-        data.to_json(path)
-    else:
-        data.to_csv(tmp_path / "plain.csv", sep="\t" if kind == "tsv" else ",")
-        plain = (tmp_path / "plain.csv").read_bytes()
-        path.write_bytes(gzip.compress(plain) if kind.endswith("gz") else plain)
-    parts = load_texts(str(path), text="words", label="kind", rows=None)
-    texts = {row["text"]: row["label"] for row in ROWS}
-    assert {part: len(rows) for part, rows in parts.items()} == {"train": 56, "test": 12, "validation": 12}
-    for rows in parts.values():
-        names = rows.features["label"].names
-        assert all(texts[row["text"]] == names[row["label"]] for row in rows)
-        assert sum(rows["label"]) == len(rows) // 2
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--rows", "0"], "--rows 0: give a number above 0."),
+        (["--rows", "-5"], "--rows -5: give a number above 0."),
+        (["--batch_size", "0"], "--batch_size 0: give a number above 0."),
+        (["--max_length", "0"], "--max_length 0: give a number above 0."),
+        (["--epochs", "0"], "--epochs 0.0: give a number above 0."),
+        (["--epochs", "inf"], "--epochs inf: give a number above 0."),
+        (["--learning_rate", "0"], "--learning_rate 0.0: give a number above 0."),
+        (["--learning_rate", "nan"], "--learning_rate nan: give a number above 0."),
+        (["--seeds", "1", "-1"], "--seeds -1: give numbers from 0 to 4294967295."),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_before_a_file_is_looked_for(given, said, capsys):
+    assert main(["compare", "no-model", "no-file.csv", *given]) == 2
+    assert capsys.readouterr().err == f"hf-freeze: {said}\n"
 
 
-def test_rows_are_kept_once_and_as_many_as_wanted(tmp_path):
-    (tmp_path / "texts.jsonl").write_text(
-        "\n".join(json.dumps(row) for row in [*ROWS, *ROWS, {"text": None, "label": "ham"}])
+def test_a_length_that_leaves_nothing_of_the_text_is_refused(folder, capsys):
+    with_cls = AutoTokenizer.from_pretrained(folder / "model")
+    with_cls.backend_tokenizer.post_processor = TemplateProcessing(
+        single="w5 $0 w6", special_tokens=[("w5", 5), ("w6", 6)]
     )
-    parts = load_texts(str(tmp_path / "texts.jsonl"), text="text", label="label", rows=40)
-    texts = [text for rows in parts.values() for text in rows["text"]]
-    assert len(texts) == len(set(texts)) == 40
+    with_cls.save_pretrained(folder / "model")
+    assert command(folder, "--max_length", "2") == 2
+    assert "--max_length 2 leaves no token of the text: the tokenizer adds 2 itself" in capsys.readouterr().err
 
 
-def test_labels_that_are_not_two_are_refused(tmp_path):
-    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": str(i), "label": i % 3}) for i in range(30)))
-    with pytest.raises(FreezeError, match="'label' has 3 values"):
-        load_texts(str(tmp_path / "t.jsonl"), text="text", label="label", rows=None)
+def test_a_comparison_of_a_csv_file_goes_on_too(folder, capsys):
+    (folder / "texts.csv").write_text("text,label\n" + "\n".join(f"{row['text']},{row['label']}" for row in ROWS))
+    files = [str(folder / "model"), str(folder / "texts.csv"), "--plans", "full", "--folder", str(folder / "kept")]
+    for _ in range(2):
+        assert main(["compare", *files, "--use_cpu"]) == 0
+    assert len(list((folder / "kept" / "runs").iterdir())) == 1
 
 
-def test_without_a_file_the_rows_of_the_quickstart_are_used(monkeypatch, tmp_path):
-    parts = load_texts(None, text="text", label="label", rows=200)
-    assert parts["train"].features["label"].names == ["ham", "spam"]
-    assert sum(map(len, parts.values())) == 200
-    monkeypatch.setattr(labelled_texts, "SMS_SPAM", tmp_path / "none")
-    with pytest.raises(FreezeError, match="in a clone of hf_freeze only"):
-        load_texts(None, text="text", label="label", rows=None)
+def test_without_a_rate_it_is_that_of_the_model(folder, monkeypatch):
+    given = {}
+    monkeypatch.setattr(compare_command, "compare", lambda *_, **named: given.update(named))
+    files = [str(folder / "model"), str(folder / "texts.jsonl")]
+    assert main(["compare", *files, "--use_cpu"]) == 0
+    assert given["args"].learning_rate == 5e-5
 
 
 def test_without_a_model_that_of_the_quickstart_is_used_if_it_is_installed(monkeypatch):
