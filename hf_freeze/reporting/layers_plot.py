@@ -13,9 +13,9 @@ def plot_layers(suggestion: LayerSuggestion, path: str | Path | None = None) -> 
     """Draw the score of a linear probe at every depth, the standard error below the best, and the depth that suffices.
 
     `path` writes the figure there (PNG by its suffix). Returns the matplotlib figure. Raises `FreezeError` when
-    matplotlib is missing.
+    matplotlib is missing or no picture can be written to `path`.
     """
-    figure = new_figure("plot_layers", width=7.0, height=4.0)
+    figure = new_figure("plot_layers", width=7.0, height=4.0, path=path)
     axes = figure.subplots()
     best, chosen = suggestion.best, suggestion.depth
     depths = [score.depth for score in suggestion.scores]

@@ -113,7 +113,7 @@ class FreezeTrainerMixin(CachedFeaturesTrainerMixin, ScaledLossTrainerMixin, Thr
             return super().create_optimizer(*_given(model))
         before = self.optimizer_cls_and_kwargs
         cls, kwargs = before or self.get_optimizer_cls_and_kwargs(self.args, target)
-        self.optimizer_cls_and_kwargs = cls, _with_groups(cls, kwargs, with_parameters(specs, target))
+        self.optimizer_cls_and_kwargs = cls, with_groups(cls, kwargs, with_parameters(specs, target))
         try:
             optimizer = super().create_optimizer(*_given(model))
         finally:
@@ -254,7 +254,7 @@ class _LossWindow(TrainerCallback):
         self._trainer._restore_loss_window()
 
 
-def _with_groups(cls: Any, kwargs: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
+def with_groups(cls: Any, kwargs: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
     """Hand our groups to an optimizer class in the way that `Trainer.create_optimizer` reads them."""
     takes_groups = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
     if "optimizer_dict" in kwargs or "model" in kwargs or not takes_groups:

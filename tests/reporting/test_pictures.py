@@ -11,8 +11,10 @@ from hf_freeze import FreezeError, FreezePlan, Plateau, Stage, plot_history, plo
 from hf_freeze.reporting.cli import main
 from hf_freeze.reporting.comparison import Comparison
 from hf_freeze.reporting.comparison_plot import plot_comparison
+from hf_freeze.reporting.layers_plot import plot_layers
 from hf_freeze.reporting.plan_plot import FROZEN, RATE_0
 from hf_freeze.reporting.plots import plot_threshold
+from hf_freeze.reporting.suggestion import DepthScore, LayerSuggestion
 from tests.models import text_rows, tiny_bert
 from tests.reporting.compared import run
 from tests.training.runs import arguments, freeze_trainer, training_logs
@@ -288,10 +290,19 @@ def drawings(tmp_path_factory):
         plot_history: [{"step": 1, "loss": 0.5}],
         plot_threshold: tuned,
         plot_comparison: Comparison(runs=[run()]),
+        plot_layers: LayerSuggestion(
+            scores=tuple(DepthScore(depth=depth, folds=(0.8, 0.9)) for depth in range(3)),
+            layers=2,
+            scoring="accuracy",
+            reads=("mean",),
+            rows=10,
+            extraction_seconds=1.0,
+            probe_seconds=1.0,
+        ),
     }
 
 
-@pytest.mark.parametrize("draw", [plot_plan, plot_history, plot_threshold, plot_comparison])
+@pytest.mark.parametrize("draw", [plot_plan, plot_history, plot_threshold, plot_comparison, plot_layers])
 @pytest.mark.parametrize(
     ("path", "message"),
     [
