@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
+import gc
+import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
-import peft
 import torch
-import transformers
-from datasets import IterableDataset as IterableHubDataset
 from torch import nn
-from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 
 from hf_freeze.binary.metrics import BinaryClassificationMetrics
-from hf_freeze.errors import PlanError, UnsupportedSetupError
-from hf_freeze.features.fingerprint import digest_data
-from hf_freeze.features.untouched import random_states_kept, seed_all
+from hf_freeze.errors import FreezeError, PlanError, UnsupportedSetupError
+from hf_freeze.features.untouched import random_states_kept
+from hf_freeze.reporting.compared_data import check_rows, check_sets
 from hf_freeze.reporting.comparison import Comparison, line_of
-from hf_freeze.reporting.contenders import Contender, Plan, default_contenders, read_contenders
+from hf_freeze.reporting.contenders import Contender, Plan
+from hf_freeze.reporting.fitting import fitting_contenders
+from hf_freeze.reporting.fresh_model import check_model_init, weights_of
+from hf_freeze.reporting.run_key import shared_settings
 from hf_freeze.reporting.runs import Run, digest, path_of, read_run, write_run
-from hf_freeze.reporting.trial import EVALUATED, LOGGED, Task, run_arguments, train
+from hf_freeze.reporting.trial import FEATURES, WORK, Task, run_arguments, train
 from hf_freeze.training.arguments import FreezeTrainingArguments
-from hf_freeze.training.digests import digests
-from hf_freeze.training.groups import param_groups
 
-_NOT_OF_THE_RUN = {"output_dir", "run_name", "report_to", "disable_tqdm", "project", "log_level", "log_level_replica"}
-_NOT_OF_THE_RUN |= {"seed", "save_strategy", "save_steps", "save_total_limit", "logging_steps", "logging_strategy"}
-"""Arguments that change nothing of what is compared, or that every run sets for itself."""
+logger = logging.getLogger(__name__)
+
+_ALL = Contender(plan="full")
 
 
 def compare(
@@ -53,18 +54,26 @@ def compare(
 
     plans: name -> a `FreezePlan`, the name of a recipe, a PEFT configuration, or a `Contender`, which has learning
     rates of its own. Without: linear probe, last layers, gradual, LP-FT, layer-wise decay, LoRA and full fine-tuning,
-    around the learning rate of `args` (see `default_contenders`).
+    around the learning rate of `args` (see `default_contenders`); those are left out, with a warning in the log, that
+    do not fit the model or so short a run.
     args: what all share; they declare no plan. Nothing is saved but the figures. Without an `eval_strategy` the
     validation set is evaluated four times a run. A linear probe trains on features that are computed once
     (`cache_frozen`) where that is exact.
     eval_dataset: the threshold is tuned on it, after every evaluation anew; test_dataset: only judged, at the end.
     folder: a finished run is kept there as one JSON file, so that an interrupted comparison goes on where it stopped.
-    The key is a digest of the plan, rates, arguments, seed, first weights, rows, the first batch as the model gets it,
-    and versions: a run with anything changed is another run.
+    The key is a digest of the name, plan, rates, arguments, seed and versions; of the model its first weights, its
+    configuration, the settings of its modules and the code of classes of one's own; the rows, a few of them as the
+    model gets them, and the code of the collator. A run with any of it changed is another run. Not covered: what code
+    reads from files, the environment or objects of classes other than numbers, texts and containers of them; attributes
+    of the data set that only show in rows which are not among the few; and rows that differ at each drawing also by one
+    seed, of which a warning tells.
 
-    Raises `PlanError` and `SelectionError` before anything is trained; `UnsupportedSetupError` on several processes.
+    Raises `PlanError` and `SelectionError` for plans that do not fit the model or the length of the run, and
+    `FreezeError` for data that cannot be trained and judged on (no rows, other labels than of two classes, one class
+    only), a run of no steps, and a `model_init` that returns one model again or draws other weights under one seed: all
+    before anything is trained. `UnsupportedSetupError` on several processes and for iterable sets. A run that breaks
+    off is among the `failures` of the result, and tried again by the next call; only if all do, `FreezeError`.
     """
-    _check(args, seeds, (train_dataset, eval_dataset))
     task = Task(
         model_init=model_init,
         args=args,
@@ -75,13 +84,22 @@ def compare(
         data_collator=data_collator,
         positive=positive,
     )
+    _check(task, seeds)
     with random_states_kept():
-        contenders = _contenders(plans, task)
-        runs = _run_all(contenders, task, seeds, Path(folder), show_progress)
-    return Comparison(runs=tuple(runs))
+        try:
+            contenders, settings = _prepared(plans, task, seeds, Path(folder))
+            comparison = _Runs(task, contenders, settings, Path(folder), show_progress).make(seeds)
+            if not comparison.failures:
+                shutil.rmtree(Path(folder) / WORK / FEATURES, ignore_errors=True)
+            return comparison
+        finally:
+            for left in (Path(folder) / WORK / FEATURES, Path(folder) / WORK):
+                with suppress(OSError):  # there is none, or what a run still to be made will need is in it
+                    left.rmdir()
 
 
-def _check(args: Any, seeds: Sequence[int], data: Sequence[Any]) -> None:
+def _check(task: Task, seeds: Sequence[int]) -> None:
+    args = task.args
     if not isinstance(args, FreezeTrainingArguments):
         raise PlanError(
             f"args is a {type(args).__name__}; compare needs FreezeTrainingArguments, which have the rates."
@@ -92,49 +110,84 @@ def _check(args: Any, seeds: Sequence[int], data: Sequence[Any]) -> None:
         raise UnsupportedSetupError(
             f"compare runs on one process, and there are {args.world_size}. Start it without accelerate launch."
         )
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise PlanError(f"seeds={list(seeds)!r}: give one or more different seeds.")
-    if any(isinstance(rows, IterableDataset | IterableHubDataset) or not hasattr(rows, "__len__") for rows in data):
-        raise UnsupportedSetupError("compare digests the rows of its data sets: an iterable one has none by number.")
+    several = isinstance(seeds, Sequence) and all(isinstance(seed, int) for seed in seeds)
+    if not several or not seeds or len(set(seeds)) != len(seeds):
+        raise PlanError(f"seeds={seeds!r}: give one or more different whole numbers, as in seeds=(1, 2, 3).")
+    check_sets(task.sets)
 
 
-def _contenders(plans: Mapping[str, Plan] | None, task: Task) -> dict[str, Contender]:
-    """Read the plans and hold them against the model: every mistake shows before the first hour of training."""
-    model = Contender(plan="full").model(task.model_init, 0)
-    known = default_contenders(model, task.args, train_rows=len(task.train_dataset)) if plans is None else plans
-    contenders = read_contenders(known)
+def _prepared(
+    plans: Mapping[str, Plan] | None, task: Task, seeds: Sequence[int], folder: Path
+) -> tuple[dict[str, Contender], dict[str, Any]]:
+    """Check everything that can be checked before the first hour of training; return what all runs have in common."""
+    model, description = check_model_init(lambda: _ALL.model(task.model_init, seeds[0]))
     BinaryClassificationMetrics(positive=task.positive).prepare(model)
-    for contender in contenders.values():
-        own = model if contender.adapter is None else contender.model(task.model_init, 0)
-        rates: dict[str, Any] = {"layer_lr_decay": task.args.layer_lr_decay, "group_lrs": task.args.rates_by_selection}
-        rates |= {"lr": contender.learning_rate, **contender.rates}
-        names = ("lr", "layer_lr_decay", "group_lrs")
-        param_groups(own, task.args, plan=contender.freeze_plan, **{name: rates[name] for name in names})
-    return contenders
+    contenders = fitting_contenders(plans, task, model)
+    trainer = task.trainer(model, run_arguments(_ALL, task.args, seed=seeds[0], folder=folder, probe=False))
+    loaders = task.loaders(trainer)
+    check_rows(trainer, task, loaders)
+    return contenders, shared_settings(task, description, loaders)
 
 
-def _run_all(
-    contenders: Mapping[str, Contender], task: Task, seeds: Sequence[int], folder: Path, show_progress: bool
-) -> list[Run]:
-    shared = _shared(task)
-    pairs = [(name, seed) for seed in seeds for name in contenders]
-    runs = []
-    # Without a terminal (disable=None) no bar, and a line for each finished run all the same.
-    with tqdm(total=len(pairs), unit="run", disable=None if show_progress else True, file=sys.stderr) as bar:
-        first = {seed: _beginning(task, seed, folder) for seed in seeds}
-        for name, seed in pairs:
-            settings = {**shared, **contenders[name].settings(), "seed": seed, "beginning": first[seed]}
-            key = digest(settings)
-            path = path_of(folder / "runs", name, seed, key)
-            run = read_run(path, key)
-            if run is None:
-                run = train(name, contenders[name], task, seed=seed, folder=folder, note=_Note(bar))
-                write_run(path, run, key)
-            if show_progress:
-                bar.write(line_of(run), file=sys.stderr)
-            bar.update()
-            runs.append(run)
-    return sorted(runs, key=lambda run: [*contenders].index(run.name))
+@dataclass(frozen=True)
+class _Runs:
+    """The runs of a comparison: those that are kept in the folder, and those still to be made."""
+
+    task: Task
+    contenders: Mapping[str, Contender]
+    settings: Mapping[str, Any]
+    folder: Path
+    show_progress: bool
+
+    def make(self, seeds: Sequence[int]) -> Comparison:
+        """Make them seed by seed, so that after an interruption every plan has about as many."""
+        runs: list[Run] = []
+        failures: list[tuple[str, int, str]] = []
+        # Without a terminal (disable=None) no bar, and a line for each finished run all the same.
+        disable = None if self.show_progress else True
+        with tqdm(total=len(seeds) * len(self.contenders), unit="run", disable=disable, file=sys.stderr) as bar:
+            for seed in seeds:
+                weights = weights_of(_ALL.model(self.task.model_init, seed))
+                for name in self.contenders:
+                    outcome = self._one(name, seed, weights, bar)
+                    if isinstance(outcome, Run):
+                        runs.append(outcome)
+                    else:
+                        failures.append((name, seed, outcome))
+                    if self.show_progress and isinstance(outcome, Run):
+                        bar.write(line_of(outcome), file=sys.stderr)
+                    bar.update()
+        if not runs:
+            reasons = "; ".join(f"{name}, seed {seed}: {reason}" for name, seed, reason in failures)
+            raise FreezeError(f"None of the {len(failures)} runs could be finished. {reasons}.")
+        order = [*self.contenders]
+        return Comparison(runs=tuple(sorted(runs, key=lambda run: order.index(run.name))), failures=tuple(failures))
+
+    def _one(self, name: str, seed: int, weights: Mapping[str, Any], bar: tqdm[Any]) -> Run | str:
+        """Return the run, or why it broke off."""
+        contender = self.contenders[name]
+        key = digest({**self.settings, **contender.settings(), "name": name, "seed": seed, "weights": weights})
+        path = path_of(self.folder / "runs", name, seed, key)
+        run = read_run(path, key)
+        if run is not None:
+            return run
+        try:
+            run = train(name, contender, self.task, seed=seed, folder=self.folder, note=_Note(bar))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            logger.warning("%s, seed %d, failed, and the comparison goes on without it: %s", name, seed, reason)
+        else:
+            write_run(path, run, key)
+            return run
+        _free_memory()
+        return reason
+
+
+def _free_memory() -> None:
+    """Let go of the model of a run that broke off, which its exception held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class _Note:
@@ -148,33 +201,3 @@ class _Note:
         if time.monotonic() - self._shown > 0.5:
             self._shown = time.monotonic()
             self._bar.set_postfix_str(text)
-
-
-def _shared(task: Task) -> dict[str, Any]:
-    """What all runs have in common, as JSON-able values."""
-    given: dict[str, Any] = task.args.to_dict()  # type: ignore[no-untyped-call]
-    args = {name: value for name, value in given.items() if name not in _NOT_OF_THE_RUN}
-    sets = {"train": task.train_dataset, "eval": task.eval_dataset, "test": task.test_dataset}
-    versions = (torch, transformers, peft, datasets)
-    return {
-        "args": args,
-        "data": {name: None if rows is None else digest_data(rows) for name, rows in sets.items()},
-        "positive": task.positive,
-        "device": task.args.device.type,
-        "curve": [LOGGED, EVALUATED],
-        "versions": {module.__name__: module.__version__ for module in versions},
-    }
-
-
-def _beginning(task: Task, seed: int, folder: Path) -> str:
-    """Digest the weights that a run with this seed begins with, and the first batch that it evaluates."""
-    everything = Contender(plan="full")
-    model = everything.model(task.model_init, seed)
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    weights = digests(tensors)
-    trainer = task.trainer(model, run_arguments(everything, task.args, seed=seed, folder=folder, probe=False))
-    seed_all(seed)
-    batch = next(iter(trainer.get_eval_dataloader()))
-    inputs = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
-    shapes = {name: list(tensor.shape) for name, tensor in {**tensors, **inputs}.items()}
-    return digest([type(model).__qualname__, repr(model), weights, digests(inputs), shapes])

@@ -16,7 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from hf_freeze.errors import PlanError
 from hf_freeze.plan import recipes
 from hf_freeze.plan.stages import FreezePlan, TopDown
-from hf_freeze.selection.language import evaluate
+from hf_freeze.reporting.rates import steps_per_epoch
+from hf_freeze.selection.language import evaluate, paths_in_front
 from hf_freeze.selection.model_map import map_model
 from hf_freeze.training.arguments import FreezeArguments
 
@@ -81,7 +82,12 @@ Plan: TypeAlias = FreezePlan | str | PeftConfig | Contender
 
 
 def read_contenders(plans: Mapping[str, Plan]) -> dict[str, Contender]:
-    """Read what is to be compared. Raises `PlanError` for what is none of the four, and for an empty mapping."""
+    """Read what is to be compared. Raises `PlanError` for what is none of the four, and for no or an empty mapping."""
+    if not isinstance(plans, Mapping):
+        raise PlanError(
+            f"plans={plans!r} is a {type(plans).__name__}; compare needs a mapping of names to plans, such as "
+            "{'probe': 'linear-probe', 'all': 'full'}."
+        )
     if not plans:
         raise PlanError("plans={}: there is nothing to compare.")
     return {name: _read(name, plan) for name, plan in plans.items()}
@@ -104,13 +110,15 @@ def default_contenders(model: nn.Module, args: FreezeArguments, *, train_rows: i
     """Return the ways that have a name, for this model, around the learning rate of the arguments.
 
     That rate is taken to suit full fine-tuning. What is new (a head, adapters) learns at a higher one: the head at 10
-    times, at 100 times where nothing else trains, LoRA at 3 times.
+    times, at 100 times where nothing else trains, LoRA at 3 times. Where a model has several stacks of layers, the last
+    layers are those of the decoder, or of the stack that comes last. A model or a run that is too small for some of the
+    ways has them here all the same; `compare` leaves them out.
     """
     rate = args.learning_rate  # type: ignore[attr-defined]  # of the TrainingArguments that it is mixed into
     head = {"head": 10 * rate}
     return {
         "linear-probe": Contender(plan=recipes.linear_probe(), learning_rate=100 * rate),
-        "last-layers": Contender(plan=recipes.last_layers(2), learning_rate=3 * rate, group_lrs=head),
+        "last-layers": Contender(plan=_last_layers(model), learning_rate=3 * rate, group_lrs=head),
         "gradual": Contender(plan=_gradual(model, args, train_rows), group_lrs=head),
         "lp-ft": Contender(plan=recipes.lp_ft(), group_lrs=head),
         "layer-decay": Contender(plan=recipes.full(), learning_rate=2 * rate, layer_lr_decay=0.8, group_lrs=head),
@@ -136,14 +144,24 @@ def _lora(model: nn.Module, rate: float, head: dict[str, float]) -> dict[str, Co
     return {"lora": Contender(plan=plan, adapter=config, learning_rate=rate, group_lrs=head)}
 
 
+def _last_layers(model: nn.Module) -> FreezePlan:
+    """The head and the last two layers; those next to the head where there are several stacks."""
+    stacks = map_model(model).stacks
+    if len(stacks) < 2:
+        return recipes.last_layers(2)
+    paths = paths_in_front(stacks)
+    decoders = [path for path in paths if "decoder" in path]
+    return FreezePlan(trainable=["head", f"{(decoders or paths)[-1]}.layers[-2:]"])
+
+
 def _gradual(model: nn.Module, args: Any, train_rows: int) -> FreezePlan:
-    """Thaw from the top down in four stages, the last of them at 60 % of the run."""
+    """Thaw from the top down, the last of it at 60 % of the run: in four stages, in fewer where steps are few."""
+    per_epoch = steps_per_epoch(args, train_rows)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
     layers = max((len(stack.layers) for stack in map_model(model).stacks), default=1)
-    per_stage = math.ceil(layers / _STAGES)
-    epochs = args.num_train_epochs
-    if args.max_steps > 0:
-        epochs = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps / max(train_rows, 1)
-    stages = math.ceil(layers / per_stage) + 1  # and one for what lies below the layers
-    return FreezePlan(
-        trainable="head", stages=[TopDown(every_epochs=_LAST_THAW * epochs / stages, layers_per_stage=per_stage)]
-    )
+    # One stage more than these, for what lies below the layers; each begins a step after the one before, at least.
+    of_layers = max(min(_STAGES, math.floor(_LAST_THAW * steps) - 1), 1)
+    per_stage = math.ceil(layers / of_layers)
+    stages = math.ceil(layers / per_stage) + 1
+    every = _LAST_THAW * steps / per_epoch / stages
+    return FreezePlan(trainable="head", stages=[TopDown(every_epochs=every, layers_per_stage=per_stage)])

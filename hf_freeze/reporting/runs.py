@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -32,10 +33,12 @@ class Evaluation:
 class Run:
     """One plan, trained with one seed.
 
-    `trainable` counts what trains at any time. `training_losses` are means over equal stretches of the run. `interval`
-    is the 95 % interval of F1 on fresh rows at the end. `at_half` has accuracy and recall at probability 0.5, `tested`
-    the figures of the test set at the tuned threshold. `seconds` are those of training: features computed once are
-    among them, evaluations are not. `stored_features` says whether it trained on features computed once.
+    `trainable` counts what trained in a stage that began. `training_losses` are means over equal stretches of the run,
+    NaN where it diverged. `interval` is the 95 % interval of F1 on fresh rows at the end, None where the last
+    evaluation could tune no threshold; `remark` then says why. `at_half` has accuracy and recall at probability 0.5,
+    `tested` the figures of the test set at the tuned threshold. `seconds` are those of training: features computed once
+    are among them, evaluations are not. `stored_features` says whether every training step went over features computed
+    once.
     """
 
     name: str
@@ -68,13 +71,19 @@ class Run:
     def training_loss_error(self) -> float:
         """Standard error of the training loss over the last quarter; infinite where it cannot be told."""
         losses = self._quarter(4)
-        return float(stdev(losses) / len(losses) ** 0.5) if len(losses) > 1 else float("inf")
+        told = len(losses) > 1 and all(map(math.isfinite, losses))
+        return deviation(losses) / len(losses) ** 0.5 if told else math.inf
 
     def _quarter(self, number: int) -> list[float]:
         losses = list(self.training_losses)
         size = max(len(losses) // 4, 1)
         end = len(losses) - (4 - number) * size
         return losses[max(end - size, 0) : max(end, 1)] or [float("nan")]
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Return the standard deviation; NaN where a value is not finite, as after a run that diverged."""
+    return stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def digest(settings: Any) -> str:

@@ -1,4 +1,4 @@
-"""Train one contender with one seed, and note what a comparison needs to know."""
+"""Train one contender with one seed."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from hf_freeze.binary.counts import count_scores
 from hf_freeze.binary.diagnosis import ThresholdWarning
-from hf_freeze.binary.figures import figures_at
-from hf_freeze.binary.labels import PositiveLabel
 from hf_freeze.binary.metrics import BinaryClassificationMetrics
-from hf_freeze.binary.rows import read_rows
+from hf_freeze.binary.result import ThresholdResult
 from hf_freeze.reporting.contenders import Contender
-from hf_freeze.reporting.peak_memory import Peak, peak_memory
-from hf_freeze.reporting.runs import Evaluation, Run
+from hf_freeze.reporting.outcome import read_outcome
+from hf_freeze.reporting.peak_memory import peak_memory
+from hf_freeze.reporting.runs import Run
 from hf_freeze.training.arguments import FreezeTrainingArguments
 from hf_freeze.training.trainer import FreezeTrainer
 
@@ -32,6 +31,11 @@ LOGGED = 40
 
 EVALUATED = 4
 """Where the arguments do not evaluate, the validation set is evaluated so many times a run, beside the start."""
+
+WORK = "work"
+"""Where runs keep, below the folder of the comparison, what is gone when all are finished."""
+
+FEATURES = "frozen_features"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,12 @@ class Task:
     data_collator: Any = None
     positive: int | str = 1
 
+    @property
+    def sets(self) -> dict[str, Any]:
+        """Name -> the rows of that set; a test set only where there is one."""
+        test = {} if self.test_dataset is None else {"test": self.test_dataset}
+        return {"train": self.train_dataset, "eval": self.eval_dataset, **test}
+
     def trainer(self, model: nn.Module, args: TrainingArguments, **given: Any) -> ComparedTrainer:
         """Build the trainer of a run."""
         return ComparedTrainer(
@@ -60,22 +70,45 @@ class Task:
             **given,
         )
 
+    def loaders(self, trainer: ComparedTrainer) -> dict[str, DataLoader[Any]]:
+        """Return, by the name of its set, what hands the rows to a trainer."""
+        test = {} if self.test_dataset is None else {"test": trainer.get_test_dataloader(self.test_dataset)}
+        return {"train": trainer.get_train_dataloader(), "eval": trainer.get_eval_dataloader(), **test}
+
 
 class ComparedTrainer(FreezeTrainer):
-    """Keeps the outputs of the last evaluation, and whether it trained on stored features."""
+    """Notes what the last evaluation gave, which stages trained, and whether training went over stored features."""
 
     last_outputs: tuple[Any, Any] = (None, None)
-    stored_features = False
+    last_tuned: ThresholdResult | None = None
+    """What the last evaluation tuned; None where it could tune nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.stages_trained: set[int] = set()
+        self.steps_on_features: set[bool] = set()
+
+    @property
+    def trained(self) -> frozenset[str]:
+        """The names of the parameters that trained in a stage which began."""
+        names = self._freezing.prepare(self.args, self.model).names
+        return frozenset().union(*(names[stage] for stage in self.stages_trained))
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate as the Trainer does."""
+        metrics: Any = self.compute_metrics
+        before = metrics.result
         found = super().evaluation_loop(*args, **kwargs)
         self.last_outputs = found.predictions, found.label_ids
+        self.last_tuned = None if metrics.result is before else metrics.result
         return found
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Step as the Trainer does."""
-        self.stored_features |= bool(self._cache is not None and self._cache.kept)
+        kept = [] if self._cache is None else self._cache.kept
+        self.steps_on_features.add(self._name_of(self.train_dataset) in kept)
+        if self._freezing.stage is not None:
+            self.stages_trained.add(self._freezing.stage)
         return super().training_step(*args, **kwargs)
 
 
@@ -84,15 +117,17 @@ def run_arguments(
 ) -> FreezeTrainingArguments:
     """Return the arguments of one run: the shared ones, with the contender's rates, evaluated and logged alike."""
     own = copy.copy(args)
-    own.output_dir, own.seed = str(folder / "work"), seed
+    own.output_dir, own.seed = str(folder / WORK), seed
+    own.push_to_hub = False
     own.save_strategy, own.load_best_model_at_end = SaveStrategy.NO, False
     own.logging_strategy, own.logging_steps = IntervalStrategy.STEPS, 1 / LOGGED
+    own.logging_first_step, own.logging_nan_inf_filter = False, False
     own.eval_on_start, own.batch_eval_metrics, own.prediction_loss_only = True, False, False
     own.disable_tqdm = True  # one bar for all runs, not one for each
     if args.eval_strategy == IntervalStrategy.NO:
         own.eval_strategy, own.eval_steps = IntervalStrategy.STEPS, 1 / EVALUATED
     if probe and not args.cache_frozen:
-        own.cache_frozen = str(folder / "frozen_features")
+        own.cache_frozen = str(folder / WORK / FEATURES)
     for name, value in contender.rates.items():
         setattr(own, name, dict(value) if isinstance(value, Mapping) else value)
     return own
@@ -111,75 +146,22 @@ def train(name: str, contender: Contender, task: Task, *, seed: int, folder: Pat
         began = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - began
-    return _read(name, trainer, task, seconds=seconds, peak=peak)
-
-
-def _read(name: str, trainer: ComparedTrainer, task: Task, *, seconds: float, peak: Peak) -> Run:
-    history = trainer.state.log_history
-    evaluations = [entry for entry in history if "eval_f1_oob" in entry]
-    metrics: Any = trainer.compute_metrics
-    result = metrics.result
-    n_pos, at_half = _at_half(
-        trainer, PositiveLabel(task.positive).with_names_from(getattr(trainer.model, "config", None)).id
-    )
-    parameters = dict(trainer.model.named_parameters())
-    trainable = trainer._freezing.prepare(trainer.args, trainer.model).ever_trainable
-    return Run(
-        name=name,
-        seed=trainer.args.seed,
-        parameters=sum(parameter.numel() for parameter in parameters.values()),
-        trainable=sum(parameter.numel() for own, parameter in parameters.items() if own in trainable),
-        training_losses=tuple(entry["loss"] for entry in history if "loss" in entry),
-        evaluations=tuple(map(_evaluation, evaluations)),
-        interval=None if result is None else result.interval,
-        at_half=at_half,
-        n_pos=n_pos,
-        tested=_tested(trainer, task),
-        seconds=seconds - sum(entry["eval_runtime"] for entry in evaluations),
-        peak_bytes=peak.bytes,
-        device=trainer.args.device.type,
-        stored_features=trainer.stored_features,
-        remark="no threshold could be tuned" if result is None else result.message,
-    )
-
-
-def _evaluation(entry: Mapping[str, Any]) -> Evaluation:
-    return Evaluation(
-        step=int(entry["step"]),
-        loss=entry["eval_loss"],
-        average_precision=entry["eval_average_precision"],
-        f1=entry["eval_f1_oob"],
-        accuracy=entry["eval_accuracy"],
-        recall=entry["eval_recall"],
-    )
-
-
-def _at_half(trainer: ComparedTrainer, positive: int) -> tuple[int, dict[str, float]]:
-    """Count positives, and return accuracy and recall at probability 0.5, of the last evaluation."""
-    logits, labels = trainer.last_outputs
-    rows = read_rows(logits, labels, positive=positive)
-    if rows.n_nan:
-        return rows.n_pos, {}
-    figures = figures_at(0.0, count_scores(rows.margin, rows.positive))
-    return rows.n_pos, {what: figures[what] for what in ("accuracy", "recall")}
-
-
-def _tested(trainer: ComparedTrainer, task: Task) -> dict[str, float] | None:
-    if task.test_dataset is None:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ThresholdWarning)
-        figures = trainer.predict(task.test_dataset).metrics
-    return {name: figures[f"test_{name}"] for name in ("loss", "f1", "average_precision", "accuracy", "recall")}
+    return read_outcome(name, trainer, task, seconds=seconds, peak_bytes=peak.bytes)
 
 
 class _Watch(TrainerCallback):
-    """Evaluates after the last step too, as it is after the last epoch anyway, and says how far the run is."""
+    """Evaluates at the end of training, whatever the arguments say of when, and says how far the run is."""
 
     def __init__(self, name: str, note: Callable[[str], None]) -> None:
         self._name, self._note = name, note
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._note(f"{self._name}, seed {args.seed}: step {state.global_step} of {state.max_steps}")
-        if state.global_step >= state.max_steps and args.eval_strategy == IntervalStrategy.STEPS:
+        if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.EPOCH:
+            control.should_evaluate = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step >= state.max_steps and args.eval_strategy == IntervalStrategy.EPOCH:
             control.should_evaluate = True

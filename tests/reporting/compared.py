@@ -1,6 +1,11 @@
 """Runs of a comparison made by hand, and a tiny comparison that is really run."""
 
+import random
 from functools import partial
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
 
 from hf_freeze import FreezeTrainingArguments
 from hf_freeze.reporting.compare import compare
@@ -52,3 +57,42 @@ def tiny_comparison(plans, folder, **given):
         "show_progress": False,
     }
     return compare(plans, folder=folder, **{**values, **given})
+
+
+class Weighted(nn.Module):
+    """A model of one's own, whose loss has a weight and a set of names, and hangs on a global."""
+
+    def __init__(self, weight=1.0):
+        super().__init__()
+        self.inner = tiny_bert()
+        self.weight = weight
+        self.names = {"spam", "ham", "eggs", "bacon"}
+        self.config = self.inner.config
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        logits = self.inner(input_ids, attention_mask).logits
+        weight = torch.tensor([1.0, self.weight])
+        return {"loss": SCALE * nn.functional.cross_entropy(logits, labels, weight=weight), "logits": logits}
+
+
+SCALE = 1.0
+
+
+class Augmented(Dataset):
+    """Rows with a token masked at random, from the generator of python."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, number):
+        row = self.rows[number]
+        return {**row, "input_ids": [row["input_ids"][0], random.randrange(6, 60), *row["input_ids"][2:]]}
+
+
+def resumable(folder):
+    """A comparison whose model, loss and rows are all of one's own."""
+    given = {"model_init": Weighted, "train_dataset": Augmented(text_rows(48)), "args": arguments(max_steps=1)}
+    return tiny_comparison({"plan": "full"}, folder, **given)
