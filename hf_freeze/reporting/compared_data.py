@@ -52,13 +52,14 @@ def check_rows(trainer: ComparedTrainer, task: Task, loaders: Mapping[str, DataL
     A loader that drops all rows, a run of no steps, labels that are not of two classes or only of one of them, and
     rows that the model cannot take.
     """
+    args = task.args
     for name, loader in loaders.items():
         if not len(loader):
+            size = args.train_batch_size if name == "train" else args.eval_batch_size
             raise FreezeError(
-                f"{name}_dataset: its {len(task.sets[name])} rows do not fill one batch of {loader.batch_size}, and "
+                f"{name}_dataset: its {len(task.sets[name])} rows do not fill one batch of {size}, and "
                 "dataloader_drop_last leaves such a batch out. Take smaller batches, or dataloader_drop_last=False."
             )
-    args = task.args
     steps = args.max_steps
     if steps <= 0:
         steps = math.ceil(args.num_train_epochs * steps_per_epoch(args, len(task.train_dataset)))

@@ -70,8 +70,14 @@ def three(label, index):
         ({"train_dataset": relabelled(lambda label, index: bool(label))}, r"train_dataset: .* labels \(bool, \(8,\)\)"),
         ({"eval_dataset": [{"input_ids": [3, 4]}]}, "eval_dataset: no labels reach the model"),
         ({"model_init": ThreeLogits}, r"Logits of shape \(8, 3\)"),
-        ({"args": arguments(dataloader_drop_last=True), "train_dataset": text_rows(5)}, "5 rows do not fill one batch"),
-        ({"args": arguments(dataloader_drop_last=True), "eval_dataset": text_rows(5)}, "5 rows do not fill one batch"),
+        (
+            {"args": arguments(dataloader_drop_last=True), "train_dataset": text_rows(5)},
+            "5 rows do not fill one batch of 8",
+        ),
+        (
+            {"args": arguments(dataloader_drop_last=True), "eval_dataset": text_rows(5)},
+            "5 rows do not fill one batch of 16",
+        ),
         ({"args": arguments(max_steps=-1, num_train_epochs=0)}, "a run of 0 steps"),
         ({"seeds": 3}, "seeds=3"),
         ({"model_init": dict}, "model_init returned a dict"),

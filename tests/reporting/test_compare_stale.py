@@ -50,6 +50,9 @@ class OtherLoss(Weighted):
         return {**found, "loss": found["loss"] * 2}
 
 
+OtherLoss.__name__ = OtherLoss.__qualname__ = "Weighted"
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
