@@ -2,8 +2,10 @@
 
     python examples/three_plans_compared.py      # 30 seconds on 2 CPU cores
 
-What to read: validation loss that falls while recall rises says that freezing helps; a training loss that stays high
-says that frozen layers keep the model from learning. all-MiniLM-L6-v2 on SMS spam.
+Each has the rate and the passes that it needs: for the probe a large rate and ten passes, which are cheap on features
+computed once. With too few, its losses would say nothing of what is frozen. So it fits the training rows as well as the
+others, and yet its validation loss is higher and its recall lower: that is what the frozen layers cost here, and the
+last two are enough to win it back. Losses are those at the end. all-MiniLM-L6-v2 on SMS spam.
 """
 
 import time
@@ -15,13 +17,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_
 from hf_freeze import BinaryClassificationMetrics, FreezeTrainer, FreezeTrainingArguments, trainable_summary
 
 PLANS = {
-    "linear probe": {"trainable": ["head"], "learning_rate": 3e-2},
+    "linear probe": {"trainable": ["head"], "learning_rate": 3e-2, "num_train_epochs": 10, "cache_frozen": True},
     "last two layers": {
         "freeze": ["embeddings", "layers[:-2]"],
         "learning_rate": 1e-3,  # of the head; each layer below has half the rate of the one above it
         "layer_lr_decay": 0.5,
+        "num_train_epochs": 1,
     },
-    "everything": {"trainable": ["all"], "learning_rate": 3e-4},
+    "everything": {"trainable": ["all"], "learning_rate": 3e-4, "num_train_epochs": 1},
 }
 
 
@@ -36,7 +39,6 @@ def main() -> None:
         args = FreezeTrainingArguments(
             "outputs/three_plans_compared",
             **plan,
-            num_train_epochs=1,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
@@ -51,8 +53,9 @@ def main() -> None:
             compute_metrics=BinaryClassificationMetrics(threshold=0.0),  # at 0.5: three tuned thresholds compare luck
         )
         started = time.perf_counter()
-        train_loss = trainer.train().training_loss
+        trainer.train()
         seconds = time.perf_counter() - started
+        train_loss = trainer.evaluate(data["train"], metric_key_prefix="train")["train_loss"]
         figures = trainer.evaluate()
         losses = [train_loss, *(figures[f"eval_{key}"] for key in ("loss", "precision", "recall", "average_precision"))]
         table.append((name, f"{trainable_summary(model).trainable:,}", f"{seconds:.1f}", *(f"{v:.3f}" for v in losses)))
