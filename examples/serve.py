@@ -1,6 +1,6 @@
 """Label texts with a model that quickstart.py saved, at the threshold that was saved with it.
 
-    python examples/serve.py "Free entry: text WIN to 87121 to claim your prize" "See you at lunch?"      # takes seconds
+    python examples/serve.py "Free entry: text WIN to 87121 to claim your prize" "See you at lunch?"   # takes seconds
     python examples/serve.py --model outputs/quickstart "..."
 
 The pipeline of transformers labels at a probability of 0.5; `BinaryClassificationPipeline` at the tuned threshold.

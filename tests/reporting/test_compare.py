@@ -302,7 +302,7 @@ def test_the_picture_has_a_line_and_a_cost_for_each_plan(compared, tmp_path):
     figure = plot_comparison(compared, tmp_path / "compared.png")
     assert (tmp_path / "compared.png").read_bytes().startswith(b"\x89PNG")
     training, validation, outcome = figure.axes
-    assert [text.get_text() for text in validation.get_legend().get_texts()] == list(PLANS)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(PLANS)
     assert len(training.lines) == len(validation.lines) == len(compared.runs)
     assert [text.get_text().partition("\n")[0] for text in outcome.get_yticklabels()] == list(PLANS)
 
