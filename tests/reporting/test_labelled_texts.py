@@ -7,8 +7,8 @@ import pytest
 from datasets import ClassLabel, Dataset
 
 from hf_freeze.errors import FreezeError
-from hf_freeze.reporting import labelled_texts
-from hf_freeze.reporting.labelled_texts import load_texts
+from hf_freeze.reporting.comparison import labelled_texts, text_files
+from hf_freeze.reporting.comparison.labelled_texts import load_texts
 
 ROWS = [
     {"text": f"w{5 + index % 2} w{7 + index % 40} w{8 + index % 37}", "label": ("ham", "spam")[index % 2]}
@@ -92,9 +92,12 @@ def test_other_columns_may_hold_what_they_like(tmp_path):
     assert len(read(load(written(tmp_path / "t.csv", ["more,text,label", *rows])))) == 80
 
 
-def test_quoted_texts_may_have_lines_and_commas(tmp_path):
-    rows = ['"a ""b"", c\nd",x', *(f"t{index},{'xy'[index % 2]}" for index in range(40))]
-    assert read(load(written(tmp_path / "t.csv", ["text,label", *rows])))['a "b", c\nd'] == "x"
+def test_quoted_texts_may_have_lines_and_commas_at_the_end_of_a_block_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files, "_LARGEST_ROW", 64)
+    texts = [f'a{index} "b", c\nd' for index in range(40)]
+    rows = ['"' + text.replace('"', '""') + f'",{"xy"[index % 2]}' for index, text in enumerate(texts)]
+    found = read(load(written(tmp_path / "t.csv", ["text,label", *rows])))
+    assert found == {text: "xy"[index % 2] for index, text in enumerate(texts)}
 
 
 def test_labels_that_have_names_keep_them(tmp_path):
