@@ -24,18 +24,18 @@ from hf_freeze.errors import (
 from hf_freeze.plan import recipes
 from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.plan.stages import FreezePlan, Plateau, Stage
-from hf_freeze.reporting.compare import compare
-from hf_freeze.reporting.comparison import Comparison
-from hf_freeze.reporting.comparison_plot import plot_comparison
-from hf_freeze.reporting.contenders import Contender
+from hf_freeze.reporting.comparison.compare import compare
+from hf_freeze.reporting.comparison.comparison import Comparison
+from hf_freeze.reporting.comparison.comparison_plot import plot_comparison
+from hf_freeze.reporting.comparison.contenders import Contender
 from hf_freeze.reporting.history_plot import plot_history
-from hf_freeze.reporting.layers_plot import plot_layers
-from hf_freeze.reporting.plan_plot import plot_plan
-from hf_freeze.reporting.plots import plot_threshold
-from hf_freeze.reporting.preview import preview
-from hf_freeze.reporting.preview_result import Preview
-from hf_freeze.reporting.suggest_layers import suggest_layers
-from hf_freeze.reporting.suggestion import LayerSuggestion
+from hf_freeze.reporting.layers.layers_plot import plot_layers
+from hf_freeze.reporting.layers.suggest_layers import suggest_layers
+from hf_freeze.reporting.layers.suggestion import LayerSuggestion
+from hf_freeze.reporting.preview.plan_plot import plot_plan
+from hf_freeze.reporting.preview.preview import preview
+from hf_freeze.reporting.preview.preview_result import Preview
+from hf_freeze.reporting.threshold_plot import plot_threshold
 from hf_freeze.training.arguments import FreezeArguments, FreezeTrainingArguments
 from hf_freeze.training.callbacks import FreezeCallback
 from hf_freeze.training.checkpoint import load_thawed, save_thawed

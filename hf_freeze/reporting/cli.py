@@ -14,8 +14,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, logg
 
 from hf_freeze.debugging.sample import debug_sample
 from hf_freeze.errors import FreezeError
-from hf_freeze.reporting.compare_command import add_compare
-from hf_freeze.reporting.plan_command import add_plan
+from hf_freeze.reporting.comparison.compare_command import add_compare
+from hf_freeze.reporting.preview.plan_command import add_plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from transformers import Trainer
 from hf_freeze.errors import FreezeError
 from hf_freeze.reporting.figure import new_figure
 from hf_freeze.reporting.logged_run import Entries, logged_entries
-from hf_freeze.reporting.plan_plot import rows_of_groups
+from hf_freeze.reporting.preview.plan_plot import rows_of_groups
 from hf_freeze.reporting.stage_axis import mark_stages
 
 Series: TypeAlias = dict[str, list[tuple[int, float]]]

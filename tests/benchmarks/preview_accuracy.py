@@ -26,8 +26,8 @@ from transformers import AutoModelForSequenceClassification
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from hf_freeze import FreezePlan, FreezeTrainingArguments, param_groups
-from hf_freeze.reporting.preview import preview
-from hf_freeze.reporting.trace import AliveStorages
+from hf_freeze.reporting.preview.preview import preview
+from hf_freeze.reporting.preview.trace import AliveStorages
 from hf_freeze.training.freezing import hold_eval, set_trainable
 
 PLANS = {

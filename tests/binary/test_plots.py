@@ -9,7 +9,7 @@ import pytest
 from hf_freeze.binary.result import ThresholdResult
 from hf_freeze.binary.threshold import tune_threshold
 from hf_freeze.errors import FreezeError
-from hf_freeze.reporting.plots import plot_threshold
+from hf_freeze.reporting.threshold_plot import plot_threshold
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_importing_the_room_imports_neither_matplotlib_nor_evaluate():
         "import sys\n"
         "from transformers import Trainer\n"
         "brought = set(sys.modules)\n"  # transformers 5.20 brings scikit-learn
-        "import hf_freeze.reporting.plots, hf_freeze.binary.metrics\n"
+        "import hf_freeze.reporting.threshold_plot, hf_freeze.binary.metrics\n"
         "assert not {'matplotlib', 'evaluate', 'sklearn'} & (set(sys.modules) - brought)"
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)

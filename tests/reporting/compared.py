@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from hf_freeze import FreezeTrainingArguments
-from hf_freeze.reporting.compare import compare
-from hf_freeze.reporting.runs import Evaluation, Run
+from hf_freeze.reporting.comparison.compare import compare
+from hf_freeze.reporting.comparison.runs import Evaluation, Run
 from tests.models import text_rows, tiny_bert
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from hf_freeze.reporting.blocked_learning import frozen_layers_block
+from hf_freeze.reporting.comparison.blocked_learning import frozen_layers_block
 from tests.reporting.compared import evaluation, run
 
 STUCK = {

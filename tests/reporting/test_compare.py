@@ -15,10 +15,10 @@ from transformers import BertForSequenceClassification
 
 from hf_freeze import FreezePlan, PlanError, SelectionError, Stage, UnsupportedSetupError, recipes
 from hf_freeze.errors import FreezeError
-from hf_freeze.reporting import compare as module
-from hf_freeze.reporting.comparison_plot import plot_comparison
-from hf_freeze.reporting.contenders import Contender, default_contenders, read_contenders
-from hf_freeze.reporting.trial import train
+from hf_freeze.reporting.comparison import compare as module
+from hf_freeze.reporting.comparison.comparison_plot import plot_comparison
+from hf_freeze.reporting.comparison.contenders import Contender, default_contenders, read_contenders
+from hf_freeze.reporting.comparison.trial import train
 from tests import models
 from tests.models import text_rows, tiny_bert
 from tests.reporting.compared import arguments, run, tiny_comparison

@@ -7,8 +7,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from hf_freeze.errors import FreezeError
-from hf_freeze.reporting import compare_command, labelled_texts
 from hf_freeze.reporting.cli import main
+from hf_freeze.reporting.comparison import compare_command, labelled_texts
 from tests.debugging.subjects import word_tokenizer
 from tests.models import tiny_bert
 

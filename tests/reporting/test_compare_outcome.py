@@ -10,7 +10,7 @@ from torch import nn
 from hf_freeze import Contender, FreezePlan, Plateau, Stage
 from hf_freeze.errors import FreezeError
 from hf_freeze.features.cache import FeatureCache
-from hf_freeze.reporting import compare as module
+from hf_freeze.reporting.comparison import compare as module
 from tests.models import tiny_bert
 from tests.reporting.compared import arguments, tiny_comparison
 

@@ -12,8 +12,8 @@ from transformers import BartForSequenceClassification
 
 from hf_freeze import FreezePlan, PlanError, Stage
 from hf_freeze.errors import FreezeError
-from hf_freeze.reporting import compare as module
-from hf_freeze.reporting.contenders import default_contenders
+from hf_freeze.reporting.comparison import compare as module
+from hf_freeze.reporting.comparison.contenders import default_contenders
 from tests import models
 from tests.models import text_rows, tiny_bert
 from tests.reporting.compared import arguments, run, tiny_comparison

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from hf_freeze.reporting.peak_memory import peak_memory
-from hf_freeze.reporting.runs import digest, path_of, read_run, write_run
+from hf_freeze.reporting.comparison.peak_memory import peak_memory
+from hf_freeze.reporting.comparison.runs import digest, path_of, read_run, write_run
 from tests.reporting.compared import run
 
 

@@ -11,9 +11,9 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from hf_freeze.reporting import compare as module
-from hf_freeze.reporting.described import describe, describe_model
-from hf_freeze.reporting.runs import digest
+from hf_freeze.reporting.comparison import compare as module
+from hf_freeze.reporting.comparison.described import describe, describe_model
+from hf_freeze.reporting.comparison.runs import digest
 from tests.models import text_rows, tiny_bert, tiny_llama
 from tests.reporting import compared
 from tests.reporting.compared import Augmented, Weighted, resumable, run, tiny_comparison

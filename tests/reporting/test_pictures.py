@@ -9,12 +9,12 @@ import pytest
 
 from hf_freeze import FreezeError, FreezePlan, Plateau, Stage, plot_history, plot_plan, preview, tune_threshold
 from hf_freeze.reporting.cli import main
-from hf_freeze.reporting.comparison import Comparison
-from hf_freeze.reporting.comparison_plot import plot_comparison
-from hf_freeze.reporting.layers_plot import plot_layers
-from hf_freeze.reporting.plan_plot import FROZEN, RATE_0
-from hf_freeze.reporting.plots import plot_threshold
-from hf_freeze.reporting.suggestion import DepthScore, LayerSuggestion
+from hf_freeze.reporting.comparison.comparison import Comparison
+from hf_freeze.reporting.comparison.comparison_plot import plot_comparison
+from hf_freeze.reporting.layers.layers_plot import plot_layers
+from hf_freeze.reporting.layers.suggestion import DepthScore, LayerSuggestion
+from hf_freeze.reporting.preview.plan_plot import FROZEN, RATE_0
+from hf_freeze.reporting.threshold_plot import plot_threshold
 from tests.models import text_rows, tiny_bert
 from tests.reporting.compared import run
 from tests.training.runs import arguments, freeze_trainer, training_logs

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_freeze.reporting.operations import OperationCount
+from hf_freeze.reporting.preview.operations import OperationCount
 
 ROWS, CHANNELS, OUT, SIDE = 2, 8, 16, 12
 

@@ -5,7 +5,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_freeze import FreezePlan, FreezeTrainingArguments, Stage, preview
-from hf_freeze.reporting.optimizer_state import state_bytes
+from hf_freeze.reporting.preview.optimizer_state import state_bytes
 from hf_freeze.training.groups import group_specs
 from tests.models import text_batch, tiny_bert
 from tests.training.runs import freeze_trainer

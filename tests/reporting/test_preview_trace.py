@@ -8,7 +8,7 @@ import transformers as hf
 from torch import nn
 
 from hf_freeze import FreezePlan, FreezeTrainingArguments, preview
-from hf_freeze.reporting.trace import AliveStorages
+from hf_freeze.reporting.preview.trace import AliveStorages
 from tests.models import tiny_bert
 
 EVERYTHING = FreezePlan(trainable="all")

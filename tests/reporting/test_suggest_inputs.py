@@ -7,8 +7,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
 from transformers import BertTokenizerFast
 
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
-from hf_freeze.reporting.class_labels import Classes
-from hf_freeze.reporting.suggest_layers import suggest_layers
+from hf_freeze.reporting.layers.class_labels import Classes
+from hf_freeze.reporting.layers.suggest_layers import suggest_layers
 from tests import models
 from tests.features.runs import Pad, texts
 from tests.models import text_rows

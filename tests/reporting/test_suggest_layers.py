@@ -11,12 +11,12 @@ from transformers import BertTokenizerFast
 
 from hf_freeze.errors import FreezeError, SelectionError, UnsupportedSetupError
 from hf_freeze.features.batches import Source
-from hf_freeze.reporting.depth_features import depth_features, find_depths, find_reading
-from hf_freeze.reporting.head_reads import read
-from hf_freeze.reporting.labelled_batches import LabelledBatches
-from hf_freeze.reporting.layers_plot import plot_layers
-from hf_freeze.reporting.suggest_layers import suggest_layers
-from hf_freeze.reporting.suggestion import DepthScore, LayerSuggestion, depth_that_suffices
+from hf_freeze.reporting.layers.depth_features import depth_features, find_depths, find_reading
+from hf_freeze.reporting.layers.head_reads import read
+from hf_freeze.reporting.layers.labelled_batches import LabelledBatches
+from hf_freeze.reporting.layers.layers_plot import plot_layers
+from hf_freeze.reporting.layers.suggest_layers import suggest_layers
+from hf_freeze.reporting.layers.suggestion import DepthScore, LayerSuggestion, depth_that_suffices
 from tests import models
 from tests.features.runs import Pad, texts
 from tests.models import image_rows, seeded, text_rows

@@ -7,8 +7,8 @@ import transformers as hf
 from torch import nn
 
 from hf_freeze.errors import UnsupportedSetupError
-from hf_freeze.reporting.layer_outputs import find_places
-from hf_freeze.reporting.suggest_layers import suggest_layers
+from hf_freeze.reporting.layers.layer_outputs import find_places
+from hf_freeze.reporting.layers.suggest_layers import suggest_layers
 from tests.features.runs import Pad, texts
 from tests.models import VOCABULARY, seeded
 

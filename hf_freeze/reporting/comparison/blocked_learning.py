@@ -1,0 +1,104 @@
+"""Whether what a plan freezes keeps the model from learning, or whether its rate may be the cause as well."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+from hf_freeze.reporting.comparison.runs import Run
+from hf_freeze.reporting.comparison.verdicts import mean, over
+
+FAR_ABOVE = 2.0
+"""A training loss "stays far above" another when it is this many times as high,"""
+LEAST_GAP = 0.05
+"""above it by at least this many nats,"""
+STILL_FALLS = 0.25
+"""falls by less than this share of the gap from the second quarter of the run to the last,"""
+AS_BEFORE = 0.5
+"""and by less than this share of what it fell from the first quarter to the second: at too small a rate it goes on."""
+LARGER_RATE = 3.0
+"""A rate so many times as large as one that does well is not called too small."""
+
+_ERRORS = 3.0
+
+
+def frozen_layers_block(plans: Sequence[Sequence[Run]]) -> dict[str, str]:
+    """Return, by the name of the plan, sentences that what it freezes (or its rate) keeps the model from learning.
+
+    A plan is held against the one with the lowest training loss among those that train more. Where one that trains no
+    more learns better, something else than what is frozen holds this one back: its rates.
+    """
+    by_loss = sorted(plans, key=lambda runs: mean(runs, Run.training_loss))
+    found = {}
+    for runs in plans:
+        freer = [other for other in by_loss if other[0].trainable > runs[0].trainable]
+        sparing = [other for other in by_loss if other[0].trainable <= runs[0].trainable]
+        if freer and sparing[0] is runs and stays_far_above(runs, freer[0]):
+            alike = [other for other in sparing if other[0].trainable == runs[0].trainable]
+            found[runs[0].name] = _sentence(runs, freer[0], alike)
+    return found
+
+
+def stays_far_above(frozen: Sequence[Run], freer: Sequence[Run]) -> bool:
+    """Whether the training loss has stopped far above that of a plan that trains more.
+
+    Over the last quarter it is far above the other's in every seed, by more than three standard errors; it no longer
+    falls; and the validation loss is higher as well, so that the other has not just learnt by heart.
+    """
+    high, low = min(run.training_loss() for run in frozen), max(run.training_loss() for run in freer)
+    gap = mean(frozen, Run.training_loss) - mean(freer, Run.training_loss)
+    far = high > FAR_ABOVE * low and gap > max(LEAST_GAP, _ERRORS * _error(frozen, freer))
+    validates_worse = min(run.last.loss for run in frozen) > max(run.last.loss for run in freer)
+    return far and validates_worse and _has_stopped(frozen, gap)
+
+
+def _has_stopped(runs: Sequence[Run], gap: float) -> bool:
+    first, second, last = (fmean(run.training_loss(quarter) for run in runs) for quarter in (1, 2, 4))
+    fell = second - last
+    goes_on = fell > _ERRORS * _mean_error(runs) and fell >= AS_BEFORE * (first - second)
+    return fell < STILL_FALLS * gap and not goes_on
+
+
+def _sentence(frozen: Sequence[Run], freer: Sequence[Run], alike: Sequence[Sequence[Run]]) -> str:
+    rate = highest_rate(frozen)
+    at = f" at a rate of {rate:.3g}" if rate is not None else ""
+    figures = (
+        f"its training loss stays at {mean(frozen, Run.training_loss):.3f}{at}, {freer[0].name!r} comes to "
+        f"{mean(freer, Run.training_loss):.3f} (standard error of the difference {_error(frozen, freer):.3f}); "
+        f"validation loss {mean(frozen, _loss):.3f} against {mean(freer, _loss):.3f}{over(frozen)}."
+    )
+    if _rate_is_large(frozen, freer, alike):
+        return f"Frozen layers block learning in {frozen[0].name!r}: {figures} Thaw more layers."
+    return (
+        f"Frozen layers, or too small a rate, block learning in {frozen[0].name!r}: {figures} A larger rate may do: "
+        "try one (learning_rate, group_lrs) before you thaw more layers."
+    )
+
+
+def _rate_is_large(frozen: Sequence[Run], freer: Sequence[Run], alike: Sequence[Sequence[Run]]) -> bool:
+    """Whether the rate is far above that of what learns, or a plan that trains as much has tried a far larger one."""
+    own, others = highest_rate(frozen), highest_rate(freer)
+    if own is None or others is None:
+        return False
+    tried = max(rate for runs in alike if (rate := highest_rate(runs)) is not None)
+    return own >= LARGER_RATE * others or tried >= LARGER_RATE * own
+
+
+def highest_rate(runs: Sequence[Run]) -> float | None:
+    """Return the highest learning rate of any group, as the settings of the runs have it; None where they do not."""
+    rates = [run.settings.get("highest_rate") for run in runs]
+    known = [float(rate) for rate in rates if rate is not None]
+    return max(known) if len(known) == len(runs) else None
+
+
+def _error(frozen: Sequence[Run], freer: Sequence[Run]) -> float:
+    return math.sqrt(sum(_mean_error(runs) ** 2 for runs in (frozen, freer)))
+
+
+def _mean_error(runs: Sequence[Run]) -> float:
+    return math.sqrt(sum(run.training_loss_error**2 for run in runs)) / len(runs)
+
+
+def _loss(run: Run) -> float:
+    return run.last.loss

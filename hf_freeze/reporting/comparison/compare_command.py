@@ -1,0 +1,161 @@
+"""The shell command `hf-freeze compare`: ways to fine-tune a model on a file of texts and labels."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from functools import partial
+from typing import Any
+
+from datasets import Dataset, DatasetDict, disable_progress_bars
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
+
+from hf_freeze.errors import FreezeError
+from hf_freeze.features.extraction import by_length
+from hf_freeze.reporting.comparison.compare import compare
+from hf_freeze.reporting.comparison.comparison_plot import plot_comparison
+from hf_freeze.reporting.comparison.contenders import Plan, default_contenders
+from hf_freeze.reporting.comparison.labelled_texts import load_texts, packaged_model
+from hf_freeze.reporting.figure import prepare_picture
+from hf_freeze.training.arguments import FreezeTrainingArguments
+
+_RATE = 5e-5
+_RATE_OF_MINILM = 3e-4
+_LARGEST_SEED = 2**32 - 1  # that numpy takes
+
+
+def add_compare(commands: Any) -> None:
+    """Add the sub-command and its arguments."""
+    command = commands.add_parser(
+        "compare",
+        help="train a model in several ways on the same rows, and say what the figures say",
+        description="Train a sequence classification model in several ways (linear probe, last layers, gradual, LP-FT, "
+        "layer-wise decay, LoRA, full) on the same rows and seeds. Finished runs are kept in --folder, so that an "
+        "interrupted comparison goes on. Without MODEL and DATA: what the quickstart uses.",
+    )
+    command.add_argument("model", metavar="MODEL", nargs="?", help="a folder, or a model of the hub")
+    command.add_argument("data", metavar="DATA", nargs="?", help="a csv, tsv, json, jsonl or parquet file, or .gz")
+    command.add_argument("--text_column", "--text-column", default="text", help="the column with the text")
+    command.add_argument("--label_column", "--label-column", default="label", help="the column with the label")
+    command.add_argument("--positive", help="the positive label, by name; by default the second in order")
+    command.add_argument(
+        "--rows", type=int, help="use so many rows, drawn at random; 70 %% train, 15 %% tune, 15 %% test"
+    )
+    command.add_argument("--plans", nargs="+", help="some of the ways, or recipes such as last-layers:k=4")
+    command.add_argument("--seeds", nargs="+", type=int, default=[42], help="train with each of these seeds")
+    command.add_argument("--epochs", type=float, default=1.0, help="passes over the training rows")
+    command.add_argument("--learning_rate", "--learning-rate", type=float, help="as for training it all")
+    command.add_argument("--batch_size", "--batch-size", type=int, default=16, help="rows per step")
+    command.add_argument("--max_length", "--max-length", type=int, default=128, help="cut texts after so many tokens")
+    command.add_argument("--folder", default="outputs/compare", help="where finished runs are kept")
+    command.add_argument("--plot", help="write the picture there, as a PNG")
+    command.add_argument("--json", action="store_true", help="print all figures as JSON")
+    command.add_argument("--use_cpu", "--use-cpu", action="store_true", help="leave accelerators alone")
+    command.set_defaults(run=run_compare)
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    """Run the sub-command; return its exit status."""
+    if options.plot:
+        prepare_picture("--plot", options.plot)
+    check_numbers(options)
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bars()
+    name = options.model or packaged_model()
+    parts = load_texts(options.data, text=options.text_column, label=options.label_column, rows=options.rows)
+    classes = parts["train"].features["label"].names
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    _check_length(options.max_length, tokenizer)
+    args = _arguments(options)
+    model_init = partial(_new_model, name, classes)
+    comparison = compare(
+        _chosen(options.plans, model_init(), args, len(parts["train"])),
+        model_init=model_init,
+        args=args,
+        processing_class=tokenizer,
+        folder=options.folder,
+        seeds=options.seeds,
+        positive=_positive(options.positive, classes),
+        **_tokenized(parts, tokenizer, options.max_length),
+    )
+    print(json.dumps(comparison.to_dict(), indent=1) if options.json else comparison)
+    if options.plot:
+        plot_comparison(comparison, options.plot)
+    return 0
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """Raise `FreezeError` for numbers that no comparison can be made with; None is what was not given."""
+    for name in ("rows", "batch_size", "max_length", "epochs", "learning_rate"):
+        value = getattr(options, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise FreezeError(f"--{name} {value!r}: give a number above 0.")
+    for seed in options.seeds:
+        if not 0 <= seed <= _LARGEST_SEED:
+            raise FreezeError(f"--seeds {seed!r}: give numbers from 0 to {_LARGEST_SEED}.")
+
+
+def _check_length(max_length: int, tokenizer: Any) -> None:
+    special = tokenizer.num_special_tokens_to_add()
+    if max_length <= special:
+        raise FreezeError(
+            f"--max_length {max_length} leaves no token of the text: the tokenizer adds {special} itself. Give more."
+        )
+
+
+def _new_model(name: str, classes: list[str]) -> Any:
+    named = dict(enumerate(classes))
+    return AutoModelForSequenceClassification.from_pretrained(
+        name, id2label=named, label2id={label: index for index, label in named.items()}
+    )
+
+
+def _arguments(options: argparse.Namespace) -> FreezeTrainingArguments:
+    rate = _RATE if options.model else _RATE_OF_MINILM
+    return FreezeTrainingArguments(
+        options.folder,
+        num_train_epochs=options.epochs,
+        learning_rate=rate if options.learning_rate is None else options.learning_rate,
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=4 * options.batch_size,
+        warmup_steps=0.1,
+        use_cpu=options.use_cpu,
+        report_to="none",
+        dataloader_pin_memory=False,
+    )
+
+
+def _chosen(names: list[str] | None, model: Any, args: FreezeTrainingArguments, rows: int) -> dict[str, Plan] | None:
+    """Look names up among the ways that `compare` has; others are recipes."""
+    if names is None:
+        return None
+    known = default_contenders(model, args, train_rows=rows)
+    return {name: known.get(name, name) for name in names}
+
+
+def _positive(name: str | None, classes: list[str]) -> int:
+    if name is None:
+        return 1
+    if name not in classes:
+        raise FreezeError(f"--positive {name!r} is none of the labels {classes}.")
+    return classes.index(name)
+
+
+def _tokenized(parts: DatasetDict, tokenizer: Any, max_length: int) -> dict[str, Any]:
+    data = parts.map(
+        lambda rows: tokenizer(rows["text"], truncation=True, max_length=max_length),
+        batched=True,
+        remove_columns="text",
+    )
+    return {
+        "train_dataset": data["train"],
+        "eval_dataset": _longest_first(data["validation"]),
+        "test_dataset": _longest_first(data["test"]),
+    }
+
+
+def _longest_first(data: Dataset) -> Dataset:
+    """Let batches hold texts of like length, which leaves little to pad; for sets whose order changes nothing."""
+    return data.select(by_length([len(tokens) for tokens in data["input_ids"]]))

@@ -1,0 +1,188 @@
+"""What the figures of a comparison say, in sentences; nothing where the evidence does not carry it.
+
+Each function looks at the runs of one plan, one per seed, or of several, and returns a sentence with its numbers, or
+None. What is said of frozen layers that block learning is in `blocked_learning.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import fmean
+
+import numpy as np
+
+from hf_freeze.binary.criterion import wilson_bound
+from hf_freeze.binary.diagnosis import recall_below_accuracy
+from hf_freeze.reporting.comparison.runs import Evaluation, Run
+
+_TURNED = 1.05
+_ONE_SIDED_2_5_PERCENT = 1.96
+
+
+def mean(runs: Sequence[Run], what: Callable[[Run], float]) -> float:
+    """Return the mean of a figure over seeds."""
+    return fmean(map(what, runs))
+
+
+def over(runs: Sequence[Run]) -> str:
+    """Say that figures are means over seeds, where there are several."""
+    return f" (means of {len(runs)} seeds)" if len(runs) > 1 else ""
+
+
+def has_diverged(run: Run) -> bool:
+    """Whether a loss, or a logit at the end, is no number. Of the run's other figures nothing can be said then."""
+    return not run.at_half or not all(map(math.isfinite, (run.last.loss, *run.training_losses)))
+
+
+def is_told(runs: Sequence[Run]) -> bool:
+    """Whether F1 on fresh rows is known for every seed: it takes rows of both classes to tune on and to judge."""
+    return bool(runs) and not any(run.interval is None or has_diverged(run) for run in runs)
+
+
+def separates(run: Run) -> bool:
+    """Whether the evaluated rows are told apart without an error: every draw of them is too, and F1 has no spread."""
+    return run.interval is not None and not run.interval[0] < run.interval[1]
+
+
+def interval(runs: Sequence[Run]) -> tuple[float, float] | None:
+    """Return the interval of F1 that holds those of all seeds; None where one is not told, or none has a spread."""
+    if not is_told(runs) or all(map(separates, runs)):
+        return None
+    ends = [run.interval for run in runs if run.interval is not None]
+    return min(low for low, _ in ends), max(high for _, high in ends)
+
+
+def diverged(runs: Sequence[Run]) -> str | None:
+    """Say that the losses of a plan are no numbers any more, in one seed or several."""
+    seeds = [run.seed for run in runs if has_diverged(run)]
+    if not seeds:
+        return None
+    where = f" with seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if len(runs) > 1 else ""
+    return (
+        f"{runs[0].name!r} diverged{where}: its loss or its logits are no numbers at the end. It is held against no "
+        "other plan; give it a smaller learning rate."
+    )
+
+
+def freezing_helps(runs: Sequence[Run], freer: Sequence[Run]) -> str | None:
+    """Say that a plan which freezes something works, held against the runs of one that trains more, `freer`.
+
+    In every seed validation loss falls and has not turned up again, and metrics rise; the rise in F1 is more than the
+    rows leave open at the end; F1 of the other is not better by more than that; and recall has not collapsed.
+    """
+    if not (is_told(runs) and is_told(freer)) or runs[0].trainable >= min(runs[0].parameters, freer[0].trainable):
+        return None
+    before, after = _mean_of(runs, 0), _mean_of(runs, -1)
+    if not all(map(_learns, runs)) or not before.f1 < _least_f1(runs) or is_better(freer, runs):
+        return None
+    if recall_collapsed(runs) is not None:
+        return None
+    share = 1 - runs[0].trainable / runs[0].parameters
+    return (
+        f"Freezing helps in {runs[0].name!r}: with {_percent(share)} of the model frozen throughout, validation loss "
+        f"falls from {before.loss:.3f} to {after.loss:.3f} and F1 rises from {before.f1:.3f} to "
+        f"{_f1_with_interval(runs)}, no worse than {freer[0].name!r} ({mean(freer, f1):.3f}){over(runs)}."
+    )
+
+
+def is_better(runs: Sequence[Run], other: Sequence[Run]) -> bool:
+    """Whether the F1 of `runs` lies above the interval of the `other`, and by more than one positive row can make.
+
+    Nothing is better than what tells all rows apart.
+    """
+    bounds = interval(other)
+    gain = mean(runs, f1) - mean(other, f1)
+    return bounds is not None and mean(runs, f1) > bounds[1] and gain > 1 / max(other[0].n_pos, 1)
+
+
+def _least_f1(runs: Sequence[Run]) -> float:
+    """Return the lowest F1 that the rows leave open.
+
+    Without an error among n positives it is F1 at the lower 95 % bounds of precision and recall (Wilson, 1927).
+    """
+    bounds = interval(runs)
+    if bounds is not None:
+        return bounds[0]
+    n_pos = np.array([float(runs[0].n_pos)])
+    return float(wilson_bound(n_pos, n_pos, z=-_ONE_SIDED_2_5_PERCENT)[0])
+
+
+def _learns(run: Run) -> bool:
+    first, last = run.evaluations[0], run.last
+    lowest = min(evaluation.loss for evaluation in run.evaluations)
+    rises = last.average_precision > first.average_precision and last.f1 > first.f1
+    return last.loss < first.loss and last.loss <= _TURNED * lowest and rises
+
+
+def recall_collapsed(runs: Sequence[Run]) -> str | None:
+    """Say that a good accuracy at probability 0.5 hides that most positives are missed, and what the threshold does.
+
+    In every seed, and so that the 95 % interval of the recall (Wilson, 1927) ends below one half.
+    """
+    if not runs or any(not run.at_half or not _collapsed(run) for run in runs):
+        return None
+    accuracy = mean(runs, lambda run: run.at_half["accuracy"])
+    found, positives = sum(map(_found_at_half, runs)), sum(run.n_pos for run in runs)
+    return (
+        f"Recall collapsed in {runs[0].name!r}: at probability 0.5 it has accuracy {accuracy:.3f} and recall "
+        f"{found / positives:.3f}, {found} of {positives} positives found"
+        f"{f' in {len(runs)} seeds together' if len(runs) > 1 else ''}. At the tuned threshold recall is "
+        f"{mean(runs, lambda run: run.last.recall):.3f}, average precision "
+        f"{mean(runs, lambda run: run.last.average_precision):.3f}{over(runs)}."
+    )
+
+
+def _found_at_half(run: Run) -> int:
+    return round(run.at_half["recall"] * run.n_pos)
+
+
+def _collapsed(run: Run) -> bool:
+    accuracy, recall = run.at_half["accuracy"], run.at_half["recall"]
+    if recall_below_accuracy(accuracy=accuracy, recall=recall, n_pos=run.n_pos) is None:
+        return False
+    upper = wilson_bound(np.array([recall * run.n_pos]), np.array([float(run.n_pos)]), z=_ONE_SIDED_2_5_PERCENT)
+    return bool(upper[0] < 0.5)
+
+
+def as_good_for_less(plans: Sequence[Sequence[Run]]) -> str | None:
+    """Say which plan trains fewest parameters among those that F1 cannot tell from the best (`is_better`)."""
+    if len(plans) < 2 or not all(map(is_told, plans)):
+        return None
+    best = max(plans, key=lambda runs: mean(runs, f1))
+    equal = [runs for runs in plans if not is_better(best, runs)]
+    least = min(equal, key=lambda runs: (runs[0].trainable, mean(runs, _seconds)))
+    top = f"{mean(best, f1):.3f}"
+    if least is not best:
+        return (
+            f"F1 does not tell {least[0].name!r}, {_f1_with_interval(least)}, from the best, {best[0].name!r}, {top}: "
+            f"it trains {least[0].trainable:,} parameters in place of {best[0].trainable:,}, in "
+            f"{mean(least, _seconds):.3g} s in place of {mean(best, _seconds):.3g}{over(least)}."
+        )
+    if any(runs[0].trainable < best[0].trainable for runs in plans):
+        return f"{best[0].name!r} has the best F1, {top}, and nothing that trains less comes near it{over(best)}."
+    return f"Nothing has a better F1 than {best[0].name!r}, {top}, and nothing trains less{over(best)}."
+
+
+def f1(run: Run) -> float:
+    """Return F1 at the end, as on fresh rows."""
+    return run.last.f1
+
+
+def _f1_with_interval(runs: Sequence[Run]) -> str:
+    bounds = interval(runs)
+    return f"{mean(runs, f1):.3f}" + (f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else "")
+
+
+def _mean_of(runs: Sequence[Run], index: int) -> Evaluation:
+    own = [run.evaluations[index] for run in runs]
+    names = ("loss", "average_precision", "f1", "accuracy", "recall")
+    return Evaluation(step=own[0].step, **{name: fmean(getattr(one, name) for one in own) for name in names})
+
+
+def _seconds(run: Run) -> float:
+    return run.seconds
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.4g} %" if share < 0.9999 else "over 99.99 %"

@@ -1,0 +1,1 @@
+"""Which layers are worth training: a probe at every depth."""

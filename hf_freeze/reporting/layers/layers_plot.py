@@ -1,0 +1,41 @@
+"""The picture of a suggestion. matplotlib (the extra `plots`) is imported when it is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hf_freeze.reporting.figure import new_figure
+from hf_freeze.reporting.layers.suggestion import LayerSuggestion
+
+
+def plot_layers(suggestion: LayerSuggestion, path: str | Path | None = None) -> Any:
+    """Draw the score of a linear probe at every depth, the standard error below the best, and the depth that suffices.
+
+    `path` writes the figure there (PNG by its suffix). Returns the matplotlib figure. Raises `FreezeError` when
+    matplotlib is missing or no picture can be written to `path`.
+    """
+    figure = new_figure("plot_layers", width=7.0, height=4.0, path=path)
+    axes = figure.subplots()
+    best, chosen = suggestion.best, suggestion.depth
+    depths = [score.depth for score in suggestion.scores]
+    axes.axhspan(best.mean - best.error, best.mean, color="#009e73", alpha=0.18, lw=0, label="one standard error")
+    axes.errorbar(
+        depths,
+        [score.mean for score in suggestion.scores],
+        yerr=[score.error for score in suggestion.scores],
+        color="#0072b2",
+        marker="o",
+        capsize=3,
+        label="linear probe",
+    )
+    axes.axvline(chosen, color="#c1272d", lw=1.5, ls="--", label=f"depth {chosen} suffices")
+    axes.plot([best.depth], [best.mean], "*", color="#222222", ms=12, label=f"best: depth {best.depth}")
+    axes.set_xticks(depths, ["embed-\ndings", *(f"layers\n[{depth - 1}]" for depth in depths[1:])], fontsize=8)
+    axes.set(xlabel="features after", ylabel=f"{suggestion.scoring}, {len(best.folds)} folds")
+    axes.set_title(f"{suggestion.rows:,} rows; plan: {suggestion.plan.to_dict()}", fontsize=9)
+    axes.legend(fontsize=8, loc="best")
+    axes.grid(alpha=0.25)
+    if path is not None:
+        figure.savefig(Path(path))
+    return figure

@@ -1,0 +1,123 @@
+"""How much of a model may stay frozen: a linear probe at every depth (Alain and Bengio, 2016), from one pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from hf_freeze.errors import FreezeError
+from hf_freeze.features.batches import Source
+from hf_freeze.features.extraction import by_length
+from hf_freeze.features.sets import row_lengths
+from hf_freeze.reporting.layers.class_labels import Labels
+from hf_freeze.reporting.layers.depth_features import depth_features, find_depths, find_reading
+from hf_freeze.reporting.layers.labelled_batches import LabelledBatches, refuse_unfit_dataset
+from hf_freeze.reporting.layers.linear_probes import (
+    Scoring,
+    probe_scores,
+    refuse_scoring_of_other_classes,
+    refuse_unknown_scoring,
+)
+from hf_freeze.reporting.layers.suggestion import LayerSuggestion
+from hf_freeze.selection.model_map import map_model
+
+_SAMPLE = 16  # rows: two would often have the labels of their column by chance, where a collator makes its own
+
+
+def suggest_layers(
+    model: nn.Module,
+    dataset: Any,
+    *,
+    collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
+    tokenizer: Any = None,
+    stack: str | None = None,
+    max_rows: int = 2000,
+    batch_size: int = 32,
+    folds: int = 5,
+    scoring: Scoring | None = None,
+    seed: int = 0,
+    show_progress: bool = True,
+) -> LayerSuggestion:
+    """Probe the features at every depth of a model, and say from which depth on they suffice for these labels.
+
+    One pass of up to `max_rows` rows of `dataset` through the model, as it is and in eval mode, collects what a head
+    would read before the layers and after each: the mean over real tokens and, if the model's own head reads the first
+    or the last token alone, that token. At each depth a logistic regression is cross-validated over the same `folds`.
+
+    dataset: rows with one label each, in `labels`, `label` or `label_ids`: a number 0, 1, 2, ..., a bool or a text,
+        which the model never sees. Training rows, not those that anything is judged on later.
+    collator: as in the Trainer; by default rows are padded by `tokenizer`, which reads those that are texts, or taken
+        to be of one length without one.
+    stack: which layers, where a model has several stacks: "encoder", "decoder", as in `encoder.layers[0]`.
+    scoring: any of scikit-learn's that gives a number for these classes, or a callable; "average_precision" for two
+        classes, of the one whose label sorts last, and "accuracy" for more.
+
+    Raises `FreezeError` for arguments out of range, rows that cannot be made a batch, fewer than two classes or `folds`
+    rows of a class, a scorer that does not fit the classes, and features that are no numbers;
+    `UnsupportedSetupError` for labels that are no classes (a regression, several in a row) and layers whose output does
+    not keep the rows apart; `SelectionError` where the stack is not clear. All but the features are checked before the
+    pass, the labels where they can be read without the rest of the rows.
+    """
+    _refuse_arguments(model, max_rows=max_rows, batch_size=batch_size, folds=folds, seed=seed)
+    refuse_unknown_scoring(scoring)
+    refuse_unfit_dataset(dataset)
+    depths = find_depths(model, stack)
+    batches = LabelledBatches(model, collator, tokenizer)
+    source = Source(dataset, batches, batches.to_device)
+    rows = _rows(dataset, max_rows=max_rows, seed=seed)
+    sample = [rows[index] for index in np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE), dtype=int)]
+    first = source.batch(sample).inputs()
+    batches.first_row_reaches_the_model(dataset[rows[0]])
+    ahead = batches.labels_ahead(dataset, rows, sample, first)
+    if ahead is not None:
+        _fitting(ahead, scoring, folds)
+    began = time.perf_counter()
+    reading = find_reading(model, depths, source, rows)
+    parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    features = depth_features(model, depths, reading, source, parts, show_progress=show_progress)
+    extracted = time.perf_counter()
+    labels = batches.classes.named(features.numbers.tolist())
+    scoring = _fitting(labels, scoring, folds)
+    scores = probe_scores(features.values, labels.ids, folds=folds, scoring=scoring, seed=seed)
+    return LayerSuggestion(
+        scores=scores,
+        layers=depths.layers,
+        scoring=scoring if isinstance(scoring, str) else getattr(scoring, "__name__", str(scoring)),
+        reads=reading.reads,
+        rows=len(labels.ids),
+        extraction_seconds=extracted - began,
+        probe_seconds=time.perf_counter() - extracted,
+        has_embeddings=bool(map_model(model).roles["embeddings"]),
+        prefix=depths.prefix,
+        below=depths.below,
+    )
+
+
+def _refuse_arguments(model: Any, **numbers: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise FreezeError(f"model={model!r:.80} is a {type(model).__name__}. Give the loaded model.")
+    for name, least in (("max_rows", 1), ("batch_size", 1), ("folds", 2), ("seed", 0)):
+        value = numbers[name]
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+            raise FreezeError(f"{name}={value!r} is no whole number of at least {least}.")
+
+
+def _fitting(labels: Labels, scoring: Scoring | None, folds: int) -> Scoring:
+    """Return the scorer for these classes. Raises `FreezeError` where they, or a scorer that was given, do not do."""
+    labels.refuse_rare(folds)
+    if scoring is None:
+        return "average_precision" if len(labels.names) == 2 else "accuracy"
+    refuse_scoring_of_other_classes(scoring, len(labels.names))
+    return scoring
+
+
+def _rows(dataset: Any, *, max_rows: int, seed: int) -> list[int]:
+    """Choose rows at random, and sort them by length, the longest first."""
+    rows = np.random.default_rng(seed).permutation(len(dataset))[:max_rows]
+    lengths = row_lengths(dataset)
+    chosen: list[int] = rows[by_length([lengths[row] for row in rows])].tolist()
+    return chosen

@@ -1,0 +1,100 @@
+"""The memory of an optimizer, found by letting it make a step without values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from transformers import Trainer, TrainingArguments
+
+from hf_freeze.reporting.preview.stand_in import stand_in
+from hf_freeze.training.groups import GroupSpec, with_parameters
+from hf_freeze.training.trainer import with_groups
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes that an optimizer holds of one parameter: from its construction on, and once the parameter has stepped."""
+
+    built: int
+    stepped: int
+
+
+def state_bytes(specs: Sequence[GroupSpec], model: nn.Module, args: TrainingArguments) -> dict[str, StateBytes]:
+    """Return what `args.optim` keeps of each parameter of the groups, by name.
+
+    The step is made on the meta device, or where an optimizer asks for values there, on fake tensors of the CPU. Raises
+    `UnsupportedSetupError` for an optimizer that takes no groups, and whatever an optimizer raises that cannot step so.
+    """
+    try:
+        return _after_a_step(specs, stand_in(model, "meta"), args)
+    except (RuntimeError, NotImplementedError):
+        with FakeTensorMode(), _EveryNumberIsOne():  # type: ignore[no-untyped-call]
+            return _after_a_step(specs, stand_in(model, "cpu"), args)
+
+
+class _EveryNumberIsOne(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Answers `tensor.item()` with 1: the state of an optimizer is as large whatever it computes."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 1
+        return func(*args, **(kwargs or {}))
+
+
+def _after_a_step(specs: Sequence[GroupSpec], model: nn.Module, args: TrainingArguments) -> dict[str, StateBytes]:
+    by_name = dict(model.named_parameters())
+    optimizer = _optimizer(specs, model, args)
+    named = {name: by_name[name] for spec in specs for name in spec.parameters}
+    built = {name: _state_of(parameter, optimizer) for name, parameter in named.items()}
+    for parameter in named.values():
+        parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+    return {name: StateBytes(built[name], _state_of(parameter, optimizer)) for name, parameter in named.items()}
+
+
+def _optimizer(specs: Sequence[GroupSpec], model: nn.Module, args: TrainingArguments) -> torch.optim.Optimizer:
+    cls, options = Trainer.get_optimizer_cls_and_kwargs(args, model)  # type: ignore[arg-type]
+    options = with_groups(cls, options, with_parameters(specs, model))
+    # How it steps and where its state lies, neither of which can be had without values; the state is as large.
+    options.pop("fused", None)
+    if "is_paged" in options:
+        options["is_paged"] = False
+    optimizer: torch.optim.Optimizer = cls(options.pop("params"), **options)
+    if options.get("optim_bits") == 8:
+        _keep_embeddings_in_32_bits(optimizer, model)
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+    return optimizer
+
+
+def _keep_embeddings_in_32_bits(optimizer: Any, model: nn.Module) -> None:
+    """Do what the Trainer does with the optimizers of bitsandbytes, which share one manager: in a manager apart."""
+    manager = object.__new__(type(optimizer.mng))
+    manager.initialize()
+    optimizer.mng = manager
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            manager.register_module_override(module, "weight", {"optim_bits": 32})
+
+
+def _state_of(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of what is held under the parameter, by the optimizer or, as GrokAdamW has it, by a group."""
+    kept_in_groups = [value for group in optimizer.param_groups for value in group.values() if isinstance(value, dict)]
+    return sum(_bytes(held[parameter]) for held in (optimizer.state, *kept_in_groups) if parameter in held)
+
+
+def _bytes(value: object) -> int:
+    if isinstance(value, torch.Tensor):
+        if is_traceable_wrapper_subclass(value):  # such as the quantised moments of torchao
+            parts, _ = value.__tensor_flatten__()
+            return sum(_bytes(getattr(value, part)) for part in parts)
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(map(_bytes, value.values()))
+    return sum(map(_bytes, getattr(value, "__dict__", {}).values()))  # such as the projector of GaLore

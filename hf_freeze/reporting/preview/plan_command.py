@@ -1,0 +1,75 @@
+"""The shell command `hf-freeze plan`: what a plan would do to a model, before anything is computed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import redirect_stdout
+from dataclasses import fields, replace
+from typing import Any
+
+from transformers import HfArgumentParser, logging
+
+from hf_freeze.reporting.figure import prepare_picture
+from hf_freeze.reporting.preview.named_model import base_of_adapters, named_model
+from hf_freeze.reporting.preview.plan_options import checked_arguments
+from hf_freeze.reporting.preview.plan_plot import plot_plan
+from hf_freeze.reporting.preview.preview import preview
+from hf_freeze.reporting.preview.preview_result import Preview
+from hf_freeze.training.arguments import FreezeArguments, FreezeTrainingArguments
+
+_LISTED = {field.name for field in fields(FreezeArguments)} | {
+    *("learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "optim"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps"),
+}
+_NOT_LISTED = ("cache_frozen", "ignore_plan_change", "verify_freeze")
+
+
+def add_plan(commands: Any) -> None:
+    """Add the sub-command and its arguments: its own, and every flag of `FreezeTrainingArguments`."""
+    flags = HfArgumentParser(FreezeTrainingArguments, add_help=False)  # type: ignore[arg-type]
+    for action in flags._actions:
+        if action.dest not in _LISTED or action.dest.startswith(_NOT_LISTED) or isinstance(action.const, bool):
+            action.help = argparse.SUPPRESS
+        if action.choices:
+            action.metavar = action.dest.upper()  # the choices of optim alone are a screen full; an error lists them
+    command = commands.add_parser(
+        "plan",
+        parents=[flags],
+        help="preview a plan on a model: what trains when, memory, traffic, cost",
+        description="Preview a plan stage by stage and group by group: parameters, learning rates, optimizer state, "
+        "gradients, activations, what DDP sends, and the cost beside full fine-tuning. No weights are loaded. Every "
+        "flag of FreezeTrainingArguments counts, also those that are not listed.",
+    )
+    command.add_argument("model", metavar="MODEL", help="a folder, or a model of the hub; only its config is read")
+    command.add_argument("--auto_class", "--auto-class", help="build it with this class, e.g. AutoModelForCausalLM")
+    command.add_argument("--tokens", type=int, help="tokens per row, for activations and cost (128)")
+    command.add_argument("--rows", type=int, help="rows of training data, so that epochs become steps")
+    command.add_argument("--plot", help="write a picture of the learning rates there, as a PNG; needs --rows")
+    command.add_argument("--json", action="store_true", help="print the preview as JSON")
+    command.set_defaults(run=run_plan)
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    """Run the sub-command; return its exit status."""
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    with redirect_stdout(sys.stderr):  # DeepSpeed logs to standard output when it is imported
+        args = checked_arguments(options)
+        if options.plot:
+            prepare_picture("--plot", options.plot)
+        seen = _previewed(options, args)
+        if options.plot:
+            plot_plan(seen, options.plot)
+    print(json.dumps(seen.to_dict(), indent=2) if options.json else seen)
+    return 0
+
+
+def _previewed(options: argparse.Namespace, args: FreezeTrainingArguments) -> Preview:
+    base = base_of_adapters(options.model)
+    model = named_model(base or options.model, options.auto_class)
+    seen = preview(model, args, tokens=options.tokens, rows=options.rows)
+    if base is None:
+        return seen
+    remark = f"{options.model} holds PEFT adapters: this is their model {base}, without them."
+    return replace(seen, remarks=(*seen.remarks, remark))

@@ -1,0 +1,236 @@
+"""What a plan costs and changes, before anything is computed: stage by stage, group by group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from hf_freeze.errors import FreezeError
+from hf_freeze.plan.resolved import ResolvedPlan
+from hf_freeze.plan.stages import FreezePlan
+from hf_freeze.reporting.preview.optimizer_state import StateBytes, state_bytes
+from hf_freeze.reporting.preview.preview_inputs import (
+    check_batch,
+    check_counts,
+    check_model_and_arguments,
+    check_tokens,
+    one_plan,
+)
+from hf_freeze.reporting.preview.preview_result import GroupPreview, Preview, StagePreview
+from hf_freeze.reporting.preview.rates import RateSchedule, rate_schedule
+from hf_freeze.reporting.preview.stand_in import ModelSource, longest_text, without_weights
+from hf_freeze.reporting.preview.trace import ModelTracer, StepTrace
+from hf_freeze.selection.model_map import unwrap
+from hf_freeze.training.arguments import FreezeArguments
+from hf_freeze.training.freezing import plan_as_it_is
+from hf_freeze.training.groups import GroupSpec, group_specs
+from hf_freeze.training.setup import check_setup
+
+_TOKENS = 128
+
+
+def preview(
+    model: ModelSource,
+    args: TrainingArguments,
+    *,
+    plan: FreezePlan | Mapping[str, Any] | str | None = None,
+    batch_size: int | None = None,
+    tokens: int | None = None,
+    rows: int | None = None,
+    batch: Mapping[str, Any] | None = None,
+    auto_class: str | None = None,
+) -> Preview:
+    """Preview every stage of a plan: parameters, learning rates, memory, traffic and compute of each group.
+
+    `model` is a model, a configuration, or the name or folder of one; the latter are built without weights, so that
+    the largest ones take seconds and no memory (`auto_class` names their class, such as "AutoModelForCausalLM"). The
+    plan is `plan=` (a plan, its mapping, or a recipe such as "gradual"), else what `args` declare, else what requires a
+    gradient now. `rows` of training data turn epochs into steps. Nothing of the model changes, and nothing is trained.
+
+    - Groups are those that `FreezeTrainer` builds, and so are learning rate and weight decay.
+    - Optimizer state: the optimizer of `args` makes one step on the meta device. State outlives its group's training.
+    - Gradients: one value per trainable parameter, of its type. DDP sends each once per optimizer step (an all-reduce
+      moves up to twice as much over the wire), and the buffers once.
+    - Activations: all that is alive between forward and backward, weights aside: what autograd keeps, and the output.
+      Temporary memory within an operation, or during the backward pass, is not in it. Attention is that of the CPU,
+      which keeps the attention weights where they have dropout; a device that fuses it keeps less.
+    - Cost: the operations of matrix products, attention and convolutions in one forward and one backward pass, as a
+      share of what they are when everything trains. The forward pass runs whole; the backward pass goes down to the
+      lowest parameter that trains, and computes the gradients of weights that train alone. Other operations, reading
+      and writing memory, and the optimizer's step are not counted; nor is what `cache_frozen` saves.
+
+    The last two come from one real pass of autograd per stage over `batch`, or a batch of `batch_size` (that of `args`)
+    times `tokens` (128), without values. A model whose computation depends on values has neither, and a remark. What
+    gets no gradient in a `batch` that is given has none, and no optimizer state; for a made-up one a remark says so.
+
+    Raises `FreezeError` for a model, arguments, counts or a batch that are none, `SelectionError` and `PlanError` for a
+    plan that does not fit, also for epochs in a plan where `rows` are not given, and `UnsupportedSetupError` for what
+    `FreezeTrainer` refuses.
+
+    >>> from transformers import BertConfig
+    >>> config = BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
+    >>> seen = preview(config, TrainingArguments("out"), plan=FreezePlan(trainable="head"))
+    >>> seen.stages[0].parameters, seen.stages[0].optimizer_bytes, round(seen.stages[0].cost, 2)
+    (130, 1048, 0.33)
+    """
+    check_model_and_arguments(model, args)
+    check_counts(batch_size=batch_size, tokens=tokens, rows=rows)
+    plan = one_plan(plan, args)
+    built = unwrap(without_weights(model, auto_class))
+    check_tokens(tokens, built)
+    check_batch(batch, built)
+    resolved = (plan or plan_as_it_is(built)).resolve(built)
+    check_setup(args, built, resolved)
+    specs = _specs(resolved, args, built)
+    schedule = rate_schedule(args, resolved, specs, rows=rows)
+    count = args.per_device_train_batch_size if batch_size is None else batch_size
+    length = min(_TOKENS, longest_text(built) or _TOKENS) if tokens is None else tokens
+    remarks: list[str] = []
+    optimizer = _optimizer_state(specs, built, args, remarks)
+    traces = _traces(built, args, resolved, remarks, batch=batch, rows=count, tokens=length)
+    idle = {names: traces[names].without_gradient & names for names in resolved.stages} if traces else {}
+    if named := sorted(frozenset().union(*idle.values())):
+        remarks.append(_about_idle(named, of_given_batch=batch is not None))
+    facts = _Facts(
+        resolved=resolved,
+        specs=specs,
+        gradients={name: p.numel() * p.element_size() for name, p in built.named_parameters()},
+        idle=idle if batch is not None else {},
+        buffers=_buffer_bytes(built, args),
+        optimizer=optimizer,
+        traces=traces,
+        schedule=schedule,
+    )
+    return Preview(
+        model=type(built).__name__,
+        parameters=sum(resolved.sizes.values()),
+        weight_bytes=sum(facts.gradients.values()),
+        optimizer=str(getattr(args.optim, "value", args.optim)),
+        batch="the batch given" if batch is not None else f"{count} rows of {length} tokens",
+        stages=tuple(map(facts.stage, range(len(resolved.stages)))),
+        schedule=facts.schedule,
+        remarks=tuple(remarks),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    """What the rows of the table are put together from, by parameter; `idle` are those without a gradient, by stage."""
+
+    resolved: ResolvedPlan
+    specs: Sequence[GroupSpec]
+    gradients: Mapping[str, int]
+    idle: Mapping[frozenset[str], frozenset[str]]
+    buffers: int
+    optimizer: Mapping[str, StateBytes] | None
+    traces: Mapping[frozenset[str], StepTrace]
+    schedule: RateSchedule | None
+
+    def stage(self, index: int) -> StagePreview:
+        names = self.resolved.stages[index]
+        begun = frozenset().union(*self.resolved.stages[: index + 1])
+        stepped = frozenset().union(*map(self._with_gradient, self.resolved.stages[: index + 1]))
+        all_groups = [self._group(spec, names, stepped) for spec in self.specs]
+        held = [spec.parameters[0] in begun for spec in self.specs]
+        trace = self.traces.get(names)
+        begins = self.schedule.begins if self.schedule else ()
+        return StagePreview(
+            index=index,
+            starts=self.resolved.timed[index - 1].when if index else "start",
+            step=begins[index] if index < len(begins) else None,
+            groups=tuple(
+                g for g, begins_by_now in zip(all_groups, held, strict=True) if begins_by_now or g.optimizer_bytes
+            ),
+            activation_bytes=trace.kept_bytes if trace else None,
+            # The reducer sends zeros for what trains without a gradient.
+            ddp_bytes=sum(self.gradients[name] for name in names) + self.buffers,
+            cost=trace.flops / max(self.traces[_EVERYTHING].flops, 1) if trace else None,
+        )
+
+    def _with_gradient(self, stage: frozenset[str]) -> frozenset[str]:
+        return stage - self.idle.get(stage, frozenset())
+
+    def _group(self, spec: GroupSpec, names: frozenset[str], stepped: frozenset[str]) -> GroupPreview:
+        trains = spec.parameters[0] in names
+        return GroupPreview(
+            name=spec.name,
+            trains=trains,
+            parameters=sum(self.resolved.sizes[name] for name in spec.parameters),
+            learning_rate=spec.options["lr"] if trains else 0.0,
+            weight_decay=spec.options["weight_decay"] if trains else 0.0,
+            optimizer_bytes=self._state(spec, stepped),
+            gradient_bytes=sum(self.gradients[name] for name in spec.parameters if name in self._with_gradient(names)),
+        )
+
+    def _state(self, spec: GroupSpec, stepped: frozenset[str]) -> int | None:
+        if self.optimizer is None:
+            return None
+        held = {name: self.optimizer[name] for name in spec.parameters}
+        return sum(state.stepped if name in stepped else state.built for name, state in held.items())
+
+
+def _about_idle(names: Sequence[str], *, of_given_batch: bool) -> str:
+    first = f"{names[0]!r} and {len(names) - 1} other tensors" if len(names) > 1 else repr(names[0])
+    if of_given_batch:
+        return (
+            f"No gradient reaches {first} in this batch: they take no gradient and no optimizer state; DDP sends them."
+        )
+    return f"No gradient reaches {first} in a made-up batch. They are counted all the same; a batch= of yours tells."
+
+
+def _specs(resolved: ResolvedPlan, args: TrainingArguments, model: nn.Module) -> list[GroupSpec]:
+    extras = args if isinstance(args, FreezeArguments) else FreezeArguments()
+    return group_specs(
+        resolved,
+        args,
+        decayed=Trainer.get_decay_parameter_names(None, model),  # type: ignore[arg-type] # reads nothing of self
+        group_lrs=extras.rates_by_selection,
+        layer_lr_decay=extras.layer_lr_decay,
+    )
+
+
+def _optimizer_state(
+    specs: Sequence[GroupSpec], model: nn.Module, args: TrainingArguments, remarks: list[str]
+) -> dict[str, StateBytes] | None:
+    try:
+        return state_bytes(specs, model, args)
+    except FreezeError:
+        raise
+    except Exception as error:  # an optimizer may raise anything
+        name = getattr(args.optim, "value", args.optim)
+        remarks.append(f"Optimizer state unknown: {name} makes no step without values ({_short(error)}).")
+        return None
+
+
+_EVERYTHING: frozenset[str] = frozenset()  # the key of full fine-tuning among the traces: no stage trains nothing
+
+
+def _traces(
+    model: nn.Module, args: TrainingArguments, resolved: ResolvedPlan, remarks: list[str], **batch: Any
+) -> dict[frozenset[str], StepTrace]:
+    """By what trains, a step of it; under no names, one of full fine-tuning. {} and a remark where none can be had."""
+    words = resolved.words
+    full = frozenset(words.parts) - words.not_floating - words.inactive
+    try:
+        tracer = ModelTracer(model, args, **batch)
+        traces = {names: tracer.trace(names) for names in {full, *resolved.stages}}
+    except Exception as error:  # a model may raise anything
+        name, hint = type(model).__name__, " If it takes other inputs, give a batch=." if batch["batch"] is None else ""
+        remarks.append(f"Activations and cost unknown: {name} cannot be run without values ({_short(error)}).{hint}")
+        return {}
+    return {**traces, _EVERYTHING: traces[full]}
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def _buffer_bytes(model: nn.Module, args: TrainingArguments) -> int:
+    """What DDP broadcasts beside gradients, so that replicas have the same buffers."""
+    if args.ddp_broadcast_buffers is False:
+        return 0
+    return sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
