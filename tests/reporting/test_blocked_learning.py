@@ -15,7 +15,7 @@ FREER = {"name": "full", "trainable": 1000}
 
 
 def at(rate):
-    return {"settings": {"highest_rate": rate}}
+    return {"highest_rate": rate}
 
 
 def test_frozen_layers_block_where_the_training_loss_stays_far_above_at_a_rate_that_is_large():

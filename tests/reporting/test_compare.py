@@ -61,6 +61,11 @@ def test_every_plan_is_trained_with_every_seed_and_nothing_else_is_kept(compared
     }
 
 
+def test_a_run_knows_the_rate_of_its_fastest_group(compared):
+    assert {run.highest_rate for run in compared.by_plan["decayed"]} == {5e-3}
+    assert {run.highest_rate for run in compared.by_plan["staged"]} == {arguments().learning_rate}
+
+
 def test_a_run_has_its_whole_course(compared):
     for one in compared.runs:
         assert [evaluation.step for evaluation in one.evaluations] == [0, 2, 4, 6, 8]

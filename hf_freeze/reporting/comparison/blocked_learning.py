@@ -86,9 +86,8 @@ def _rate_is_large(frozen: Sequence[Run], freer: Sequence[Run], alike: Sequence[
 
 
 def highest_rate(runs: Sequence[Run]) -> float | None:
-    """Return the highest learning rate of any group, as the settings of the runs have it; None where they do not."""
-    rates = [run.settings.get("highest_rate") for run in runs]
-    known = [float(rate) for rate in rates if rate is not None]
+    """Return the highest learning rate of any group in these runs; None where one does not know it."""
+    known = [run.highest_rate for run in runs if run.highest_rate is not None]
     return max(known) if len(known) == len(runs) else None
 
 

@@ -44,6 +44,7 @@ def read_outcome(name: str, trainer: ComparedTrainer, task: Task, *, seconds: fl
         peak_bytes=peak_bytes,
         device=trainer.args.device.type,
         stored_features=trainer.steps_on_features == {True},
+        highest_rate=max(group["initial_lr"] for group in getattr(trainer.optimizer, "param_groups", ())),
     )
 
 

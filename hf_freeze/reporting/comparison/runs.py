@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -38,7 +38,7 @@ class Run:
     evaluation could tune no threshold; `remark` then says why. `at_half` has accuracy and recall at probability 0.5,
     `tested` the figures of the test set at the tuned threshold. `seconds` are those of training: features computed once
     are among them, evaluations are not. `stored_features` says whether every training step went over features computed
-    once.
+    once. `highest_rate` is the peak learning rate of the fastest group.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Run:
     tested: Mapping[str, float] | None = None
     stored_features: bool = False
     remark: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    highest_rate: float | None = None
 
     @property
     def last(self) -> Evaluation:
