@@ -47,6 +47,8 @@ def main(folder: Path, batch_size: int) -> None:
         gathered = trainer.accelerator.gather(flat[None])
         assert torch.equal(gathered.min(0).values, gathered.max(0).values), "replicas differ"
     (folder / f"written-{state.process_index}.json").write_text(json.dumps(written))
+    state.wait_for_everyone()
+    state.destroy_process_group()
 
 
 if __name__ == "__main__":
