@@ -81,6 +81,8 @@ def main() -> None:
         accelerator.unwrap_model(model).save_pretrained(folder)
         save_threshold(result, folder)
         print(f"Read back from {folder}: threshold {load_threshold(folder).threshold:.4g}")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -67,6 +67,8 @@ def main() -> None:
     weights = torch.cat([weight.detach().flatten() for weight in model.parameters()])
     replicas = gather(weights[None])
     say(f"The weights of {len(replicas)} processes differ by {(replicas - replicas[0]).abs().max().item()}.")
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()  # a process that ends in the middle of a gather is aborted by PyTorch
 
 
 if __name__ == "__main__":

@@ -153,6 +153,8 @@ def main() -> None:
     if args.verify_freeze:
         replicas = f", and the weights of all {args.world_size} processes are equal" if args.world_size > 1 else ""
         say(f"Verified: what is frozen stood still, what is trainable moved{replicas}.")
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
 
 
 def report(*names: str | None) -> None:

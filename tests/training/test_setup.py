@@ -180,6 +180,7 @@ def test_a_launch_without_fsdp_leaves_nothing_to_refuse(monkeypatch):
 
 LAUNCHED_SCRIPT = """
 import sys
+from accelerate import PartialState
 from hf_freeze import FreezeTrainer, FreezeTrainingArguments, UnsupportedSetupError
 from tests.models import text_rows, tiny_bert
 
@@ -188,6 +189,7 @@ try:
     FreezeTrainer(tiny_bert(), args, train_dataset=text_rows(8)).train()
 except UnsupportedSetupError as refusal:
     print("REFUSED", refusal)
+PartialState().destroy_process_group()
 """
 
 
