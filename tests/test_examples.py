@@ -332,6 +332,7 @@ def test_the_threshold_of_least_cost_finds_what_accuracy_hides(printed) -> None:
     assert tuned[-1] < half[-1] / 2
 
 
+@pytest.mark.slow
 @example("three_plans_compared.py")
 def test_the_comparison_shows_what_frozen_layers_cost_a_probe_that_is_trained_to_the_end(printed) -> None:
     names = ("linear probe", "last two layers", "everything")

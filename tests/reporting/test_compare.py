@@ -23,6 +23,7 @@ from tests import models
 from tests.models import text_rows, tiny_bert
 from tests.reporting.compared import arguments, run, tiny_comparison
 
+pytestmark = pytest.mark.slow  # each test trains several models
 LORA = LoraConfig(r=2, target_modules=["query"], task_type=TaskType.SEQ_CLS)
 PLANS = {
     "probe": "linear-probe",

@@ -14,6 +14,8 @@ from hf_freeze.reporting.comparison import compare as module
 from tests.models import tiny_bert
 from tests.reporting.compared import arguments, tiny_comparison
 
+pytestmark = pytest.mark.slow  # each test trains several models
+
 
 class BreaksOff(nn.Module):
     """Runs out of memory in the third training step in which its embeddings train."""

@@ -25,6 +25,11 @@ from tests.training.scripts.deepspeed_run import CASES, PLAN, STAGE_OF_STEP, STE
 SCRIPT = Path(deepspeed_run.__file__)
 EXACT = [case for case in CASES if not case.startswith("bf16")]
 
+
+def launched(test):
+    return pytest.mark.slow(pytest.mark.distributed(test))
+
+
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
@@ -77,7 +82,7 @@ def assert_close(found: list[dict], expected: list[dict]) -> None:
             )
 
 
-@pytest.mark.distributed
+@launched
 @pytest.mark.parametrize("case", CASES)
 def test_exactly_the_parameters_of_the_stage_move_in_each_step(weights, case) -> None:
     """Weight decay, which `DecoupledSGD` applies at any rate, does not touch what is frozen either."""
@@ -88,25 +93,25 @@ def test_exactly_the_parameters_of_the_stage_move_in_each_step(weights, case) ->
         assert {name for name in after if not torch.equal(before[name], after[name])} == names[stage], f"step {step}"
 
 
-@pytest.mark.distributed
+@launched
 @pytest.mark.parametrize("case", CASES)
 def test_all_processes_have_the_same_weights_after_every_step(seen, case) -> None:
     assert seen[case]["spread"] == [0.0] * (STEPS + 1)
 
 
-@pytest.mark.distributed
+@launched
 @pytest.mark.parametrize("case", EXACT)
 def test_two_processes_go_where_one_does(weights, case) -> None:
     assert_close(weights(case), weights(case, processes=1))
 
 
-@pytest.mark.distributed
+@launched
 @pytest.mark.parametrize("case", ["adamw-zero0", *(case for case in EXACT if case.startswith("decoupled"))])
 def test_a_run_goes_where_plain_pytorch_does(weights, case, tmp_path) -> None:
     assert_close(weights(case), plain(case, tmp_path))
 
 
-@pytest.mark.distributed
+@launched
 @pytest.mark.parametrize("zero", [1, 2, 3])
 def test_under_zero_what_thaws_starts_with_moments_of_its_own_gradients(weights, zero, tmp_path) -> None:
     """So AdamW leaves plain PyTorch, where moments start at zero, at the first step of what thaws, and not before."""
@@ -118,14 +123,14 @@ def test_under_zero_what_thaws_starts_with_moments_of_its_own_gradients(weights,
     assert_close(found, weights("adamw-zero1"))
 
 
-@pytest.mark.distributed
+@launched
 @pytest.mark.parametrize("case", CASES)
 def test_layers_are_in_train_mode_exactly_while_they_train(seen, case) -> None:
     layers = {0: [], 1: [2], 2: [1, 2], 3: [1]}
     assert seen[case]["in_train_mode"][1:] == [layers[stage] for stage in STAGE_OF_STEP]
 
 
-@pytest.mark.distributed
+@launched
 @pytest.mark.parametrize("zero", range(4))
 def test_the_statistics_of_batchnorm_stand_still_exactly_while_it_is_frozen(seen, zero) -> None:
     means = seen["normed"][f"decoupled-zero{zero}"]
@@ -139,7 +144,7 @@ def test_the_statistics_of_batchnorm_stand_still_exactly_while_it_is_frozen(seen
     ]
 
 
-@pytest.mark.distributed
+@launched
 def test_every_kind_of_engine_optimizer_was_run(seen) -> None:
     assert {case: seen[case]["optimizer"] for case in CASES if "decoupled" not in case} == {
         "adamw-zero0": "AdamW",
