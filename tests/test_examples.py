@@ -17,7 +17,7 @@ from hf_freeze import binary_margin, load_threshold
 from tests.launch import ROOT, accelerate_launch, free_port, run
 
 EXAMPLES = ROOT / "examples"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDE = (EXAMPLES / "README.md").read_text(encoding="utf-8")
 SMALL = ["--use_cpu", "--max_rows", "240", "--num_train_epochs", "2", "--max_length", "48"]
 SPAM = "WINNER!! You have won a 1000 pound prize. To claim call 09061701461 now. Claim code KL341."
 HAM = "Ok, I will be home at six. Do you want me to bring something for dinner?"
@@ -226,7 +226,7 @@ def test_purpose_command_and_run_time_are_at_the_top(path) -> None:
     assert purpose.endswith((".", "?"))
     assert f"examples/{path.stem}." in command
     assert re.search(r"\d+ seconds|takes seconds|takes a minute", top, flags=re.IGNORECASE)
-    assert f"[`{path.name}`](examples/{path.name})" in README
+    assert f"[`{path.name}`]({path.name})" in GUIDE
 
 
 @example("freeze_with_callback.py")
