@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler, ExportableState
 
@@ -17,10 +16,11 @@ from hf_freeze.plan.resolved import ResolvedPlan, sizes_of
 from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.training import checkpoint
 from hf_freeze.training.freezing import set_trainable
-from hf_freeze.training.loss_scaling import warn_if_count_is_ignored
+from hf_freeze.training.loss_scaling import CountProbe
 from hf_freeze.training.run import FreezeRun, FreezeSettings, RunState
 from hf_freeze.training.setup import check_setup, warn_of_coarse_weights
 from hf_freeze.training.snapshot import load_snapshot, save_snapshot
+from hf_freeze.training.train_calls import while_training
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,6 @@ class FreezeCallback(TrainerCallback, ExportableState):
         self._run: FreezeRun | None = None
         self._steps_per_epoch: int | None = None
         self._rates: dict[str, float] = {}
-        self._probe: RemovableHandle | None = None
 
     def declare(self, plan: FreezePlan, settings: FreezeSettings) -> None:
         """Go by this plan and these settings from the next run on."""
@@ -101,6 +100,7 @@ class FreezeCallback(TrainerCallback, ExportableState):
         if not self.managed:
             _put_first(self)
         resolved = self.prepare(args, model)
+        is_running = while_training(self)
         self._steps_per_epoch = _steps_per_epoch(args, kwargs)
         self._run = FreezeRun(
             resolved,
@@ -109,13 +109,14 @@ class FreezeCallback(TrainerCallback, ExportableState):
             settings=self.settings,
             max_steps=state.max_steps,
             steps_per_epoch=self._steps_per_epoch,
+            is_running=is_running,
         )
         if state.is_world_process_zero:
             logger.info("Freeze plan:\n%s", resolved)
         self._begin(self._run, args, state, model)
         cut_up = args.gradient_accumulation_steps > 1 or args.world_size > 1
         if cut_up and not self.managed and state.is_world_process_zero:
-            self._probe = warn_if_count_is_ignored(model)
+            self._run.undo_at_end(CountProbe(model, is_running).remove)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -219,9 +220,7 @@ class FreezeCallback(TrainerCallback, ExportableState):
         """Take every hook off the model. Doing it twice changes nothing."""
         if self._run:
             self._run.end()
-        if self._probe:
-            self._probe.remove()
-        self._run = self._probe = None
+        self._run = None
 
     def _begin(self, run: FreezeRun, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
         if not state.global_step:

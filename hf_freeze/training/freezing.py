@@ -2,9 +2,11 @@
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from operator import itemgetter
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -109,53 +111,78 @@ def _frozen_modules(module: nn.Module, trains: Collection[int]) -> Iterator[nn.M
             yield from _frozen_modules(child, trains)
 
 
-def hold_eval(model: nn.Module, trainable: Collection[str] | None = None) -> None:
+def hold_eval(
+    model: nn.Module, trainable: Collection[str] | None = None, *, is_over: Callable[[], bool] = lambda: False
+) -> None:
     """Keep what is frozen now in eval mode, whatever calls `train()` on the model, until `release_eval`.
 
     Dropout in the frozen part is off and its BatchNorm statistics stand still. Call again when what is frozen changed.
-    `trainable` are the names that train where `requires_grad` does not tell, as under DeepSpeed.
+    `trainable` are the names that train where `requires_grad` does not tell, as under DeepSpeed. Copies and pickles of
+    the model are not held, and once `is_over()` says so, the model is not either.
     """
     model = unwrap(model)
     release_eval(model)
-    modules = frozen_modules(model, trainable)
-    # NEFTune's hook adds its noise in train mode only; an embedding has nothing else that train mode changes.
-    noisy = [module for module in model.modules() if hasattr(module, "neftune_noise_alpha")]
-    # On the instance, so that the wrappers' own train() finds it: DDP calls module.train(mode) on its child. A partial
-    # is pickled and copied together with the model, and then holds the copy's modules; a closure would not.
-    model.__dict__["train"] = partial(_train_but_frozen, model, modules, noisy, _modes(model, modules, noisy))
-    set_eval(modules)
+    # On the instance, so that the wrappers' own train() finds it: DDP calls module.train(mode) on its child.
+    model.__dict__["train"] = held = _HeldTrain(model, frozen_modules(model, trainable), is_over)
+    set_eval(held.frozen)
 
 
-def _train_but_frozen(
-    model: nn.Module,
-    frozen: Iterable[nn.Module],
-    noisy: Iterable[nn.Module],
-    modes: tuple[list[nn.Module], list[nn.Module]] | None,
-    mode: bool = True,
-) -> nn.Module:
-    # The Trainer asks before every step, and to walk through all modules takes longer than the step of a small head.
-    if modes and all(part.training is mode for part in modes[0]) and not any(part.training for part in modes[1]):
-        return model
-    type(model).train(model, mode)
-    set_eval(frozen)
-    for module in noisy:
-        module.training = mode
-    return model
+class _HeldTrain:
+    """`train()` of a model whose frozen modules stay in eval mode; a `train()` of the instance's own is called too."""
+
+    def __init__(self, model: nn.Module, frozen: list[nn.Module], is_over: Callable[[], bool]) -> None:
+        self.model = model
+        self.frozen = frozen
+        self.own: Callable[[bool], Any] | None = model.__dict__.get("train")
+        self.is_over = is_over
+        # NEFTune's hook adds its noise in train mode only; an embedding has nothing else that train mode changes.
+        self._noisy = [module for module in model.modules() if hasattr(module, "neftune_noise_alpha")]
+        self._modes = _modes(model, frozen, self._noisy)
+
+    def __call__(self, mode: bool = True) -> nn.Module:
+        if self.is_over():
+            release_eval(self.model, self.is_over)
+            return self._train(mode)
+        # The Trainer asks before every step, and to walk through all modules takes longer than the step of a small
+        # head.
+        following, held = self._modes or ((), ())
+        if following and all(part.training is mode for part in following) and not any(part.training for part in held):
+            return self.model
+        self._train(mode)
+        set_eval(self.frozen)
+        for module in self._noisy:
+            module.training = mode
+        return self.model
+
+    def _train(self, mode: bool) -> nn.Module:
+        (self.own or partial(type(self.model).train, self.model))(mode)
+        return self.model
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy or a pickle of the model gets what was there before; its class's own train(), as it has no state yet.
+        return (getattr, (self.model, "train")) if self.own is None else (itemgetter(0), ((self.own,),))
 
 
 def _modes(
     model: nn.Module, frozen: Iterable[nn.Module], noisy: Iterable[nn.Module]
 ) -> tuple[list[nn.Module], list[nn.Module]] | None:
     """The modules that follow the mode, and those held in eval; None where `train()` of any does more than that."""
-    if any(type(part).train not in (nn.Module.train, PreTrainedModel.train) for part in model.modules()):
+    usual = (nn.Module.train, PreTrainedModel.train)
+    if any(type(part).train not in usual or "train" in vars(part) for part in model.modules()):
         return None
     held = {part for module in frozen for part in module.modules()}.difference(noisy)
     return [part for part in model.modules() if part not in held], list(held)
 
 
-def release_eval(model: nn.Module) -> None:
-    """Undo `hold_eval`: the model's own `train()` applies again."""
-    unwrap(model).__dict__.pop("train", None)
+def release_eval(model: nn.Module, is_over: Callable[[], bool] | None = None) -> None:
+    """Undo `hold_eval`, where `is_over` is given that with it only: the `train()` from before applies again."""
+    model = unwrap(model)
+    override = model.__dict__.get("train")
+    if not isinstance(override, _HeldTrain) or is_over not in (None, override.is_over):
+        return  # somebody else's
+    del model.__dict__["train"]
+    if override.own is not None:
+        model.__dict__["train"] = override.own
 
 
 def set_eval(modules: Iterable[nn.Module]) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +38,28 @@ def count_labels(batch: Mapping[str, Any], *, per_row: bool = False) -> torch.Te
     return torch.tensor(len(labels), device=labels.device) if per_row else labels.ne(-100).sum()
 
 
-def warn_if_count_is_ignored(model: nn.Module) -> RemovableHandle:
-    """Look at the first training batch, and warn when the model takes the count and drops it."""
+class CountProbe:
+    """Looks at the first training batch of a model, and warns when the model takes the count and drops it."""
 
-    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def __init__(self, model: nn.Module | None, is_running: Callable[[], bool]) -> None:
+        self._is_running = is_running
+        self._handle = model.register_forward_hook(self, with_kwargs=True) if model is not None else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CountProbe, (None, bool)  # a copy of the model asks nothing: bool() is False
+
+    def remove(self) -> None:
+        """Take the hook off the model. Doing it twice changes nothing."""
+        if self._handle is not None:
+            self._handle.remove()
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         count = kwargs.get("num_items_in_batch")
+        if not self._is_running():
+            return self.remove()
         if not module.training or not isinstance(count, torch.Tensor):
             return
-        handle.remove()
+        self.remove()
 
         def loss_at(items: torch.Tensor) -> torch.Tensor:
             outputs = module(*args, **{**kwargs, "num_items_in_batch": items})
@@ -60,9 +73,6 @@ def warn_if_count_is_ignored(model: nn.Module) -> RemovableHandle:
                 "set model.accepts_loss_kwargs = False before building the Trainer.",
                 type(module).__name__,
             )
-
-    handle = model.register_forward_hook(look, with_kwargs=True)
-    return handle
 
 
 @contextmanager

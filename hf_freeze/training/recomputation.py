@@ -24,9 +24,15 @@ def let_gradients_in(model: nn.Module) -> Callable[[], None]:
     for module in model.modules():
         recompute = getattr(module, "_gradient_checkpointing_func", None)
         if recompute is not None and getattr(recompute, "keywords", {}).get("use_reentrant"):
-            module._gradient_checkpointing_func = partial(_recompute, recompute, module)  # type: ignore[assignment]
-            undo.callback(setattr, module, "_gradient_checkpointing_func", recompute)
+            ours: Any = partial(_recompute, recompute, module)
+            module._gradient_checkpointing_func = ours
+            undo.callback(_put_back, module, ours, recompute)
     return undo.close
+
+
+def _put_back(module: nn.Module, ours: Any, before: Any) -> None:
+    if getattr(module, "_gradient_checkpointing_func", None) is ours:  # and not that of a later run
+        module._gradient_checkpointing_func = before
 
 
 def _recompute(recompute: Callable[..., Any], module: nn.Module, function: Callable[..., Any], *args: Any) -> Any:

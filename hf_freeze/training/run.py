@@ -2,8 +2,11 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from weakref import finalize, ref
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -57,7 +60,8 @@ class FreezeRun:
     """Carries a plan through one run over one model and one optimizer.
 
     In a loop of one's own: `begin` first, `step_begins` before each step, `optimizer_steps` and `optimizer_stepped`
-    around the optimizer's, then the scheduler's step, `conclude` at the end.
+    around the optimizer's, then the scheduler's step, `conclude` at the end. `end` takes everything off the model after
+    an exception; the model's next `train()` or `eval()` does so too once `is_running()` is False or the run is gone.
 
     Under DeepSpeed: call `deepspeed.initialize` with the groups of `param_groups`, while all that ever trains requires
     a gradient, and give `engine.module` and `engine.optimizer` here. Where the engine steps copies of the weights (see
@@ -76,6 +80,7 @@ class FreezeRun:
         settings: FreezeSettings,
         max_steps: int,
         steps_per_epoch: int | None,
+        is_running: Callable[[], bool] = lambda: True,
     ) -> None:
         self.resolved = resolved
         self.state = RunState(fired={})
@@ -94,13 +99,17 @@ class FreezeRun:
         if self._by_rate or any(map(is_sharded, model.parameters())):
             refuse_rewind(resolved, "This set-up")
         self._logged: dict[str, Any] = {}
-        self._close_inputs: Callable[[], None] = lambda: None
+        self._is_running = is_running
+        self._is_over = partial(_is_over, ref(self))
+        self._on_the_model = ExitStack()
+        finalize(self, self._on_the_model.close).atexit = False  # also when the run is forgotten without an `end`
 
     def begin(self, state: RunState | None = None, best: dict[str, torch.Tensor] | None = None) -> None:
         """Put the model into the first stage, or into the one that an interrupted run was in."""
         self.state = state or self.state
         self.best = best or {}
-        self._close_inputs = let_gradients_in(self._model)
+        self.undo_at_end(let_gradients_in(self._model))
+        self.undo_at_end(partial(release_eval, self._model, self._is_over))
         self._apply(self.state.stage)
 
     def step_begins(self, step: int) -> None:
@@ -177,10 +186,13 @@ class FreezeRun:
         if proof:
             proof.conclude()
 
+    def undo_at_end(self, undo: Callable[[], object]) -> None:
+        """Call `undo` when the run lets go of the model."""
+        self._on_the_model.callback(undo)
+
     def end(self) -> None:
         """Let go of the model and the optimizer. Doing it twice changes nothing."""
-        release_eval(self._model)
-        self._close_inputs()
+        self._on_the_model.close()
         self._gate.open()
         self._proof = None
 
@@ -209,7 +221,7 @@ class FreezeRun:
         if thawed or frozen:
             tell_wrappers(self._wrappers)
         if self._settings.frozen_eval:
-            hold_eval(self._model, trainable)
+            hold_eval(self._model, trainable, is_over=self._is_over)
         if self._proof:
             self._proof.watch(self._optimizer, trainable)
         self.state.stage = stage
@@ -221,6 +233,17 @@ class FreezeRun:
             for plateau in filter(None, (stage.plateau for stage in self.resolved.timed)):
                 require_metric(plateau, self._logged)
         self._logged = {}
+
+
+def _is_over(run: "ref[FreezeRun]") -> bool:
+    """Tell whether the run is gone; end it where an exception has left it behind."""
+    found = run()
+    if found is None:
+        return True
+    if found._is_running():
+        return False
+    found.end()
+    return True
 
 
 def _from_main_process(watch: PlateauWatch) -> PlateauWatch:

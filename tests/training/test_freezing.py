@@ -4,6 +4,7 @@ import copy
 import io
 import logging
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -336,19 +337,62 @@ def test_a_models_own_train_is_called():
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, round_trip, lambda model: pickle.loads(pickle.dumps(model))])
-def test_a_copy_of_a_held_model_holds_its_own_frozen_part(copied):
+def test_a_copy_of_a_held_model_is_a_plain_model(copied):
     model = tiny_bert()
     freeze(model, "backbone")
     hold_eval(model)
-    twin = copied(model)
-    release_eval(model)
-    model.train()
+    twin = copied(copied(model))
 
-    twin.bert.train()
+    twin.eval()
     twin.train()
-    assert twin.classifier.training
-    assert not twin.bert.training
-    assert model.bert.training  # the original is left alone
+    assert all(module.training for module in twin.modules())
+    assert not any(module.training for module in model.bert.modules())  # the original is left alone
+
+
+def own_train(model, mode=True):
+    type(model).train(model, mode)
+    model.classifier.eval()
+    return model
+
+
+@pytest.mark.parametrize("copied", [None, copy.deepcopy, round_trip, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_train_method_of_the_instance_is_called_while_held_and_is_there_afterwards_and_in_copies(copied):
+    model = tiny_bert()
+    freeze(model, "backbone")
+    model.train = partial(own_train, model)
+    hold_eval(model)
+    hold_eval(model)  # as at every new stage
+    assert model.train() is model
+    assert not model.bert.training
+    assert not model.classifier.training
+    if copied:
+        model = copied(model)
+    else:
+        release_eval(model)
+    model.train()
+    assert model.bert.encoder.layer[0].training
+    assert not model.classifier.training
+
+
+def test_a_train_method_put_on_a_module_inside_is_called_while_held():
+    model = tiny_bert()
+    freeze(model, "embeddings")
+    model.bert.encoder.layer[1].train = lambda mode=True: nn.Module.train(model.bert.encoder.layer[1], False)
+    hold_eval(model)
+    model.train()
+    model.bert.encoder.layer[1].training = True
+    model.train()
+    assert not model.bert.encoder.layer[1].training
+
+
+def test_release_leaves_a_train_method_that_somebody_put_there_since():
+    model = tiny_bert()
+    freeze(model, "backbone")
+    hold_eval(model)
+    theirs = partial(own_train, model)
+    model.train = theirs
+    release_eval(model)
+    assert vars(model)["train"] is theirs
 
 
 def test_an_embedding_that_adds_noise_while_training_keeps_doing_so():
