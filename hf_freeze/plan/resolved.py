@@ -46,10 +46,10 @@ class ResolvedPlan:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of what trains when; two spellings of one plan share it."""
-        times = ["start", *(stage.time for stage in self.timed)]
+        # epoch=1 is epoch=1.0
+        times = ["start", *(json.loads(json.dumps(stage.time), parse_int=float) for stage in self.timed)]
         content = [[when, sorted(names)] for when, names in zip(times, self.stages, strict=True)]
-        same_numbers = json.loads(json.dumps(content), parse_int=float)  # epoch=1 is epoch=1.0
-        return hashlib.sha256(json.dumps(same_numbers).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     @cached_property
     def declared(self) -> dict[str, frozenset[str]]:
@@ -115,8 +115,13 @@ def _top_down(rule: TopDown, words: ModelMap) -> Iterator[Stage]:
         raise PlanError(f"{rule!r} needs a repeated stack of layers, and this model has none. Write the stages out.")
     after_layers = ["backbone", *(f"!{role}" for role in ("embeddings", "layers") if words.roles[role])]
     for index in range(1, count + 1):
-        top = [f"{where}layers[-{index * rule.layers_per_stage}:]" for where in _stack_prefixes(words)]
-        yield Stage(epoch=index * rule.every_epochs, unfreeze=[*after_layers, *top])
+        above, depth = (index - 1) * rule.layers_per_stage, index * rule.layers_per_stage
+        layers = [
+            f"{where}layers[-{depth}:{-above or ''}]"
+            for where, stack in zip(_stack_prefixes(words), words.stacks, strict=True)
+            if len(stack.layers) > above
+        ]
+        yield Stage(epoch=index * rule.every_epochs, unfreeze=[*(after_layers if index == 1 else ()), *layers])
     yield Stage(epoch=(count + 1) * rule.every_epochs, unfreeze="all")
 
 

@@ -176,6 +176,8 @@ class FreezePlan:
                 f"A plan has exactly one of freeze= and trainable=, each the complement of the other; got {found}."
             )
         parse(getattr(self, given[0]))
+        if not isinstance(self.stages, Sequence) or isinstance(self.stages, str):
+            raise PlanError(f"stages= is a list of Stage objects; got {self.stages!r}.")
         object.__setattr__(self, "stages", tuple(self.stages))
         for stage in self.stages:
             if not isinstance(stage, Stage | TopDown):

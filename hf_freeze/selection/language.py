@@ -2,7 +2,8 @@
 
     selection := one string, or a list of strings read in order; a later entry overrides an earlier one
     entry     := ["!"] term ("&" term)*              "!x" takes x out; "a & b" is the intersection
-    term      := "all" | role | [path "."] "layers[" index "]" | dotted path with "*" | "re:" regex
+    term      := "all" | role | [path "."] "layers[" index "]" | dotted path with "*" | "re:" regex | literal
+    literal   := a dotted path in double quotes, taken as it is (escapes as in JSON): "extra.q&a"
     index     := python index or slice, or a comma list of them: layers[0], layers[-2:], layers[0,5,-1]
 
 Everything here is text and sets: what the names, roles and layers of a model are is asked of a `Vocabulary`
@@ -10,6 +11,7 @@ Everything here is text and sets: what the names, roles and layers of a model ar
 """
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +56,10 @@ class Vocabulary(Protocol):
     @property
     def short_spellings(self) -> Mapping[str, frozenset[str]]:
         """Canonical name -> its spellings without the base model's prefix, tried when the exact ones fail."""
+
+    @property
+    def below(self) -> Sequence[Mapping[str, frozenset[str]]]:
+        """What `paths_below` says of the exact spellings, and of the short ones."""
 
     @property
     def roles(self) -> Mapping[str, frozenset[str]]: ...
@@ -103,7 +109,18 @@ class DottedPath:
     specificity = Specificity.NAMED
 
     def pick(self, words: Vocabulary) -> frozenset[str]:
-        return _match(_path_pattern(self.text), words)
+        return _match(_path_pattern(self.text), words) if "*" in self.text else _below(self.text, words)
+
+
+@dataclass(frozen=True)
+class Literal:
+    """`"extra.q&a"`: a dotted path in quotes, which may hold what is a sign of the language elsewhere."""
+
+    path: str
+    specificity = Specificity.NAMED
+
+    def pick(self, words: Vocabulary) -> frozenset[str]:
+        return _below(self.path, words)
 
 
 @dataclass(frozen=True)
@@ -185,6 +202,8 @@ class Entry:
 
     def pick(self, words: Vocabulary) -> frozenset[str]:
         """Pick the names; raise `SelectionError` when a term or the intersection is empty."""
+        if len(self.terms) > 1 and (whole := _below(self.text.strip().removeprefix("!").strip(), words)):
+            return whole  # '&' in the name of a module
         picked = frozenset(words.spellings)
         for term in self.terms:
             found = term.pick(words)
@@ -215,9 +234,10 @@ def evaluate(selection: Selection, words: Vocabulary) -> Picked:
     taken_out: dict[str, Specificity] = {}
     for entry in parse(selection):
         into, out_of = (taken_out, picked) if entry.takes_out else (picked, taken_out)
-        for name in entry.pick(words):
-            out_of.pop(name, None)
-            into[name] = entry.specificity
+        names = entry.pick(words)
+        for name in out_of.keys() & names if out_of else ():
+            del out_of[name]
+        into.update(dict.fromkeys(names, entry.specificity))
     if not picked:
         raise SelectionError(
             f"{selection!r} selects nothing: every entry takes out ('!') what no entry before it put in. "
@@ -247,10 +267,25 @@ def parse(selection: Selection) -> tuple[Entry, ...]:
 def _parse_entry(text: str) -> Entry:
     stripped = text.strip()
     takes_out = stripped.startswith("!")
-    terms = [term.strip() for term in stripped.removeprefix("!").split("&")]
+    terms = [term.strip() for term in _terms(stripped.removeprefix("!"))]
     return Entry(text, tuple(_parse_term(term, text) for term in terms), takes_out)
 
 
+def quoted(path: str) -> str:
+    """Write a path so that nothing in it is a sign of the language.
+
+    >>> quoted("extra.q&a")
+    '"extra.q&a"'
+    """
+    return json.dumps(path, ensure_ascii=False)
+
+
+def _terms(text: str) -> list[str]:
+    """Split at every '&' that is not in quotes."""
+    return re.findall(r"(?:^|(?<=&))((?:\s*" + _LITERAL.pattern + r"\s*(?=&|$))|[^&]*)", text)
+
+
+_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"')
 _LAYERS = re.compile(r"(?:(?P<path>.+)\.)?layers\[(?P<index>.*)\]")
 _PATH = re.compile(r"[\w*-]+(\.[\w*-]+)*")
 
@@ -265,6 +300,8 @@ def _parse_term(term: str, entry: str) -> Term:
             f"{entry!r}: '!' stands only at the start of an entry. Write two entries: "
             f"[{entry.split('&')[0].strip()!r}, {term!r}]."
         )
+    if _LITERAL.fullmatch(term):
+        return _parse_literal(term, entry)
     if term == "all":
         return Everything()
     if term in ROLES:
@@ -278,8 +315,16 @@ def _parse_term(term: str, entry: str) -> Term:
 
 _GRAMMAR = (
     f"An entry is 'all', a role ({', '.join(ROLES)}), layers[index], a dotted path with '*', or re:regex; "
-    "'!' in front takes it out, '&' intersects. Several entries are several strings in a list."
+    "a path with other characters goes in double quotes; '!' in front takes it out, '&' intersects. "
+    "Several entries are several strings in a list."
 )
+
+
+def _parse_literal(term: str, entry: str) -> Literal:
+    try:
+        return Literal(json.loads(term, strict=False))
+    except ValueError as error:
+        raise SelectionError(f"{entry!r}: {term} is no text in double quotes as JSON has it: {error}.") from error
 
 
 def _parse_regex(term: str, entry: str) -> Regex:
@@ -313,6 +358,20 @@ def _path_pattern(path: str) -> re.Pattern[str]:
     return re.compile(r"\.".join(segments) + r"(\..+)?")
 
 
+def paths_below(spellings: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+    """Return, for every path that these spellings have, the canonical names at and below it."""
+    found: dict[str, set[str]] = {}
+    for name, ways in spellings.items():
+        for way in ways:
+            for path in _ancestors(way):
+                found.setdefault(path, set()).add(name)
+    return {path: frozenset(names) for path, names in found.items()}
+
+
+def _below(path: str, words: Vocabulary) -> frozenset[str]:
+    return next((below[path] for below in words.below if path in below), frozenset())
+
+
 def _match(pattern: re.Pattern[str], words: Vocabulary) -> frozenset[str]:
     for spellings in (words.spellings, words.short_spellings):
         found = frozenset(name for name, ways in spellings.items() if any(map(pattern.fullmatch, ways)))
@@ -334,6 +393,8 @@ def _term_text(term: Term) -> str:
             return name
         case DottedPath(text):
             return text
+        case Literal(path):
+            return quoted(path)
         case Regex(pattern):
             return f"re:{pattern.pattern}"
     return str(getattr(term, "text", term))

@@ -8,15 +8,19 @@ belongs to exactly one part: head, embeddings, layers or rest.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
+from hf_freeze.errors import FreezeError, UnsupportedSetupError
 from hf_freeze.selection import peft_support
 from hf_freeze.selection.embeddings import ancestors, embedding_paths, names_an_embedding, stem_paths
 from hf_freeze.selection.frozen_marks import frozen_by_us
 from hf_freeze.selection.heads import base_path, head_paths
+from hf_freeze.selection.language import paths_below
 from hf_freeze.selection.norms import norm_names
 from hf_freeze.selection.stacks import Stack, find_stacks
 
@@ -39,6 +43,11 @@ class ModelMap:
     inactive: frozenset[str]
     not_floating: frozenset[str]
 
+    @cached_property
+    def below(self) -> tuple[dict[str, frozenset[str]], ...]:
+        """Path -> the tensors at and below it, for exact spellings and for short ones."""
+        return paths_below(self.spellings), paths_below(self.short_spellings)
+
     def every_alias(self, canonical: Iterable[str]) -> frozenset[str]:
         """Every name, aliases of tied weights included, of the tensors that these canonical names stand for."""
         return frozenset(alias for name in canonical for alias in self.ties[name])
@@ -46,6 +55,8 @@ class ModelMap:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the model inside DDP, DataParallel, DeepSpeed and torch.compile wrappers, in any order."""
+    if not isinstance(model, nn.Module):
+        raise FreezeError(f"The model is a torch.nn.Module; got {model!r}, a {type(model).__name__}.")
     unwrapped: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
     return model if unwrapped is model else unwrap(unwrapped)
 
@@ -54,6 +65,11 @@ def map_model(model: nn.Module) -> ModelMap:
     """Map a `PreTrainedModel`, a PEFT model or any `nn.Module`, wrapped or not."""
     model = unwrap(model)
     by_name = dict(model.named_parameters(remove_duplicate=False))
+    if lazy := next((name for name, p in by_name.items() if isinstance(p, UninitializedParameter)), None):
+        raise UnsupportedSetupError(
+            f"{lazy!r} has no shape yet: a lazy module learns it in its first call. Send one batch "
+            "through the model first."
+        )
     ties = _ties(by_name)
     canonical = {alias: name for name, aliases in ties.items() for alias in aliases}
 

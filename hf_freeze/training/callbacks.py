@@ -3,7 +3,7 @@
 import gc
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -242,16 +242,26 @@ class FreezeCallback(TrainerCallback, ExportableState):
         return self.resolved.ever_trainable if self.resolved else frozenset()
 
 
-def _put_first(callback: TrainerCallback) -> None:
+def _put_first(callback: FreezeCallback) -> None:
     """Let `callback` be called before the trackers of `report_to`, which would not see what it adds to the logs.
 
     The Trainer puts them before the callbacks of the user, and hands callbacks neither itself nor its handler.
     """
     for handler in gc.get_objects():
         if issubclass(type(handler), CallbackHandler) and any(one is callback for one in handler.callbacks):
+            _refuse_another(callback, handler.callbacks)
             # In place: the handler is going through this list, whose part after `callback` stays where it is.
             handler.callbacks.remove(callback)
             handler.callbacks.insert(0, callback)
+
+
+def _refuse_another(callback: FreezeCallback, callbacks: Iterable[TrainerCallback]) -> None:
+    for other in callbacks:
+        if isinstance(other, FreezeCallback) and other is not callback:
+            raise PlanError(
+                f"Two plans for one Trainer: {callback.plan.to_dict()} and {other.plan.to_dict()}. Keep one "
+                "FreezeCallback, with the stages of both in its plan; a FreezeTrainer brings its own."
+            )
 
 
 def _steps_per_epoch(args: TrainingArguments, kwargs: Mapping[str, Any]) -> int | None:

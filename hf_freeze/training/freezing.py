@@ -1,7 +1,6 @@
 """The one writer of `requires_grad` and of the eval mode of what is frozen."""
 
 import logging
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel
 from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.plan.trainable import changed
 from hf_freeze.selection.frozen_marks import mark_frozen, unmark_frozen
-from hf_freeze.selection.language import Selection, evaluate
+from hf_freeze.selection.language import Selection, evaluate, quoted
 from hf_freeze.selection.model_map import map_model, unwrap
 
 logger = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ def plan_as_it_is(model: nn.Module) -> FreezePlan:
     if all(requires.values()):
         return FreezePlan(trainable="all")
     names = [name for name, trains in requires.items() if trains]
-    return FreezePlan(trainable=[f"re:{re.escape(name)}" for name in names]) if names else FreezePlan(freeze="all")
+    return FreezePlan(trainable=[quoted(name) for name in names]) if names else FreezePlan(freeze="all")
 
 
 def set_trainable(model: nn.Module, trainable: Collection[str]) -> tuple[list[str], list[str]]:

@@ -119,20 +119,38 @@ def group_specs(
     rungs = _ladder(resolved.words, base.learning_rate, layer_lr_decay)
     rungs |= _named_rungs(group_lrs, resolved, base.learning_rate)
     members: dict[tuple[Any, ...], list[str]] = {}
+    stages_of = _stages_of_each(resolved.stages)
     for name in resolved.words.parts:
-        stages = tuple(index for index, names in enumerate(resolved.stages) if name in names)
-        if stages:
+        if stages := stages_of.get(name):
             decays = any(alias in decayed for alias in resolved.words.ties[name])
             members.setdefault((rungs[name].order, stages, not decays), []).append(name)
     splits = {order for order, _, undecayed in members if not undecayed}
-    several = {order for order, stages, _ in members if any(o == order and s != stages for o, s, _ in members)}
+    times: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
+    for order, stages, _ in members:
+        times.setdefault(order, set()).add(stages)
     specs = []
     for (order, stages, undecayed), names in sorted(members.items()):
         rung = rungs[names[0]]
         asked_to_decay = "weight_decay" in rung.options and order not in splits
         no_decay = undecayed and not asked_to_decay
-        specs.append(_spec(rung, names, base.weight_decay, no_decay, stages * (order in several)))
+        specs.append(_spec(rung, names, base.weight_decay, no_decay, stages * (len(times[order]) > 1)))
     return specs
+
+
+def _stages_of_each(stages: Sequence[frozenset[str]]) -> dict[str, tuple[int, ...]]:
+    """Name -> the stages in which it trains, for what ever does; read off what changes from stage to stage."""
+    changes: dict[str, tuple[int, ...]] = {}
+    for index, (before, after) in enumerate(zip((frozenset[str](), *stages), stages, strict=False)):
+        for name in before ^ after:
+            changes[name] = (*changes.get(name, ()), index)
+    expanded = {when: _between(when, len(stages)) for when in set(changes.values())}
+    return {name: expanded[when] for name, when in changes.items()}
+
+
+def _between(changes: Sequence[int], end: int) -> tuple[int, ...]:
+    """The stages from each thaw to the freeze after it: (1, 3, 5) of 7 -> 1, 2, 5, 6."""
+    bounds = [*changes, end]
+    return tuple(stage for first, last in zip(bounds[::2], bounds[1::2], strict=False) for stage in range(first, last))
 
 
 def _spec(rung: _Rung, names: list[str], weight_decay: float, undecayed: bool, stages: tuple[int, ...]) -> GroupSpec:

@@ -62,6 +62,14 @@ class RateGate:
         """Set every group to its rate of this step; a frozen one has no weight decay either."""
         groups = self._optimizer.param_groups
         self.open()
+        if len(groups) != len(self._trains):
+            position = min(len(groups), len(self._trains))
+            extra = groups[position].get("name", f"group_{position}") if len(groups) > len(self._trains) else ""
+            raise PlanError(
+                f"The optimizer has {len(groups)} groups, and had {len(self._trains)} when training began"
+                + (f": {extra!r} was added. " if extra else ". ")
+                + "Declare what trains later as a stage of the plan; its groups are there from the start."
+            )
         for group, trains in zip(groups, self._trains, strict=True):
             scheduled: dict[str, Any] = {option: group[option] for option in ("lr", "weight_decay") if option in group}
             factor = rate_factor(trains, begins, step, self._warmup)

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hf_freeze.errors import SelectionError
-from hf_freeze.selection.language import ROLES, Specificity, evaluate, parse
+from hf_freeze.selection.language import ROLES, Specificity, evaluate, parse, paths_below, quoted
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class Words:
     stacks: tuple[Stack, ...]
     minor_stacks: tuple[Stack, ...] = ()
     short_spellings: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    @property
+    def below(self):
+        return paths_below(self.spellings), paths_below(self.short_spellings)
 
 
 def words_of(*names, stacks=(), minor_stacks=(), short="", **roles):
@@ -421,3 +425,36 @@ def test_what_is_picked_and_what_is_taken_out_never_overlap(selection):
     except SelectionError:
         return
     assert not picked.names.keys() & picked.taken_out.keys()
+
+
+# --- literal paths ----------------------------------------------------------------------------------------------------
+
+STRANGE = ["q&a", "a b", "!x", "l[0]", "s*r", 'q"t', "b\\s", "re:x", "all", "é"]
+ODD = words_of(*(f"extra.{name}.weight" for name in STRANGE), norms=["extra.q&a.weight"])
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_path_in_quotes_is_taken_as_it_is(name):
+    assert pick(quoted(f"extra.{name}"), ODD) == {f"extra.{name}.weight"}
+    assert pick(["all", f"!{quoted(f'extra.{name}')}"], ODD) == set(ODD.spellings) - {f"extra.{name}.weight"}
+
+
+def test_quoted_paths_intersect_like_any_other():
+    assert pick('"extra.q&a" & norms', ODD) == pick('norms&"extra.q&a"', ODD) == {"extra.q&a.weight"}
+    assert pick('re:.*q"t.* & "extra"', ODD) == {'extra.q"t.weight'}
+
+
+def test_an_ampersand_in_a_name_needs_no_quotes():
+    assert pick("extra.q&a", ODD) == {"extra.q&a.weight"}
+    assert pick(["extra", "!extra.q&a"], ODD) == set(ODD.spellings) - {"extra.q&a.weight"}
+
+
+@pytest.mark.parametrize("selection", ['"extra.q', '"bad \\x escape"'])
+def test_what_is_not_properly_quoted_is_an_error(selection):
+    with pytest.raises(SelectionError, match="double quotes"):
+        pick(selection, ODD)
+
+
+def test_a_quoted_path_that_is_not_there_is_an_error_with_the_nearest():
+    with pytest.raises(SelectionError, match=r"extra\.q&b.*matches none.*Nearest: .*extra"):
+        pick('"extra.q&b"', ODD)

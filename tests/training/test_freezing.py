@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import logging
 import pickle
 from functools import partial
@@ -10,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from hf_freeze import SelectionError, UnsupportedSetupError, freeze, trainable_summary, unfreeze
+from hf_freeze import FreezePlan, SelectionError, UnsupportedSetupError, freeze, trainable_summary, unfreeze
 from hf_freeze.selection.model_map import map_model
-from hf_freeze.training.freezing import frozen_modules, hold_eval, release_eval, set_trainable
+from hf_freeze.training.freezing import frozen_modules, hold_eval, plan_as_it_is, release_eval, set_trainable
 from tests.models import image_rows, text_batch, tiny_bert, tiny_gpt2_lm, tiny_resnet
 
 HEAD = ["classifier.weight", "classifier.bias"]
@@ -443,3 +444,12 @@ def test_setting_requires_grad_on_a_module_freezes_nothing_and_the_summary_says_
 def test_setting_a_gradient_to_false_is_refused_by_torch_itself():
     with pytest.raises(TypeError, match="assigned grad"):
         tiny_bert().classifier.weight.grad = False
+
+
+def test_the_plan_of_a_partly_frozen_model_says_what_trains_whatever_its_modules_are_called():
+    model = tiny_bert()
+    model.extra = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("q&a", "a b", "!x", "l[0]", "s*r", 'q"t', "re:x")})
+    for parameter in list(model.parameters())[::2]:
+        parameter.requires_grad_(False)
+    plan = FreezePlan.from_dict(json.loads(json.dumps(plan_as_it_is(model).to_dict())))
+    assert plan.resolve(model).stages == (frozenset(trainable(model)),)

@@ -1,0 +1,52 @@
+"""What a plan costs grows with the model, not with its square: counted in calls, never in seconds."""
+
+import sys
+
+import pytest
+
+from hf_freeze import FreezePlan, freeze, param_groups, recipes
+from hf_freeze.training.freezing import plan_as_it_is
+from tests.models import tiny_bert
+
+
+def as_it_is(model):
+    for parameter in list(model.parameters())[::2]:
+        parameter.requires_grad_(False)
+    return plan_as_it_is(model).resolve(model)
+
+
+def path_per_layer(model):
+    layers = len(model.bert.encoder.layer)
+    return FreezePlan(trainable=[f"bert.encoder.layer.{index}" for index in range(layers)]).resolve(model)
+
+
+def calls(work, layers):
+    """Count the calls of functions, C functions and generators that `work` makes on a model of so many layers."""
+    model, count = tiny_bert(layers=layers), 0
+
+    def note(frame, event, arg):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(note)
+    try:
+        work(model)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        as_it_is,
+        path_per_layer,
+        recipes.gradual().resolve,
+        lambda model: param_groups(model, lr=0.1, plan=recipes.gradual(), layer_lr_decay=0.9),
+        lambda model: freeze(model, "backbone"),
+    ],
+    ids=["as it is", "path per layer", "gradual", "groups", "freeze"],
+)
+def test_twice_the_layers_take_at_most_about_twice_the_calls(work):
+    calls(work, 2)  # what is imported or cached once
+    assert calls(work, 40) < 2.3 * calls(work, 20)
