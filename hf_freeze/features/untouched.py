@@ -1,8 +1,8 @@
 """Try a model out and leave no trace."""
 
 import random
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -29,12 +29,26 @@ def untouched(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def random_states_kept() -> Iterator[None]:
     """Put the random states of python, numpy and torch, on all devices, back to what they were."""
-    of_python, of_numpy = random.getstate(), np.random.get_state()
-    with ExitStack() as stack:
-        stack.callback(random.setstate, of_python)
-        stack.callback(np.random.set_state, of_numpy)
-        stack.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
+    put_back = random_states()
+    try:
         yield
+    finally:
+        put_back()
+
+
+def random_states() -> Callable[[], None]:
+    """Note the random states of python, numpy and torch, on all devices; return what puts them back, any time."""
+    of_python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    of_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+    def put_back() -> None:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+        torch.set_rng_state(of_torch)
+        for device, state in enumerate(of_devices):
+            torch.cuda.set_rng_state(state, device)
+
+    return put_back
 
 
 def seed_all(seed: int) -> None:

@@ -17,7 +17,9 @@ from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.training import checkpoint
 from hf_freeze.training.freezing import set_trainable
 from hf_freeze.training.loss_scaling import CountProbe
+from hf_freeze.training.random_states import RandomStatesCallback
 from hf_freeze.training.run import FreezeRun, FreezeSettings, RunState
+from hf_freeze.training.saved_state import require_known_stages, require_readable
 from hf_freeze.training.setup import check_setup, warn_of_coarse_weights
 from hf_freeze.training.snapshot import load_snapshot, save_snapshot
 from hf_freeze.training.train_calls import while_training
@@ -59,6 +61,7 @@ class FreezeCallback(TrainerCallback, ExportableState):
         self._run: FreezeRun | None = None
         self._steps_per_epoch: int | None = None
         self._rates: dict[str, float] = {}
+        self._random_states = RandomStatesCallback()
 
     def declare(self, plan: FreezePlan, settings: FreezeSettings) -> None:
         """Go by this plan and these settings from the next run on."""
@@ -98,7 +101,7 @@ class FreezeCallback(TrainerCallback, ExportableState):
         self.end()  # a run that broke off, as under auto_find_batch_size
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         if not self.managed:
-            _put_first(self)
+            _put_first(self, last=self._random_states)
         resolved = self.prepare(args, model)
         is_running = while_training(self)
         self._steps_per_epoch = _steps_per_epoch(args, kwargs)
@@ -122,6 +125,7 @@ class FreezeCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Enter the stage that this step belongs to, and set its learning rates."""
+        self._random_states.forget()
         if self._run:
             self._run.step_begins(state.global_step)
 
@@ -218,6 +222,7 @@ class FreezeCallback(TrainerCallback, ExportableState):
 
     def end(self) -> None:
         """Take every hook off the model. Doing it twice changes nothing."""
+        self._random_states.forget()
         if self._run:
             self._run.end()
         self._run = None
@@ -228,6 +233,7 @@ class FreezeCallback(TrainerCallback, ExportableState):
             return
         saved = checkpoint.callback_state(state, type(self).__name__)
         folder = self.resumed_from or checkpoint.folder_of(args, state)
+        require_readable(saved, folder)
         difference = checkpoint.plan_difference(saved, self.state(), folder)
         if difference and not self.ignore_plan_change:
             raise PlanError(difference)
@@ -236,13 +242,24 @@ class FreezeCallback(TrainerCallback, ExportableState):
         if difference:
             run.begin()
         else:
-            run.begin(RunState.from_dict(checkpoint.saved_part(saved)["run"]), load_snapshot(folder))
+            self._continue(run, model, checkpoint.saved_part(saved), state, folder)
+
+    @staticmethod
+    def _continue(
+        run: FreezeRun, model: nn.Module, saved: Mapping[str, Any], state: TrainerState, folder: str | Path
+    ) -> None:
+        require_known_stages(saved, stages=len(run.resolved.timed), folder=folder)
+        before = RunState.from_dict(saved["run"])
+        best = load_snapshot(folder, model, run.resolved.names[before.stage]) if run.has_best(before) else {}
+        if (shifted := run.shifted(before, state.global_step)) and state.is_world_process_zero:
+            logger.warning(shifted)
+        run.begin(before, best)
 
     def _ever_trainable(self) -> frozenset[str]:
         return self.resolved.ever_trainable if self.resolved else frozenset()
 
 
-def _put_first(callback: FreezeCallback) -> None:
+def _put_first(callback: FreezeCallback, *, last: TrainerCallback) -> None:
     """Let `callback` be called before the trackers of `report_to`, which would not see what it adds to the logs.
 
     The Trainer puts them before the callbacks of the user, and hands callbacks neither itself nor its handler.
@@ -253,6 +270,7 @@ def _put_first(callback: FreezeCallback) -> None:
             # In place: the handler is going through this list, whose part after `callback` stays where it is.
             handler.callbacks.remove(callback)
             handler.callbacks.insert(0, callback)
+            handler.callbacks[:] = [*(one for one in handler.callbacks if one is not last), last]
 
 
 def _refuse_another(callback: FreezeCallback, callbacks: Iterable[TrainerCallback]) -> None:

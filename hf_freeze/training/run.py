@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from weakref import finalize, ref
@@ -43,17 +43,20 @@ class RunState:
     stage: int = 0
     fired: dict[int, int] | None = None
     watch: PlateauWatch | None = None
+    begins: list[int] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""
         fired = {str(stage): step for stage, step in (self.fired or {}).items()}
-        return {"stage": self.stage, "fired": fired, "watch": self.watch.to_dict() if self.watch else None}
+        watch = self.watch.to_dict() if self.watch else None
+        return {"stage": self.stage, "fired": fired, "watch": watch, "begins": self.begins}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunState":
         """Read what `to_dict` returned."""
         fired = {int(stage): step for stage, step in values["fired"].items()}
-        return cls(values["stage"], fired, PlateauWatch(**values["watch"]) if values["watch"] else None)
+        watch = PlateauWatch(**values["watch"]) if values["watch"] else None
+        return cls(values["stage"], fired, watch, values.get("begins", []))
 
 
 class FreezeRun:
@@ -118,7 +121,39 @@ class FreezeRun:
         stage = self._timeline.stage_at(step, fired=self._fired)
         if stage != self.state.stage:
             self._enter(stage, step)
-        self._gate.close(self._timeline.begins(fired=self._fired), step)
+        self.state.begins = self._timeline.begins(fired=self._fired)
+        self._gate.close(self.state.begins, step)
+
+    def has_best(self, state: RunState) -> bool:
+        """Whether an interrupted run of this state kept the best weights of its stage."""
+        watch = state.watch
+        if watch is None or watch.stage != state.stage + 1 or watch.best_step is None:
+            return False
+        plateau = self.resolved.timed[watch.stage - 1].plateau
+        return plateau is not None and plateau.restore_best
+
+    def shifted(self, state: RunState, step: int) -> str | None:
+        """Say which stages have another time in this run than in the interrupted one; None when all have the same.
+
+        The times of stages are read anew: `fraction` follows the length of the run, `epoch` the steps of an epoch.
+        """
+        begins = self._timeline.begins(fired=state.fired or {})
+        moved = [
+            f"stage {stage} ({self.resolved.timed[stage - 1].when}) begins after step {now} instead of {before}"
+            for stage, (before, now) in enumerate(zip(state.begins, begins, strict=False))
+            if before != now
+        ]
+        stage = self._timeline.stage_at(step, fired=state.fired or {})
+        if stage < state.stage:
+            when = self.resolved.timed[state.stage - 1].when
+            then = f"after step {begins[state.stage]}" if state.stage < len(begins) else "later"
+            moved.append(
+                f"at step {step} it falls back from stage {state.stage} ({when}) to stage {stage}, and enters "
+                f"stage {state.stage} again {then}"
+            )
+        if not moved:
+            return None
+        return f"This run is longer or shorter, or has other epochs, than the one it resumes: {'; '.join(moved)}."
 
     def steps_ahead(self, step: int) -> dict[int, int]:
         """Return, from the stage of the present step on, how many steps each has left, as far as that is known."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
 
 from hf_freeze.errors import FreezeError, PlanError, UnsupportedSetupError
@@ -20,16 +20,21 @@ from hf_freeze.training.cached_features import CachedFeaturesTrainerMixin, Cache
 from hf_freeze.training.callbacks import FreezeCallback
 from hf_freeze.training.freezing import plan_as_it_is, set_trainable
 from hf_freeze.training.groups import GroupSpec, group_specs, refuse_unknown_options, with_parameters
+from hf_freeze.training.random_states import RandomStatesTrainerMixin
 from hf_freeze.training.run import FreezeSettings
+from hf_freeze.training.saved_state import require_readable
 from hf_freeze.training.scaled_loss import ScaledLossTrainerMixin
 from hf_freeze.training.schedule import continue_schedule
 from hf_freeze.training.setup import check_arguments, refuse_deepspeeds_own_optimizer, uses_deepspeed
 from hf_freeze.training.thresholds import ThresholdTrainerMixin
+from hf_freeze.training.whole import has_optimizer, require_fitting, require_whole
 
 logger = logging.getLogger(__name__)
 
 
-class FreezeTrainerMixin(CachedFeaturesTrainerMixin, ScaledLossTrainerMixin, ThresholdTrainerMixin):
+class FreezeTrainerMixin(
+    RandomStatesTrainerMixin, CachedFeaturesTrainerMixin, ScaledLossTrainerMixin, ThresholdTrainerMixin
+):
     """Adds a freeze plan to a Trainer class: `class MyTrainer(FreezeTrainerMixin, Seq2SeqTrainer): ...`.
 
     The plan is `freeze_plan=`, or what `FreezeTrainingArguments` declare; with neither, what requires gradients trains.
@@ -152,12 +157,17 @@ class FreezeTrainerMixin(CachedFeaturesTrainerMixin, ScaledLossTrainerMixin, Thr
         folder = resume_from_checkpoint
         if isinstance(folder, bool):
             folder = get_last_checkpoint(self.args.output_dir)  # type: ignore[no-untyped-call]
-        if folder is None or not (Path(folder) / TRAINER_STATE_NAME).exists():
-            return  # the Trainer says what is missing
+        if folder is None:
+            return  # the Trainer says that there is none
+        in_parts = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        require_whole(folder, optimizer=not self._settings.ignore_plan_change and not in_parts)
+        if not in_parts and self.model_init is None:
+            require_fitting(folder, self.model)
         self._read_arguments()
         self._group_specs(self.args, self.model)
         self._freezing.resumed_from = folder
         saved = checkpoint.read_callback_state(folder, FreezeCallback.__name__)
+        require_readable(saved, folder)
         difference = checkpoint.plan_difference(saved, self._freezing.state(), folder)
         if difference and not self._settings.ignore_plan_change:
             raise PlanError(difference)
@@ -168,7 +178,7 @@ class FreezeTrainerMixin(CachedFeaturesTrainerMixin, ScaledLossTrainerMixin, Thr
             )
         if difference:
             logger.warning("ignore_plan_change=True: the optimizer starts anew. %s", difference)
-        self._starts_optimizer_anew = difference is not None
+        self._starts_optimizer_anew = difference is not None or not (in_parts or has_optimizer(folder))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -193,6 +203,11 @@ class FreezeTrainerMixin(CachedFeaturesTrainerMixin, ScaledLossTrainerMixin, Thr
             # restore_callback_states_from_checkpoint put one in its place that this trainer does not manage.
             self.remove_callback(FreezeCallback)
             self.add_callback(self._freezing)
+        saved: Any = self.state.stateful_callbacks
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                # The next save looks every such callback up, those that the interrupted run had not among them.
+                saved.setdefault(type(callback).__name__, callback.state())
 
     def log(self, logs: dict[str, float], *positional: Any, **kwargs: Any) -> None:
         """Log as the Trainer does, with `lr/<group>`, `stage` and `trainable_params` beside the training loss."""

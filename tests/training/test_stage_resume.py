@@ -1,5 +1,6 @@
 """A staged run resumed from any step ends bit-equal to the one that was never interrupted."""
 
+import re
 import shutil
 
 import pytest
@@ -93,3 +94,19 @@ def test_a_change_of_plan_cannot_be_ignored_under_deepspeed(tmp_path) -> None:
     made.args.deepspeed_plugin = object()
     with pytest.raises(UnsupportedSetupError, match=r"(?s)DeepSpeed loads the old one.*checkpoint-8.*The difference"):
         made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "values", "said"),
+    [
+        (Stage(fraction=0.5, unfreeze="all"), {"max_steps": 24}, "after step 12 instead of 6.*falls back from stage 1"),
+        (Stage(epoch=1, unfreeze="all"), {"per_device_train_batch_size": 2}, "after step 10 instead of 5.*falls back"),
+    ],
+    ids=["more steps", "smaller batches"],
+)
+def test_stages_that_begin_at_another_step_than_before_are_named(tmp_path, caplog, stage, values, said) -> None:
+    plan = FreezePlan(trainable="head", stages=[stage])
+    saving = {"save_strategy": "steps", "save_steps": 8}
+    trainer(tmp_path, plan=plan, **saving).train()
+    trainer(tmp_path, plan=plan, **{**saving, **values}).train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert re.search(said, caplog.text)

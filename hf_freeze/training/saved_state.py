@@ -1,0 +1,95 @@
+"""What `FreezeCallback` left in `trainer_state.json`, read with suspicion: a file can be damaged, edited or foreign."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer import TRAINER_STATE_NAME
+
+from hf_freeze.errors import FreezeError
+from hf_freeze.training.whole import is_count, is_finite
+
+
+def require_readable(state: Any, folder: str | Path) -> None:
+    """Raise `FreezeError` unless `state` is None or such as `FreezeCallback.state()` returns."""
+    if state is None:
+        return
+    if problem := next(_problems(state), None):
+        raise FreezeError(
+            f"{str(Path(folder) / TRAINER_STATE_NAME)!r} holds a state of FreezeCallback that cannot be used: "
+            f"{problem} Was the file edited or damaged? Go back to another checkpoint."
+        )
+
+
+def require_known_stages(saved: Mapping[str, Any], *, stages: int, folder: str | Path) -> None:
+    """Raise `FreezeError` for a stage that the plan, of stages 0 to `stages`, has not."""
+    run = saved["run"]
+    named = [run["stage"], *map(int, run["fired"]), *([run["watch"]["stage"]] if run["watch"] else [])]
+    if max(named) > stages:
+        raise FreezeError(
+            f"{str(Path(folder) / TRAINER_STATE_NAME)!r} speaks of stage {max(named)}, and the plan ends with stage "
+            f"{stages}. Was the file edited or damaged? Go back to another checkpoint."
+        )
+
+
+def _problems(state: Any) -> Iterator[str]:
+    if isinstance(state, list):
+        yield f"it is a list of {len(state)}, from a Trainer with several FreezeCallbacks."
+        return
+    for path, kind in (("args", dict), ("args.plan", dict), ("attributes", dict), ("attributes.saved", dict)):
+        if not isinstance(_at(state, path), kind):
+            yield f"{path} is {_at(state, path)!r:.60}."
+            return
+    saved = state["attributes"]["saved"]
+    groups = saved.get("groups")
+    if not isinstance(saved.get("fingerprint"), str):
+        yield f"fingerprint is {saved.get('fingerprint')!r:.60}, not a text."
+    if not isinstance(groups, dict) or not all(isinstance(digest, str) for digest in groups.values()):
+        yield f"groups is {groups!r:.60}, not a digest for each group."
+    yield from _problems_of_window(saved.get("loss_window"))
+    yield from _problems_of_run(saved.get("run"))
+
+
+def _problems_of_window(window: Any) -> Iterator[str]:
+    if not isinstance(window, dict):
+        yield f"loss_window is {window!r:.60}."
+    elif window:
+        losses = window.get("losses")
+        if not is_count(window.get("step")) or not is_count(window.get("logged")):
+            yield f"loss_window has step={window.get('step')!r:.40} and logged={window.get('logged')!r:.40}."
+        if not isinstance(losses, list) or not losses or not all(isinstance(x, float | int) for x in losses):
+            yield f"loss_window has losses={losses!r:.60}, not a number for each process."
+
+
+def _problems_of_run(run: Any) -> Iterator[str]:
+    if not isinstance(run, dict) or not is_count(run.get("stage")):
+        yield f"run is {run!r:.80}, without the number of a stage."
+        return
+    fired, begins = run.get("fired"), run.get("begins", [])
+    if not isinstance(fired, dict) or not all(key.isdecimal() and is_count(step) for key, step in fired.items()):
+        yield f"run.fired is {fired!r:.60}, not a step for each stage that a plateau began."
+    if not isinstance(begins, list) or not all(map(is_count, begins)):
+        yield f"run.begins is {begins!r:.60}, not the steps at which stages begin."
+    watch = run.get("watch")
+    if watch is None and "watch" in run:
+        return
+    if not isinstance(watch, dict) or watch.keys() != {"stage", "best", "best_step", "without_better"}:
+        yield f"run.watch is {watch!r:.80}."
+        return
+    counts = watch["stage"], watch["without_better"], 0 if watch["best_step"] is None else watch["best_step"]
+    if not all(map(is_count, counts)) or not watch["stage"]:
+        yield f"run.watch is {watch!r:.80}, whose counts are none."
+    if (watch["best"] is None) != (watch["best_step"] is None):
+        yield f"run.watch is {watch!r:.80}: one of best and best_step is missing."
+    if (
+        watch["best"] is not None
+        and not is_finite(watch["best"])
+        and watch["best"] not in (float("inf"), -float("inf"))
+    ):
+        yield f"run.watch has best={watch['best']!r:.40}, not a number."
+
+
+def _at(state: Any, path: str) -> Any:
+    for key in path.split("."):
+        state = state.get(key) if isinstance(state, dict) else None
+    return state

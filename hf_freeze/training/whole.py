@@ -1,0 +1,175 @@
+"""Is a checkpoint whole? A run that is killed while it saves leaves a folder that looks like any other."""
+
+import json
+import math
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import TrainerState
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import sort_checkpoints
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from hf_freeze.errors import FreezeError
+from hf_freeze.selection.model_map import unwrap
+from hf_freeze.training.checkpoint import THAWED_NAME
+from hf_freeze.training.snapshot import STAGE_BEST_NAME
+
+_WEIGHTS = (".safetensors", ".bin")
+
+
+def require_whole(folder: str | os.PathLike[str], *, optimizer: bool) -> None:
+    """Raise `FreezeError` when a file of the checkpoint is missing, cut off or unreadable; name the newest whole one.
+
+    With `optimizer`, its state and that of the scheduler must be there, without which both would silently start anew.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FreezeError(f"There is no checkpoint {str(folder)!r} to resume from.")
+    found = next(defects(folder, optimizer=optimizer), None)
+    if found is None:
+        return
+    others = [Path(path) for path in reversed(sort_checkpoints(str(folder.parent)))]
+    whole = next((path for path in others if path != folder and not any(defects(path, optimizer=optimizer))), None)
+    instead = (
+        f"The newest whole one is {str(whole)!r}: resume from that one by its name, or delete the other."
+        if whole
+        else "No other checkpoint beside it is whole."
+    )
+    raise FreezeError(f"The checkpoint {str(folder)!r} is not whole: {found} {instead}")
+
+
+def require_fitting(folder: str | os.PathLike[str], model: nn.Module) -> None:
+    """Raise `FreezeError` when the saved weights are of another model: names unknown to this one load nothing."""
+    path = Path(folder) / SAFE_WEIGHTS_NAME
+    if not path.exists():
+        return
+    own = unwrap(model).state_dict()
+    with safe_open(path, framework="pt") as file:
+        saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    for name in saved:
+        if name in own and tuple(own[name].shape) != saved[name]:
+            raise FreezeError(
+                f"{str(path)!r} holds {name!r} of shape {saved[name]}, and this model has it as "
+                f"{tuple(own[name].shape)}. Resume with the model that the run was begun with."
+            )
+    if not own.keys() & saved.keys():
+        raise FreezeError(
+            f"{str(path)!r} holds no weight of this {type(unwrap(model)).__name__}; its first is "
+            f"{next(iter(saved), '-')!r}. Resume with the model that the run was begun with."
+        )
+
+
+def defects(folder: Path, *, optimizer: bool) -> Iterator[str]:
+    """Yield a sentence for each file that is missing or cannot be read."""
+    problem = state_problem(folder / TRAINER_STATE_NAME)
+    if problem:
+        yield problem
+    weights = [path for path in folder.rglob("*") if path.suffix in _WEIGHTS]
+    # FSDP, DeepSpeed and several adapters leave folders.
+    in_parts = any(path.is_dir() for path in folder.iterdir())
+    if not in_parts and all(path.name in (STAGE_BEST_NAME, THAWED_NAME) for path in weights):
+        yield "it has no file of weights, such as 'model.safetensors'."
+    for index in folder.glob("*.index.json"):
+        yield from _missing_shards(index)
+    for path in sorted([*weights, *folder.glob("*.pt"), *folder.glob("*.pth")]):
+        if problem := _unreadable(path):
+            yield f"{path.name!r} cannot be read ({problem}). Was the run killed while it saved?"
+    if optimizer and not has_optimizer(folder):
+        yield (
+            f"{OPTIMIZER_NAME!r} or {SCHEDULER_NAME!r} is missing. A run with save_only_model=True saves neither; "
+            "a FreezeTrainer with ignore_plan_change=True resumes without them, with a new optimizer."
+        )
+
+
+def has_optimizer(folder: str | os.PathLike[str]) -> bool:
+    """Whether the state of the optimizer and that of the scheduler are there."""
+    return all((Path(folder) / name).exists() for name in (OPTIMIZER_NAME, SCHEDULER_NAME))
+
+
+def state_problem(path: Path) -> str | None:
+    """Say what is wrong with `trainer_state.json`, None when nothing is."""
+    if not path.exists():
+        return f"{path.name!r}, which is written last, is missing. Was the run killed while it saved?"
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        return f"{path.name!r} is not readable as JSON ({error}). Was the run killed while it saved?"
+    if not isinstance(values, dict):
+        return f"{path.name!r} holds {_shown(values)}, not the fields of a TrainerState."
+    if unknown := sorted(values.keys() - {field.name for field in fields(TrainerState)}):
+        return f"{path.name!r} has the field {unknown[0]!r}, which this version of transformers does not know."
+    if "global_step" not in values:
+        return f"{path.name!r} has no 'global_step'."
+    for name, (kinds, what) in _FIELDS.items():
+        if name in values and not _is_one_of(values[name], kinds):
+            return f"{path.name!r} has {name}={_shown(values[name])}, which is not {what}."
+    return None
+
+
+_COUNT, _NUMBER, _OPTIONAL = (int,), (int, float), (int, float, None)
+_FIELDS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "global_step": (_COUNT, "a count of steps"),
+    "max_steps": (_COUNT, "a count of steps"),
+    "epoch": (_OPTIONAL, "a number"),
+    "total_flos": (_NUMBER, "a number"),
+    "num_input_tokens_seen": (_COUNT, "a count"),
+    "train_batch_size": ((int, None), "a count"),
+    "best_metric": (_OPTIONAL, "a number"),
+    "best_global_step": ((int, None), "a step"),
+    "best_model_checkpoint": ((str, None), "a folder"),
+    "log_history": ((list, None), "a list"),
+    "stateful_callbacks": ((dict, None), "an object with a state for each callback"),
+}
+
+
+def _is_one_of(value: Any, kinds: tuple[Any, ...]) -> bool:
+    if value is None:
+        return None in kinds
+    if isinstance(value, bool) or not isinstance(value, tuple(kind for kind in kinds if kind)):
+        return False
+    return not isinstance(value, int) or 0 <= value < 2**63 or float in kinds
+
+
+def _missing_shards(index: Path) -> Iterator[str]:
+    try:
+        shards = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        yield f"{index.name!r} cannot be read ({type(error).__name__}: {error})."
+        return
+    for shard in sorted(shards):
+        if not (index.parent / shard).exists():
+            yield f"{shard!r}, which {index.name!r} names, is missing."
+
+
+def _unreadable(path: Path) -> str | None:
+    """Look at the frame of a file only: reading all of the weights would take as long as loading them."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt"):
+                return None
+        with zipfile.ZipFile(path):
+            return None
+    except (SafetensorError, zipfile.BadZipFile, OSError) as error:
+        return str(error)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:60]}..."
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value read from JSON is a count."""
+    return _is_one_of(value, _COUNT)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value read from JSON is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

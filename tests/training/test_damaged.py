@@ -1,0 +1,127 @@
+"""A damaged checkpoint is refused with the name of the file, before anything is trained."""
+
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainingArguments
+
+from hf_freeze import FreezeError, FreezePlan, Plateau, Stage
+from tests.models import text_rows, tiny_bert
+from tests.training.damaged import DAMAGES
+from tests.training.runs import arguments, moved, weights
+from tests.training.staged import trainer
+
+PLAN = FreezePlan(
+    trainable="head",
+    stages=[Stage(plateau=Plateau("eval_loss", patience=9, restore_best=True), unfreeze="layers[-1]")],
+)
+SAVING = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    trainer(folder, plan=PLAN, **SAVING).train()
+    return folder
+
+
+def copied(saved, tmp_path):
+    for step in (1, 2):
+        shutil.copytree(saved / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
+    return tmp_path / "checkpoint-2"
+
+
+def resume(folder, plan=PLAN, **values):
+    made = trainer(folder.parent, plan=plan, **{**SAVING, "max_steps": 4, **values})
+    before = weights(made.model)
+    try:
+        made.train(resume_from_checkpoint=True)
+    except FreezeError:
+        assert made.state.global_step == 2 or moved(before, made.model) == set()
+        assert len(made.watch.weights) <= 1
+        raise
+    return made
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_checkpoint_is_refused_with_what_is_wrong(saved, tmp_path, name) -> None:
+    folder = copied(saved, tmp_path)
+    damage, said = DAMAGES[name]
+    damage(folder)
+    with pytest.raises(FreezeError, match=f"(?s){said}"):
+        resume(folder)
+
+
+def test_the_undamaged_one_resumes(saved, tmp_path) -> None:
+    assert resume(copied(saved, tmp_path)).state.global_step == 4
+
+
+def test_the_newest_whole_checkpoint_is_named(saved, tmp_path) -> None:
+    folder = copied(saved, tmp_path)
+    (folder / "trainer_state.json").unlink()
+    with pytest.raises(FreezeError, match="checkpoint-2' is not whole.*newest whole one is.*checkpoint-1'"):
+        resume(folder)
+    (tmp_path / "checkpoint-1" / "optimizer.pt").write_bytes(b"x")
+    with pytest.raises(FreezeError, match="No other checkpoint beside it is whole"):
+        resume(folder)
+
+
+@pytest.mark.parametrize("change", ["flipped", "foreign", "shape"])
+def test_best_weights_that_changed_are_refused(saved, tmp_path, change) -> None:
+    path = copied(saved, tmp_path) / "stage_best.safetensors"
+    tensors = load_file(path)
+    if change == "flipped":
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 1
+        path.write_bytes(content)
+    elif change == "foreign":
+        save_file({f"other.{name}": tensor for name, tensor in tensors.items()}, path)
+    else:
+        save_file({name: tensor[:1].contiguous() for name, tensor in tensors.items()}, path)
+    said = {"flipped": "has changed since", "foreign": "another stage or model", "shape": "of shape"}[change]
+    with pytest.raises(FreezeError, match=f"stage_best.safetensors.*{said}"):
+        resume(path.parent)
+
+
+def test_a_checkpoint_that_never_had_best_weights_resumes(tmp_path) -> None:
+    trainer(tmp_path, plan=PLAN, **{**SAVING, "eval_steps": 3, "max_steps": 4}).train()
+    for step in (3, 4):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    assert not list(tmp_path.glob("*/stage_best.safetensors"))
+    assert resume(tmp_path / "checkpoint-2", eval_steps=3).state.global_step == 4
+
+
+def plain(folder, **values):
+    args = arguments(folder, TrainingArguments, save_strategy="steps", save_steps=1, max_steps=2, **values)
+    args.output_dir = str(folder)
+    Trainer(tiny_bert(layers=3), args, train_dataset=text_rows(20)).train()
+    return folder / "checkpoint-2"
+
+
+@pytest.mark.parametrize("values", [{}, {"save_only_model": True}], ids=str)
+def test_a_change_of_plan_may_be_ignored_on_a_checkpoint_of_a_plain_trainer(tmp_path, values) -> None:
+    folder = plain(tmp_path, **values)
+    assert resume(folder, ignore_plan_change=True).state.global_step == 4
+    assert resume(tmp_path / "checkpoint-4", max_steps=5).state.global_step == 5
+
+
+def test_without_an_optimizer_the_same_plan_resumes_where_that_is_asked_for(saved, tmp_path) -> None:
+    folder = copied(saved, tmp_path)
+    (folder / "optimizer.pt").unlink()
+    assert resume(folder, ignore_plan_change=True).state.global_step == 4
+
+
+@pytest.mark.parametrize("other", [{"hidden_size": 32}, {"num_labels": 3}], ids=str)
+def test_weights_of_another_size_are_refused(saved, tmp_path, other) -> None:
+    folder = copied(saved, tmp_path)
+    made = trainer(tmp_path, model=tiny_bert(layers=3, **other), plan=PLAN, **SAVING)
+    with pytest.raises(FreezeError, match="model.safetensors.*of shape.*this model has it as"):
+        made.train(resume_from_checkpoint=str(folder))
+
+
+def test_weights_of_another_class_are_refused(saved, tmp_path) -> None:
+    path = copied(saved, tmp_path) / "model.safetensors"
+    save_file({f"other.{name}": tensor for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(FreezeError, match="holds no weight of this BertForSequenceClassification"):
+        resume(path.parent, ignore_plan_change=True)
