@@ -10,7 +10,7 @@ import torch
 from hf_freeze.binary.margin import IGNORED_LABEL
 from hf_freeze.debugging.check import Check, failed, ok, warning
 from hf_freeze.debugging.rows import Row
-from hf_freeze.debugging.subject import LABELS, Subject
+from hf_freeze.debugging.subject import Subject
 
 
 def label_in(subject: Subject, batch: Mapping[str, Any]) -> torch.Tensor | None:
@@ -124,7 +124,7 @@ def _fits(value: int, columns: int) -> bool:
 
 
 def _ids(subject: Subject, row: Mapping[str, Any]) -> list[int]:
-    values = [row[name] for name in (*subject.label_names, *LABELS) if name in row]
+    values = [row[name] for name in subject.label_names if name in row]
     return [int(value) for value in values[:1] if isinstance(value, int) or getattr(value, "ndim", 1) == 0]
 
 

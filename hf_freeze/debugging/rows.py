@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
 
-from hf_freeze.debugging.subject import IDS, LABELS, Subject
+from hf_freeze.debugging.subject import IDS, Subject
 from hf_freeze.errors import FreezeError
 
 ROWS_TO_SCAN = 64
@@ -42,7 +42,7 @@ def pick_row(subject: Subject, sample: Any, *, dataset: Any, index: int | None, 
         if not sample:
             raise FreezeError("sample={} has no keys. Give a row of the data set, or {'text': ..., 'label': ...}.")
         row = Row(value=dict(sample), origin="the sample given")
-        return _tokenized(subject, row.value, row) if _is_raw_text(row.value) else row
+        return _tokenized(subject, row.value, row) if _is_raw_text(row.value, subject.label_names) else row
     raise FreezeError(
         f"sample={sample!r:.80} is a {type(sample).__name__}. Give an index, a row as a dict, a text, or a pair of "
         "texts."
@@ -53,12 +53,12 @@ def _is_pair(sample: Any) -> bool:
     return isinstance(sample, (tuple, list)) and len(sample) == 2 and all(isinstance(text, str) for text in sample)
 
 
-def _is_raw_text(row: Any) -> bool:
-    return isinstance(row, Mapping) and IDS not in row and any(True for _ in _texts(row))
+def _is_raw_text(row: Any, labels: Collection[str]) -> bool:
+    return isinstance(row, Mapping) and IDS not in row and any(True for _ in _texts(row, labels))
 
 
-def _texts(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    return ((key, value) for key, value in row.items() if isinstance(value, str) and key not in LABELS)
+def _texts(row: Mapping[str, Any], labels: Collection[str]) -> Iterator[tuple[str, str]]:
+    return ((key, value) for key, value in row.items() if isinstance(value, str) and key not in labels)
 
 
 def _dataset(subject: Subject, dataset: Any) -> tuple[Any, str]:
@@ -109,10 +109,10 @@ def _from_dataset(subject: Subject, dataset: Any, name: str, *, index: int | Non
             origin=f"{name}, {count:,} rows",
             index=drawn,
             seed=seed if index is None else None,
-            others=tuple(_some_rows(dataset)),
-            class_names=_class_names(dataset),
+            others=tuple(_some_rows(dataset, subject.label_names)),
+            class_names=_class_names(dataset, subject.label_names),
         )
-    if subject.trainer is None and _is_raw_text(row.value):
+    if subject.trainer is None and _is_raw_text(row.value, subject.label_names):
         return _tokenized(subject, row.value, row)
     return row
 
@@ -135,22 +135,22 @@ def _first_of(dataset: Any, index: int) -> Any:
     raise FreezeError(f"The iterable data set ended before row {index}: it has no such row.")
 
 
-def _some_rows(dataset: Any) -> Iterator[Mapping[str, Any]]:
+def _some_rows(dataset: Any, labels: Collection[str]) -> Iterator[Mapping[str, Any]]:
     """Return rows spread over a data set that is cheap to read: token ids and labels alone."""
     columns = getattr(dataset, "column_names", None)
     if columns is not None and hasattr(dataset, "select_columns"):
-        dataset = dataset.select_columns([name for name in columns if name == IDS or name in LABELS])
+        dataset = dataset.select_columns([name for name in columns if name == IDS or name in labels])
     elif not isinstance(dataset, (list, tuple)):
         return
     step = max(len(dataset) // ROWS_TO_SCAN, 1)
     for index in range(0, min(len(dataset), step * ROWS_TO_SCAN), step):
         if isinstance(row := dataset[index], Mapping):
-            yield {key: value for key, value in row.items() if key == IDS or key in LABELS}
+            yield {key: value for key, value in row.items() if key == IDS or key in labels}
 
 
-def _class_names(dataset: Any) -> tuple[str, ...]:
+def _class_names(dataset: Any, labels: Collection[str]) -> tuple[str, ...]:
     features = getattr(dataset, "features", None) or {}
-    for name in LABELS:
+    for name in labels:
         if hasattr(features.get(name), "names"):
             return tuple(features[name].names)
     return ()
@@ -159,7 +159,7 @@ def _class_names(dataset: Any) -> tuple[str, ...]:
 def _tokenized(subject: Subject, value: Mapping[str, Any], row: Row) -> Row:
     """Turn the texts of a row into token ids."""
     tokenizer = subject.tokenizer
-    given = dict(_texts(value))
+    given = dict(_texts(value, subject.label_names))
     if tokenizer is None:
         raise FreezeError(
             f"A text was given ({next(iter(given.values()))!r:.60}), and no tokenizer was found to read it with. Give "
@@ -170,8 +170,8 @@ def _tokenized(subject: Subject, value: Mapping[str, Any], row: Row) -> Row:
     limit = _limit(subject)
     whole = len(tokenizer(*texts, verbose=False)[IDS])
     encoded = dict(tokenizer(*texts, truncation=limit is not None, max_length=limit))
-    rest = {key: item for key, item in value.items() if not isinstance(item, str) or key in LABELS}
-    rest = {key: _label_id(subject, item) if key in LABELS else item for key, item in rest.items()}
+    rest = {key: item for key, item in value.items() if not isinstance(item, str) or key in subject.label_names}
+    rest = {key: _label_id(subject, item) if key in subject.label_names else item for key, item in rest.items()}
     return Row(**{**vars(row), "value": {**rest, **encoded}, "untruncated": whole})
 
 

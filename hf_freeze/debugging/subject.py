@@ -15,8 +15,8 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, defa
 
 from hf_freeze.binary.result import ThresholdResult
 from hf_freeze.errors import FreezeError
+from hf_freeze.label_columns import label_columns
 
-LABELS = ("labels", "label", "label_ids", "targets", "target")
 IDS = "input_ids"
 
 
@@ -94,7 +94,7 @@ class Subject:
     def _known_columns(self, row: Any) -> Any:
         if not isinstance(row, Mapping) or (self.takes_anything and not self.accepts & row.keys()):
             return row
-        kept = {*self.accepts, *LABELS} | ({*row} if self.takes_anything else set())
+        kept = {*self.accepts, *self.label_names} | ({*row} if self.takes_anything else set())
         return {key: value for key, value in row.items() if key in kept and not isinstance(value, str)}
 
     def place(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def subject_of(trainer_or_model: Any, *, tokenizer: Any, collator: Any, threshol
         tokenizer=tokenizer,
         collator=collator,
         threshold=_threshold(threshold, trainer, model),
-        label_names=(*names, *(name for name in LABELS if name not in names)),
+        label_names=label_columns(model, names),
     )
 
 

@@ -16,12 +16,15 @@ def linear_probe() -> FreezePlan:
 
 
 def last_layers(k: int = 1) -> FreezePlan:
-    """Train the head and the last `k` layers."""
-    if not isinstance(k, int) or k < 1:
+    """Train the last `k` layers and all that lies above them: pooler, final norm, last convolution, head.
+
+    `gradual` begins the same way. What makes the layers' input (embeddings, stem) and the layers below stay frozen.
+    """
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise PlanError(
             f"last_layers(k={k!r}): k is a whole number of at least 1; for the head alone use linear_probe."
         )
-    return FreezePlan(trainable=["head", f"layers[-{k}:]"])
+    return FreezePlan(trainable=["head", "rest", f"layers[-{k}:]"])
 
 
 def gradual(*, every_epochs: float = 1.0, layers_per_stage: int = 1) -> FreezePlan:
@@ -56,28 +59,40 @@ RECIPES: dict[str, Callable[..., FreezePlan]] = {
 
 
 def recipe(text: str) -> FreezePlan:
-    """Read a recipe as the command line has it: its name, and options after a colon.
+    """Read a recipe as text: its name, and options after a colon; a value without a name is the first option's.
 
-    >>> recipe("lp-ft:probe=0.2").stages[0].when
-    'fraction 0.2'
+    >>> recipe("lp-ft:probe=0.2") == recipe("lp-ft:0.2") == lp_ft(probe=0.2)
+    True
 
     Raises `PlanError` for an unknown name or option.
     """
     name, _, options = text.partition(":")
     make = RECIPES.get(name.strip().replace("_", "-"))
     if make is None:
-        raise PlanError(f"{text!r} is no recipe. The recipes are {', '.join(RECIPES)}.")
-    known = inspect.signature(make).parameters
-    given = dict(_option(part, text) for part in options.split(",") if part.strip())
-    if unknown := sorted(given.keys() - known.keys()):
-        has = f"has the options {', '.join(known)}" if known else "has no options"
-        raise PlanError(f"{text!r}: {unknown[0]!r} is no option; {name!r} {has}.")
+        raise PlanError(
+            f"{text!r} is no recipe. The recipes are {', '.join(RECIPES)}. The path of a file with a plan ends in .yaml, "
+            ".yml or .json."
+        )
+    known = list(inspect.signature(make).parameters)
+    has = f"{name.strip()!r} has {'the options ' + ', '.join(known) if known else 'no options'}"
+    given: dict[str, Any] = {}
+    for place, part in enumerate(part for part in options.split(",") if part.strip()):
+        key, equals, value = (text.strip() for text in part.partition("="))
+        if not equals and known and place == 0:
+            key, value = known[0], key
+        if key not in known:
+            raise PlanError(f"{text!r}: {key!r} is no option; {has}.")
+        if key in given:
+            raise PlanError(f"{text!r}: {key!r} is given twice; {has}.")
+        given[key] = _number(value, part.strip(), f"{text!r}", has)
     return make(**given)
 
 
-def _option(part: str, text: str) -> tuple[str, Any]:
-    key, equals, value = part.partition("=")
-    number = yaml.safe_load(value) if equals else None
+def _number(value: str, part: str, text: str, has: str) -> int | float:
+    try:
+        number = yaml.safe_load(value)
+    except yaml.YAMLError:
+        number = None
     if isinstance(number, bool) or not isinstance(number, int | float):
-        raise PlanError(f"{text!r}: {part.strip()!r} is not option=number, as in 'gradual:every_epochs=0.5'.")
-    return key.strip(), number
+        raise PlanError(f"{text}: {part!r} is not option=number, as in 'gradual:every_epochs=0.5'; {has}.")
+    return number

@@ -68,7 +68,8 @@ class ResolvedPlan:
             rows.append(
                 (str(index), when, f"{count:,}", f"{count / max(total, 1):.1%}", describe_parts(names, self.words))
             )
-        return as_table(rows)
+        told = f"\nThe head, told by names: {', '.join(self.words.head_by_name)}." if self.words.head_by_name else ""
+        return as_table(rows) + told
 
 
 def resolve(plan: FreezePlan, model: "nn.Module") -> ResolvedPlan:
@@ -113,7 +114,6 @@ def _top_down(rule: TopDown, words: ModelMap) -> Iterator[Stage]:
     count = math.ceil(deepest / rule.layers_per_stage)
     if not count:
         raise PlanError(f"{rule!r} needs a repeated stack of layers, and this model has none. Write the stages out.")
-    after_layers = ["backbone", *(f"!{role}" for role in ("embeddings", "layers") if words.roles[role])]
     for index in range(1, count + 1):
         above, depth = (index - 1) * rule.layers_per_stage, index * rule.layers_per_stage
         layers = [
@@ -121,7 +121,7 @@ def _top_down(rule: TopDown, words: ModelMap) -> Iterator[Stage]:
             for where, stack in zip(_stack_prefixes(words), words.stacks, strict=True)
             if len(stack.layers) > above
         ]
-        yield Stage(epoch=index * rule.every_epochs, unfreeze=[*(after_layers if index == 1 else ()), *layers])
+        yield Stage(epoch=index * rule.every_epochs, unfreeze=[*(["rest"] if index == 1 else ()), *layers])
     yield Stage(epoch=(count + 1) * rule.every_epochs, unfreeze="all")
 
 

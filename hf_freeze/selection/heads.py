@@ -1,8 +1,20 @@
-"""What a task class adds on top of its base model: the head."""
+"""What a task class adds on top of its base model: the head.
+
+In a model of transformers, alone or in a field of the user's own module, the head is what lies outside the base model.
+Where there is no such model inside, names and the order of registration decide, and where they do not, nothing does:
+
+- The head is the last run of modules named like one (`fc`, `classifier`, `head`, ...), each as a whole. What its name
+  says to be a convolution or a norm (`_conv_head`, `norm_head`) stands in front of it and is no part of it.
+- Without such a name, it is what comes after the module named like a body (`encoder`, `features`, ...), if all of that
+  holds linear layers or is one module; without that either, a last linear layer.
+- Modules named like a head apart from each other, or with other weights after them, and convolutions or norms between
+  body and last module could be head or backbone. `head` and `backbone` are then refused, with the candidates named.
+"""
 
 import copy
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,12 +22,34 @@ from torch import nn
 from transformers import MODEL_MAPPING, PreTrainedModel
 
 from hf_freeze.selection.peft_support import inner_model
+from hf_freeze.selection.stacks import is_stack
 
 
-def head_paths(model: nn.Module) -> frozenset[str]:
-    """Paths of the modules and parameters that make up the head; empty when the model has none that can be told."""
+@dataclass(frozen=True)
+class Head:
+    """Paths of the modules and parameters that make up the head, if any; why that cannot be told; what told it."""
+
+    paths: frozenset[str]
+    unclear: str = ""
+    by_name: bool = False
+
+
+class _Unclear(Exception):  # noqa: N818 - never leaves this module
+    def __init__(self, candidates: list[nn.Module]) -> None:
+        super().__init__()
+        self.candidates = candidates
+
+
+def find_head(model: nn.Module) -> Head:
+    """Find the head by the rules above."""
     path, inner = inner_model(model)
-    return frozenset(_prefixed(path, _heads(inner)))
+    by_name = not isinstance(inner, PreTrainedModel) and not any(_outermost_pretrained(inner))
+    try:
+        return Head(frozenset(_prefixed(path, _heads(inner))), by_name=by_name)
+    except _Unclear as error:
+        names = ", ".join(repr(_path_of(module, model)) for module in error.candidates)
+        why = f"{names} could each belong to the head or to the backbone. Name the modules you mean by their paths."
+        return Head(frozenset(), why, by_name)
 
 
 def base_path(model: nn.Module) -> str:
@@ -90,24 +124,46 @@ def _heads_of_custom(model: nn.Module) -> Iterator[str]:
         yield from _heads_inside(model)
         return
     children = {name: child for name, child in model.named_children() if next(child.parameters(), None) is not None}
-    if len(children) == 1 and not isinstance(model, nn.ModuleList):
+    if len(children) == 1 and not is_stack(model):
         ((name, child),) = children.items()
         yield from _prefixed(name, _heads_of_custom(child))
     elif children:
         yield from _conventional_heads(children)
 
 
-def _conventional_heads(children: dict[str, nn.Module]) -> Iterator[str]:
+_IN_FRONT = re.compile(r"(.*_)?(pre|conv\d*|norm|bn|ln)(_.*)?")
+
+
+def _conventional_heads(children: dict[str, nn.Module]) -> list[str]:
     """The children named like a head, else those after the one named like a body, else a last linear layer."""
     names = list(children)
     heads = [name for name in names if _HEAD_NAME.fullmatch(name)]
     body = [name for name in names if _BODY_NAME.fullmatch(name) and name not in heads]
     if heads and len(heads) < len(names):
-        yield from heads
-    elif body:
-        yield from names[names.index(body[-1]) + 1 :]
-    elif len(names) > 1 and isinstance(children[names[-1]], nn.Linear):
-        yield names[-1]
+        return _last_run(children, heads)
+    if body:
+        after = names[names.index(body[-1]) + 1 :]
+        if len(after) > 1 and not all(_holds_linear(children[name]) for name in after):
+            raise _Unclear([children[name] for name in after])
+        return after
+    return names[-1:] if len(names) > 1 and isinstance(children[names[-1]], nn.Linear) else []
+
+
+def _last_run(children: dict[str, nn.Module], heads: list[str]) -> list[str]:
+    """The children named like a head that stand together; those in front of them are passed over or unclear."""
+    names = list(children)
+    heads = [name for name in heads if not _IN_FRONT.fullmatch(name)] or heads
+    first, last = names.index(heads[0]), names.index(heads[-1])
+    between = [name for name in names[first:last] if name not in heads and not _IN_FRONT.fullmatch(name)]
+    after = [name for name in names[last + 1 :] if not _BODY_NAME.fullmatch(name)]
+    # In front of everything, the order of registration says nothing, and the name alone counts.
+    if between or (after and first > 0):
+        raise _Unclear([children[name] for name in names if name in {*heads, *after}])
+    return heads
+
+
+def _holds_linear(module: nn.Module) -> bool:
+    return any(isinstance(part, nn.Linear) for part in module.modules())
 
 
 def _outermost_pretrained(model: nn.Module, path: str = "") -> Iterator[tuple[str, PreTrainedModel]]:

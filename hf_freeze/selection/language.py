@@ -23,7 +23,7 @@ from hf_freeze.errors import SelectionError
 
 Selection: TypeAlias = str | Sequence[str]
 
-ROLES = ("head", "backbone", "embeddings", "layers", "norms", "biases", "adapters")
+ROLES = ("head", "backbone", "embeddings", "layers", "rest", "norms", "biases", "adapters")
 
 
 class Specificity(IntEnum):
@@ -64,6 +64,10 @@ class Vocabulary(Protocol):
     @property
     def roles(self) -> Mapping[str, frozenset[str]]: ...
     @property
+    def unclear(self) -> Mapping[str, str]:
+        """Role -> why it cannot be told in this model, and what to do."""
+
+    @property
     def stacks(self) -> Sequence[LayerStack]:
         """The stacks that `layers` means."""
 
@@ -98,6 +102,8 @@ class Role:
     specificity = Specificity.ROLE
 
     def pick(self, words: Vocabulary) -> frozenset[str]:
+        if self.name in words.unclear:
+            raise SelectionError(f"{self.name!r} cannot be told in this model: {words.unclear[self.name]}")
         return words.roles[self.name]
 
 
@@ -207,10 +213,11 @@ class Entry:
         picked = frozenset(words.spellings)
         for term in self.terms:
             found = term.pick(words)
-            if not found:
+            # `rest` is what is left of the backbone, which may be nothing: DistilBERT has no pooler.
+            if not found and term != Role("rest"):
                 raise SelectionError(_no_match(self.text, _term_text(term), words))
             picked &= found
-        if not picked:
+        if not picked and self.terms != (Role("rest"),):
             raise SelectionError(
                 f"{self.text!r} matches nothing: its terms match parameters each, but none that all of them match."
             )
@@ -238,6 +245,10 @@ def evaluate(selection: Selection, words: Vocabulary) -> Picked:
         for name in out_of.keys() & names if out_of else ():
             del out_of[name]
         into.update(dict.fromkeys(names, entry.specificity))
+    if not picked and not taken_out:
+        raise SelectionError(
+            f"{selection!r} selects nothing: outside its head, embeddings and layers the model has no parameters."
+        )
     if not picked:
         raise SelectionError(
             f"{selection!r} selects nothing: every entry takes out ('!') what no entry before it put in. "

@@ -19,7 +19,7 @@ from hf_freeze.errors import FreezeError, UnsupportedSetupError
 from hf_freeze.selection import peft_support
 from hf_freeze.selection.embeddings import ancestors, embedding_paths, names_an_embedding, stem_paths
 from hf_freeze.selection.frozen_marks import frozen_by_us
-from hf_freeze.selection.heads import base_path, head_paths
+from hf_freeze.selection.heads import base_path, find_head
 from hf_freeze.selection.language import paths_below
 from hf_freeze.selection.norms import norm_names
 from hf_freeze.selection.stacks import Stack, find_stacks
@@ -36,6 +36,8 @@ class ModelMap:
     ties: Mapping[str, tuple[str, ...]]
     parts: Mapping[str, str]
     roles: Mapping[str, frozenset[str]]
+    unclear: Mapping[str, str]
+    head_by_name: tuple[str, ...]
     stacks: tuple[Stack, ...]
     minor_stacks: tuple[Stack, ...]
     frozen_at_hand_in: frozenset[str]
@@ -80,8 +82,10 @@ def map_model(model: nn.Module) -> ModelMap:
         return tuple(replace(stack, layers=tuple(map(tensors, stack.layers))) for stack in found)
 
     wrapped = peft_support.wrapped_models(model)
-    heads = head_paths(model)
+    head = find_head(model)
+    heads = head.paths
     main, minor = map(on_tensors, find_stacks(model, outside=heads))
+    main = _each_once(main)
     parts = _parts(model, ties, heads=heads, stacks=main)
     adapters = tensors(peft_support.adapter_names(model))
     inactive = tensors(peft_support.inactive_names(model))
@@ -91,7 +95,10 @@ def map_model(model: nn.Module) -> ModelMap:
         short_spellings=_short_spellings(ties, base_path(model), wrapped),
         ties=ties,
         parts=parts,
-        roles=_roles(parts, ties, norms=tensors(norm_names(model)), adapters=adapters, inactive=inactive),
+        roles=_roles(parts, ties, norms=tensors(norm_names(model)), adapters=adapters, inactive=inactive)
+        | {"adapters": tensors(peft_support.trained_by_peft(model))},
+        unclear=dict.fromkeys(("head", "backbone"), head.unclear) if head.unclear else {},
+        head_by_name=tuple(sorted(heads)) if head.by_name else (),
         stacks=main,
         minor_stacks=minor,
         frozen_at_hand_in=frozen,
@@ -99,6 +106,11 @@ def map_model(model: nn.Module) -> ModelMap:
         inactive=inactive,
         not_floating=frozenset(name for name in ties if not _can_have_gradient(by_name[name])),
     )
+
+
+def _each_once(stacks: tuple[Stack, ...]) -> tuple[Stack, ...]:
+    """Drop a stack that is another one under a second name: both towers may share an encoder."""
+    return tuple({stack.layers: stack for stack in reversed(stacks)}.values())[::-1]
 
 
 def _ties(by_name: Mapping[str, torch.Tensor]) -> dict[str, tuple[str, ...]]:
@@ -172,9 +184,9 @@ def _roles(
         "backbone": own - head,
         "embeddings": frozenset(name for name in own if parts[name] == "embeddings"),
         "layers": frozenset(name for name, part in parts.items() if part == "layers") - inactive,
+        "rest": frozenset(name for name in own if parts[name] == "rest"),
         "norms": norms - inactive - adapters,
         "biases": frozenset(
             name for name in own if any(_BIAS.fullmatch(alias.rpartition(".")[2]) for alias in ties[name])
         ),
-        "adapters": adapters,
     }

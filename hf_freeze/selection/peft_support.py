@@ -2,12 +2,13 @@
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.adaption_prompt.layer import AdaptedAttention
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
@@ -58,15 +59,73 @@ def _without_wrapper(name: str, wrapped: Wrapped) -> str:
     return name
 
 
+def trained_by_peft(model: nn.Module) -> frozenset[str]:
+    """Names of what PEFT itself trains: adapters that are active, its copies of modules, biases it was told to."""
+    names = set(_added(model, only_active=True))
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            kept = (f"{name}.{one}" for name in module.adapter_layer_names for one in module.active_adapters)
+            names.update(_owned(path, module, kept))
+        elif isinstance(module, PeftModel):
+            names.update(_biases(path, module))
+            if any(getattr(config, "use_trainable_adapters", None) is False for config in module.peft_config.values()):
+                names -= set(_of_layers(path, module))  # X-LoRA learns to mix what was trained before
+    return frozenset(names) - inactive_names(model)
+
+
 def adapter_names(model: nn.Module) -> frozenset[str]:
     """Names, under every alias, of the parameters that PEFT added: LoRA matrices, prompt encoders, ..."""
-    names: set[str] = set()
+    return frozenset(_added(model, only_active=False))
+
+
+def _added(model: nn.Module, *, only_active: bool) -> Iterator[str]:
     for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, BaseTunerLayer) and isinstance(module, nn.Module):
-            names.update(_owned(path, module, module.adapter_layer_names))
-        if isinstance(module, PeftModel):
-            names.update(_owned(path, module, ("prompt_encoder",)))
-    return frozenset(names)
+        whole: object = module  # BaseTunerLayer is no nn.Module to a type checker
+        if isinstance(whole, BaseTunerLayer | BaseTuner | AdaptedAttention | PeftModel):
+            attributes = set(_attributes(module))
+            off = _switched_off(module, attributes) if only_active else ()
+            yield from set(_owned(path, module, attributes)).difference(_owned(path, module, off))
+
+
+def _attributes(owner: nn.Module) -> Iterator[str]:
+    """What PEFT put on a module of its own, beside the layer or the model that it wraps."""
+    if isinstance(owner, PeftModel):
+        yield from ("prompt_encoder",) if hasattr(owner, "prompt_encoder") else ()
+        return
+    whole = getattr(owner, "model", None)
+    for name, child in owner.named_children():
+        if name not in ("base_layer", "model") and all(part is not whole for part in child.modules()):
+            yield name
+    yield from (name for name, _ in owner.named_parameters(recurse=False))
+
+
+def _switched_off(owner: nn.Module, attributes: Iterable[str]) -> Iterator[str]:
+    """Paths of the adapters on this module that are not active."""
+    active: Collection[str] | None = getattr(owner, "active_adapters", None)
+    if active is None:
+        return
+    for name in attributes:
+        child = getattr(owner, name)
+        if isinstance(child, nn.ModuleDict | nn.ParameterDict):
+            yield from (f"{name}.{key}" for key in child if key not in active)
+
+
+def _of_layers(path: str, model: nn.Module) -> Iterator[str]:
+    for below, layer in model.named_modules(remove_duplicate=False):
+        if isinstance(layer, BaseTunerLayer) and isinstance(layer, nn.Module):
+            yield from _owned(f"{path}.{below}" if path else below, layer, layer.adapter_layer_names)
+
+
+def _biases(path: str, model: PeftModel) -> Iterator[str]:
+    """Biases of the base that the configuration of an active adapter trains: all, or those of adapted layers."""
+    told = {getattr(model.peft_config[name], "bias", "none") for name in model.active_adapters}
+    for below, module in model.named_modules(remove_duplicate=False):
+        adapted = isinstance(module, BaseTunerLayer)
+        where = f"{path}.{below}" if path else below
+        for name, _ in module.named_parameters(remove_duplicate=False, recurse=adapted):
+            of_base = name == "base_layer.bias" if adapted else name == "bias"
+            if of_base and ("all" in told or (adapted and any(str(one).endswith("_only") for one in told))):
+                yield f"{where}.{name}" if where else name
 
 
 def inactive_names(model: nn.Module) -> frozenset[str]:
@@ -80,6 +139,10 @@ def inactive_names(model: nn.Module) -> frozenset[str]:
             names.update(_owned(path, module, ("original_module",)))
         elif isinstance(module, BaseTunerLayer) and isinstance(module, nn.Module):
             names.update(_owned(path, module, module.other_param_names))
+        elif isinstance(module, PeftModel):
+            # The tokens at the start of a cartridge, which stay as they are.
+            added = _owned(path, module, ("prompt_encoder",))
+            names.update(name for name in added if name.endswith(".frozen_embedding"))
     return frozenset(names)
 
 

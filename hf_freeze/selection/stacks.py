@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from hf_freeze.selection.norms import is_norm
 
@@ -64,7 +65,7 @@ def _with_names(found: _Found, names: Sequence[str]) -> Stack:
 def _search(path: str, module: nn.Module, outside: frozenset[str], leaves: bool = False) -> Iterator[_Found]:
     if path in outside:
         return
-    if _is_stack(module, leaves):
+    if is_stack(module, leaves):
         yield _read(path, module)
         return
     children = {_join(path, name): child for name, child in module.named_children()}
@@ -109,11 +110,9 @@ _BESIDE_BLOCKS = re.compile(
 
 def _inner_stack(path: str, element: nn.Module) -> str | None:
     """The path of the one list of blocks that this element wraps, if it is a stage: nothing but that and resampling."""
-    if _is_stack(element):
+    if is_stack(element):
         return path
-    lists = [
-        name for name, child in element.named_children() if _is_stack(child) and not _BESIDE_BLOCKS.fullmatch(name)
-    ]
+    lists = [name for name, child in element.named_children() if is_stack(child) and not _BESIDE_BLOCKS.fullmatch(name)]
     beside = [name for name, child in element.named_children() if name not in lists and _has_parameters(child)]
     if len(lists) == 1 and all(map(_BESIDE_BLOCKS.fullmatch, beside)):
         return _join(path, lists[0])
@@ -124,7 +123,7 @@ def _parallel_lists(children: dict[str, nn.Module]) -> Iterator[_Found]:
     """XLM-like: several lists of equal length, each holding one sub-block of every layer."""
     lists = {path: child for path, child in children.items() if isinstance(child, nn.ModuleList) and len(child)}
     for path, container in lists.items():
-        if not _is_stack(container) or _is_whole_block(container[0]) or _is_stack(container[0]):
+        if not is_stack(container) or _is_whole_block(container[0]) or is_stack(container[0]):
             continue
         partners = [
             other
@@ -153,7 +152,7 @@ def _numbered_siblings(children: dict[str, nn.Module]) -> Iterator[_Found]:
     """torchvision-like: layer1, layer2, ... are the stages of one stack."""
     stages: dict[str, list[str]] = {}
     for path, child in children.items():
-        if re.search(r"\D\d+$", path) and _is_stack(child):
+        if re.search(r"\D\d+$", path) and is_stack(child):
             stages.setdefault(path.rstrip("0123456789"), []).append(path)
     for stem, paths in stages.items():
         if len(paths) > 1:
@@ -169,7 +168,7 @@ def _is_whole_block(element: nn.Module) -> bool:
     return bool(_WHOLE_BLOCK.fullmatch(type(element).__name__))
 
 
-def _is_stack(module: nn.Module, leaves: bool = False) -> bool:
+def is_stack(module: nn.Module, leaves: bool = False) -> bool:
     """Whether this is a container of composite elements of one kind (or, with `leaves`, of single modules)."""
     if not isinstance(module, nn.ModuleList | nn.Sequential) or (leaves and isinstance(module, nn.Sequential)):
         return False
@@ -178,8 +177,16 @@ def _is_stack(module: nn.Module, leaves: bool = False) -> bool:
         return False
     if not leaves and not all(map(_is_composite, elements)):
         return False
-    one_kind = len({_kind(element) for element in elements}) == 1
-    return one_kind and (len(module) > 1 or _is_whole_block(elements[0]) or _is_stack(elements[0]))
+    if len({_kind(element) for element in elements}) > 1:
+        return False
+    repeated = len(module) > 1 and all(child is elements[0] for child in module)
+    # One element beside others without weights is no layer but what a SentenceTransformer is: looked through.
+    return len(elements) > 1 or repeated or _is_layer(elements[0])
+
+
+def _is_layer(element: nn.Module) -> bool:
+    whole = _is_whole_block(element) or is_stack(element)
+    return whole and not any(isinstance(part, PreTrainedModel) for part in element.modules())
 
 
 def _kind(element: nn.Module) -> str:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainingArguments
 
 from hf_freeze.errors import PlanError
-from hf_freeze.plan.recipes import RECIPES, recipe
+from hf_freeze.plan.given import as_plan
+from hf_freeze.plan.recipes import RECIPES
 from hf_freeze.plan.stages import FreezePlan, Plateau, Stage, TopDown, read_mapping, stage_from_dict, stage_to_dict
 
 # HfArgumentParser takes a union with bool for a bool; a string is what a flag gives.
@@ -44,7 +45,10 @@ class FreezeArguments:
     )
     freeze_recipe: str | None = field(
         default=None,
-        metadata={"help": f"A named plan: {', '.join(RECIPES)}; with options as in 'gradual:every_epochs=0.5'."},
+        metadata={
+            "help": f"A named plan: {', '.join(RECIPES)}; with options as in 'gradual:every_epochs=0.5'; or "
+            "the path of a YAML or JSON file with a plan."
+        },
     )
     unfreeze_stages: list[dict[str, Any]] | str | None = field(
         default=None,
@@ -119,7 +123,7 @@ class FreezeArguments:
             if declared or stages:
                 other = [*declared, *(["unfreeze_stages"] if stages else [])]
                 raise PlanError(f"freeze_recipe={self.freeze_recipe!r} is a whole plan; drop {' and '.join(other)}.")
-            return recipe(self.freeze_recipe)
+            return as_plan(self.freeze_recipe, argument="freeze_recipe")
         if not declared and not stages:
             return None
         return FreezePlan(**declared, stages=stages)

@@ -7,15 +7,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler, ExportableState
 
 from hf_freeze.errors import PlanError
+from hf_freeze.plan.given import PlanLike, as_plan
 from hf_freeze.plan.resolved import ResolvedPlan, sizes_of
 from hf_freeze.plan.stages import FreezePlan
+from hf_freeze.selection.language import Selection
+from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training import checkpoint
+from hf_freeze.training.backends import group_members
 from hf_freeze.training.freezing import set_trainable
+from hf_freeze.training.groups import refuse_groups_of_another_plan
 from hf_freeze.training.loss_scaling import CountProbe
 from hf_freeze.training.random_states import RandomStatesCallback
 from hf_freeze.training.run import FreezeRun, FreezeSettings, RunState
@@ -30,6 +36,9 @@ logger = logging.getLogger(__name__)
 class FreezeCallback(TrainerCallback, ExportableState):
     """Freeze by a plan inside any Trainer: `Trainer(..., callbacks=[FreezeCallback(plan)])`.
 
+    `plan` is a `FreezePlan`, its mapping, a recipe's name such as "last-layers:2", or the path of a YAML or JSON file;
+    `freeze=` or `trainable=` instead of it is a whole plan without stages.
+
     `frozen_eval` keeps frozen modules in eval mode while training. `verify` proves at each transition, each save and
     the end that frozen weights stood still, trainable ones moved and replicas are equal, and raises `FreezeViolation`
     otherwise. `unfreeze_warmup` ramps the learning rate of what thaws, over a number of steps (1 or more) or a fraction
@@ -41,15 +50,17 @@ class FreezeCallback(TrainerCallback, ExportableState):
 
     def __init__(
         self,
-        plan: FreezePlan | Mapping[str, Any],
+        plan: PlanLike | None = None,
         *,
+        freeze: Selection | None = None,
+        trainable: Selection | None = None,
         frozen_eval: bool = True,
         verify: bool = True,
         unfreeze_warmup: float = 0.0,
     ) -> None:
         self.resolved: ResolvedPlan | None = None
         self.declare(
-            plan if isinstance(plan, FreezePlan) else FreezePlan.from_dict(plan),
+            _one_plan(plan, freeze=freeze, trainable=trainable),
             FreezeSettings(frozen_eval=frozen_eval, verify=verify, unfreeze_warmup=unfreeze_warmup),
         )
         self.groups: dict[str, str] = {}
@@ -102,7 +113,12 @@ class FreezeCallback(TrainerCallback, ExportableState):
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         if not self.managed:
             _put_first(self, last=self._random_states)
+        built_anew = self._model is not None and self._model is not model
         resolved = self.prepare(args, model)
+        if not self.managed and not state.global_step:
+            refuse_groups_of_another_plan(optimizer, resolved)
+        if not self.managed and built_anew:
+            _refuse_left_out(optimizer, model, resolved)
         is_running = while_training(self)
         self._steps_per_epoch = _steps_per_epoch(args, kwargs)
         self._run = FreezeRun(
@@ -257,6 +273,38 @@ class FreezeCallback(TrainerCallback, ExportableState):
 
     def _ever_trainable(self) -> frozenset[str]:
         return self.resolved.ever_trainable if self.resolved else frozenset()
+
+
+def _one_plan(plan: PlanLike | None, *, freeze: Selection | None, trainable: Selection | None) -> FreezePlan:
+    given = {"plan": plan, "freeze": freeze, "trainable": trainable}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) != 1:
+        found = " and ".join(f"{name}={given[name]!r}" for name in names) or "none of them"
+        raise PlanError(f"FreezeCallback takes exactly one of plan, freeze= and trainable=; got {found}.")
+    return FreezePlan(freeze=freeze, trainable=trainable) if plan is None else as_plan(plan)
+
+
+def _refuse_left_out(optimizer: torch.optim.Optimizer, model: nn.Module, resolved: ResolvedPlan) -> None:
+    """Raise `PlanError` for a model built anew in which something froze what the plan trains, before the optimizer.
+
+    A callback is not asked between `model_init` and the optimizer, which holds only what requires a gradient then.
+    """
+    held = {id(parameter) for members in group_members(optimizer) for parameter in members}
+    named = unwrap(model).named_parameters()
+    left_out = [name for name, p in named if name in resolved.ever_trainable and id(p) not in held]
+    if left_out:
+        more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+        raise PlanError(
+            f"The plan trains {left_out[0]!r}{more}, but model_init returned a model with that frozen (PEFT freezes "
+            "what it wraps), and the optimizer was built before a callback could unfreeze it. Let model_init call "
+            f"hf_freeze.unfreeze(model, {_that_picks(left_out, resolved)!r}) before it returns the model, or use "
+            "FreezeTrainer, which builds the optimizer itself."
+        )
+
+
+def _that_picks(names: list[str], resolved: ResolvedPlan) -> list[str]:
+    """The entries of the plan that ask for these tensors."""
+    return [text for text, picked in resolved.declared.items() if not picked.isdisjoint(names)] or names
 
 
 def _put_first(callback: FreezeCallback, *, last: TrainerCallback) -> None:

@@ -22,12 +22,11 @@ from hf_freeze.features.frontier import Frontier, find_frontier
 from hf_freeze.features.sets import FeatureSet
 from hf_freeze.features.store import FeatureStore
 from hf_freeze.features.untouched import untouched
+from hf_freeze.label_columns import label_columns
 from hf_freeze.plan.trainable import all_but
 from hf_freeze.selection.language import Selection
 from hf_freeze.selection.model_map import map_model, unwrap
 from hf_freeze.training.freezing import trainable_for_now
-
-LABELS = ("label", "labels")
 
 
 def extract_features(
@@ -56,6 +55,7 @@ def extract_features(
     model = unwrap(model)
     if not len(dataset):
         raise FreezeError("dataset has no rows.")
+    labels = label_columns(model)
     keeps = all_but(selection, words := map_model(model))
     source = _source(model, dataset, tokenizer=tokenizer, collator=collator)
     with ExitStack() as stack:
@@ -73,7 +73,7 @@ def extract_features(
         with store.locked():
             work = Work(frontier, store, store.missing(), dtype)
             extract(model, source, [work], feature_set.forward, batch_size=batch_size, show_progress=show_progress)
-        return _as_dataset(store, frontier, dataset, in_memory=folder is None)
+        return _as_dataset(store, frontier, dataset, labels, in_memory=folder is None)
 
 
 class _Around(nn.Module):
@@ -98,7 +98,7 @@ def _source(
 ) -> Source:
     accepted = inspect.signature(model.forward).parameters
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()) and len(accepted) == 1
-    wanted = {*accepted, *LABELS, "label_ids"}
+    wanted = {*accepted, *label_columns(model)}
     collate = collator or (DataCollatorWithPadding(tokenizer) if tokenizer is not None else default_data_collator)
     if isinstance(dataset, datasets.Dataset) and not open_ended:
         dataset = dataset.select_columns([name for name in dataset.column_names if name in wanted])
@@ -146,14 +146,16 @@ def _has_bfloat16(frontier: Frontier) -> bool:
     return any(leaf.dtype is torch.bfloat16 for leaf in frontier.leaves.values())
 
 
-def _as_dataset(store: FeatureStore, frontier: Frontier, dataset: Any, *, in_memory: bool) -> datasets.Dataset:
+def _as_dataset(
+    store: FeatureStore, frontier: Frontier, dataset: Any, labels: Sequence[str], *, in_memory: bool
+) -> datasets.Dataset:
     rows = datasets.concatenate_datasets(
         [datasets.Dataset.from_file(str(path), in_memory=in_memory) for path in store.files]
     )
     rows = rows.remove_columns("row").rename_columns(
         {f"feature{number}": name for number, name in enumerate(_names(frontier))}
     )
-    for name in LABELS:
+    for name in labels:
         if name in (dataset.column_names if hasattr(dataset, "column_names") else dataset[0]):
             rows = rows.add_column(name, [_plain(dataset[int(row)][name]) for row in store.order])
     return rows.select(np.argsort(store.order))

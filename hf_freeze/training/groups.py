@@ -19,12 +19,15 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from hf_freeze.errors import PlanError
+from hf_freeze.plan.given import PlanLike, as_plan
 from hf_freeze.plan.resolved import ResolvedPlan
-from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.plan.tables import part_labels
 from hf_freeze.selection.language import evaluate
 from hf_freeze.selection.model_map import ModelMap, unwrap
 from hf_freeze.training.freezing import plan_as_it_is
+
+_PLAN = "freeze_plan"
+"""Under which key a group holds the fingerprint of the plan that `param_groups` was given."""
 
 GroupLRs: TypeAlias = Mapping[str, float | Mapping[str, Any]]
 
@@ -67,7 +70,7 @@ def param_groups(
     *,
     lr: float | None = None,
     weight_decay: float | None = None,
-    plan: FreezePlan | None = None,
+    plan: PlanLike | None = None,
     group_lrs: GroupLRs | None = None,
     layer_lr_decay: float = 1.0,
     optimizer_cls: type[torch.optim.Optimizer] | None = None,
@@ -79,8 +82,8 @@ def param_groups(
     What it does not name has the learning rate times `layer_lr_decay` to the power of its depth (discriminative rates
     of Howard and Ruder, 2018, in the layer-wise form of ELECTRA and BEiT): 0 for the head and what follows the layers,
     1 for the top layer, one more per layer below, embeddings last. Biases and norms have no weight decay, as in the
-    Trainer, unless a selection of nothing else is given one. Without a plan, what requires a gradient now is what
-    trains.
+    Trainer, unless a selection of nothing else is given one. `plan` is what `FreezeCallback` takes
+    as one; without it, what requires a gradient now is what trains.
 
     Optimizers read over options that they do not know. So name the class that takes the groups as `optimizer_cls`;
     without it, the options of torch's own optimizers and of `args.optim` pass.
@@ -90,13 +93,21 @@ def param_groups(
     """
     base = _base_options(args, lr, weight_decay)
     _refuse_misspelt_options(group_lrs or {}, args, model, optimizer_cls)
-    if plan is None:
-        plan = plan_as_it_is(model)
+    resolved = (plan_as_it_is(model) if plan is None else as_plan(plan)).resolve(model)
     decayed = Trainer.get_decay_parameter_names(None, unwrap(model))  # type: ignore[arg-type] # reads nothing of self
-    specs = group_specs(
-        plan.resolve(model), base, decayed=decayed, group_lrs=group_lrs or {}, layer_lr_decay=layer_lr_decay
-    )
-    return with_parameters(specs, model)
+    specs = group_specs(resolved, base, decayed=decayed, group_lrs=group_lrs or {}, layer_lr_decay=layer_lr_decay)
+    groups = with_parameters(specs, model)
+    return groups if plan is None else [{**group, _PLAN: resolved.fingerprint} for group in groups]
+
+
+def refuse_groups_of_another_plan(optimizer: torch.optim.Optimizer, resolved: ResolvedPlan) -> None:
+    """Raise `PlanError` where `param_groups` built the optimizer's groups for another plan than this one."""
+    theirs = {group[_PLAN] for group in optimizer.param_groups if _PLAN in group}
+    if theirs - {resolved.fingerprint}:
+        raise PlanError(
+            "Two plans: the optimizer's groups were built by param_groups(plan=...) for another plan than the "
+            f"callback's, {resolved.plan.to_dict()}. Give both the same one."
+        )
 
 
 def _base_options(args: TrainingArguments | None, lr: float | None, weight_decay: float | None) -> BaseOptions:

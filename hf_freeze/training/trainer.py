@@ -12,6 +12,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
 
 from hf_freeze.errors import FreezeError, PlanError, UnsupportedSetupError
+from hf_freeze.plan.given import PlanLike, as_plan
 from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training import checkpoint
@@ -57,11 +58,11 @@ class FreezeTrainerMixin(
         model: nn.Module | None = None,
         args: TrainingArguments | None = None,
         *positional: Any,
-        freeze_plan: FreezePlan | None = None,
+        freeze_plan: PlanLike | None = None,
         **kwargs: Any,
     ) -> None:
         self._settings = args if isinstance(args, FreezeArguments) else FreezeArguments()
-        self._given_plan = freeze_plan
+        self._given_plan = None if freeze_plan is None else as_plan(freeze_plan, argument="freeze_plan")
         self._plan_as_it_is = FreezePlan(trainable="all") if model is None else plan_as_it_is(model)
         self._freezing = FreezeCallback(self._declared_plan())
         self._freezing.managed = True

@@ -27,11 +27,12 @@ TOP = parameters("bert.encoder.layer.2.", "bert.pooler") | HEAD
 # text on the command line -> the same by function, and what trains in its stages on a BERT with three layers
 MEANINGS = {
     "linear-probe": (recipes.linear_probe(), [HEAD]),
-    "last-layers": (recipes.last_layers(), [parameters("bert.encoder.layer.2.") | HEAD]),
+    "last-layers": (recipes.last_layers(), [TOP]),
     "last-layers:k=2": (
         recipes.last_layers(2),
-        [parameters("bert.encoder.layer.1.", "bert.encoder.layer.2.") | HEAD],
+        [parameters("bert.encoder.layer.1.") | TOP],
     ),
+    "last-layers:2": (recipes.last_layers(2), [parameters("bert.encoder.layer.1.") | TOP]),
     "gradual": (
         recipes.gradual(),
         [
@@ -47,6 +48,10 @@ MEANINGS = {
         [HEAD, TOP | parameters("bert.encoder.layer.1."), EVERYTHING - parameters("bert.embeddings"), EVERYTHING],
     ),
     "lp-ft": (recipes.lp_ft(), [HEAD, EVERYTHING]),
+    "gradual:0.5,layers_per_stage=2": (
+        recipes.gradual(every_epochs=0.5, layers_per_stage=2),
+        [HEAD, TOP | parameters("bert.encoder.layer.1."), EVERYTHING - parameters("bert.embeddings"), EVERYTHING],
+    ),
     "lp-ft:probe=0.2": (recipes.lp_ft(probe=0.2), [HEAD, EVERYTHING]),
     "norms-only": (recipes.norms_only(), [NORMS | HEAD]),
     "biases-only": (recipes.biases_only(), [BIASES | HEAD]),
@@ -116,7 +121,12 @@ def test_recipes_mean_something_for_other_models_too(model):
         ("gradul", r"'gradul' is no recipe. The recipes are linear-probe, last-layers, gradual"),
         ("gradual:evry=1", r"'evry' is no option; 'gradual' has the options every_epochs, layers_per_stage"),
         ("full:k=1", r"'k' is no option; 'full' has no options"),
-        ("last-layers:2", r"'2' is not option=number"),
+        ("full:2", r"'2' is no option; 'full' has no options"),
+        ("last-layers:2,3", r"'3' is no option; 'last-layers' has the options k"),
+        ("last-layers:2,k=3", r"'k' is given twice; 'last-layers' has the options k"),
+        ("last-layers:two", r"'two' is not option=number.*has the options k"),
+        ("last-layers:k=", r"'k=' is not option=number"),
+        ("gradual:every_epochs=[1", r"'every_epochs=\[1' is not option=number.*has the options every_epochs"),
         ("last-layers:k=two", r"'k=two' is not option=number"),
         ("last-layers:k=true", r"'k=true' is not option=number"),
         ("last-layers:k=0", r"k=0.*at least 1.*linear_probe"),

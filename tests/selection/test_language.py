@@ -24,6 +24,7 @@ class Words:
     roles: dict[str, frozenset[str]]
     stacks: tuple[Stack, ...]
     minor_stacks: tuple[Stack, ...] = ()
+    unclear: dict[str, str] = field(default_factory=dict)
     short_spellings: dict[str, frozenset[str]] = field(default_factory=dict)
 
     @property

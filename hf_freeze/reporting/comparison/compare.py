@@ -52,7 +52,7 @@ def compare(
 ) -> Comparison:
     """Train a fresh model by each plan with each seed, and return one table, one plot and what the figures say.
 
-    plans: name -> a `FreezePlan`, the name of a recipe, a PEFT configuration, or a `Contender`, which has learning
+    plans: name -> a plan (as everywhere), a PEFT configuration, or a `Contender`, which has learning
     rates of its own. Without: linear probe, last layers, gradual, LP-FT, layer-wise decay, LoRA and full fine-tuning,
     around the learning rate of `args` (see `default_contenders`); those are left out, with a warning in the log, that
     do not fit the model or so short a run.

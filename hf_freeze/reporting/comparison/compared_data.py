@@ -16,14 +16,12 @@ from hf_freeze.binary.margin import as_numpy, binary_labels
 from hf_freeze.binary.rows import read_rows
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
 from hf_freeze.features.untouched import random_states_kept, untouched
+from hf_freeze.label_columns import label_columns
 from hf_freeze.reporting.comparison.sampled_rows import collated, row_numbers
 from hf_freeze.reporting.preview.rates import steps_per_epoch
 
 if TYPE_CHECKING:
     from hf_freeze.reporting.comparison.trial import ComparedTrainer, Task
-
-_ALSO_LABELS = ("label", "labels", "label_ids")
-"""What collators make into labels, beside the names that the arguments have."""
 
 
 def check_sets(sets: Mapping[str, Any]) -> None:
@@ -95,7 +93,7 @@ def _check_set(name: str, trainer: ComparedTrainer, rows: Any, loader: DataLoade
 
 def _all_labels(rows: Any, names: list[str], sampled: Any) -> Any:
     """Return the labels of all rows; only those that were sampled, where transforms or the collator make new ones."""
-    column = _column(rows, (*names, *_ALSO_LABELS))
+    column = _column(rows, label_columns(given=names))
     if column is None:
         return as_numpy(sampled)
     same = as_numpy(sampled)

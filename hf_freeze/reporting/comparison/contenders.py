@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -15,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan import recipes
+from hf_freeze.plan.given import PlanLike, as_plan
 from hf_freeze.plan.stages import FreezePlan, TopDown
 from hf_freeze.reporting.preview.rates import steps_per_epoch
 from hf_freeze.selection.language import evaluate, paths_in_front
@@ -27,12 +29,12 @@ _LAST_THAW = 0.6  # of the run
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """One way to fine-tune: a plan (or the name of a recipe), a PEFT configuration, or both, and rates of its own.
+    """One way to fine-tune: a plan (as `as_plan` reads it), a PEFT configuration, or both, and rates of its own.
 
     What is None stays as it is in the arguments that all share. With an adapter alone, PEFT says what trains.
     """
 
-    plan: FreezePlan | str | None = None
+    plan: PlanLike | None = None
     adapter: PeftConfig | None = None
     learning_rate: float | None = None
     layer_lr_decay: float | None = None
@@ -40,8 +42,8 @@ class Contender:
     unfreeze_warmup: float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.plan, str):
-            object.__setattr__(self, "plan", recipes.recipe(self.plan))
+        if self.plan is not None:
+            object.__setattr__(self, "plan", as_plan(self.plan))
         if self.plan is None and self.adapter is None:
             raise PlanError("A contender has a plan, an adapter, or both; this one has neither.")
 
@@ -78,11 +80,11 @@ class Contender:
         return plan.resolve(model).ever_trainable <= words.every_alias(evaluate("head", words).names)
 
 
-Plan: TypeAlias = FreezePlan | str | PeftConfig | Contender
+Plan: TypeAlias = PlanLike | PeftConfig | Contender
 
 
 def read_contenders(plans: Mapping[str, Plan]) -> dict[str, Contender]:
-    """Read what is to be compared. Raises `PlanError` for what is none of the four, and for no or an empty mapping."""
+    """Read what is to be compared. Raises `PlanError` for what is none of these, and for no or an empty mapping."""
     if not isinstance(plans, Mapping):
         raise PlanError(
             f"plans={plans!r} is a {type(plans).__name__}; compare needs a mapping of names to plans, such as "
@@ -96,13 +98,13 @@ def read_contenders(plans: Mapping[str, Plan]) -> dict[str, Contender]:
 def _read(name: str, plan: Any) -> Contender:
     if isinstance(plan, Contender):
         return plan
-    if isinstance(plan, FreezePlan | str):
+    if isinstance(plan, FreezePlan | Mapping | str | os.PathLike):
         return Contender(plan=plan)
     if isinstance(plan, PeftConfig):
         return Contender(adapter=plan)
     raise PlanError(
-        f"plans[{name!r}]={plan!r} is no plan. Give a FreezePlan, the name of a recipe, a PEFT configuration such as "
-        "LoraConfig, or a Contender, which has learning rates of its own."
+        f"plans[{name!r}]={plan!r} is no plan. Give a FreezePlan, its mapping, the name of a recipe, a YAML or JSON "
+        "file, a PEFT configuration such as LoraConfig, or a Contender, which has learning rates of its own."
     )
 
 

@@ -10,13 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
+from hf_freeze.label_columns import LABEL_COLUMNS
 
-LABELS = ("labels", "label", "label_ids")
 
-
-def label_column(row: Mapping[str, Any]) -> str:
+def label_column(row: Mapping[str, Any], names: Sequence[str] = LABEL_COLUMNS) -> str:
     """Return the column that holds the label. Raises `FreezeError` where there is none."""
-    named = [name for name in LABELS if name in row]
+    named = [name for name in names if name in row]
     filled = [name for name in named if row[name] is not None]
     if filled:
         return filled[0]

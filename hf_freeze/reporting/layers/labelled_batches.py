@@ -15,7 +15,7 @@ from hf_freeze.debugging.batch import make_batch
 from hf_freeze.debugging.rows import Row, pick_row
 from hf_freeze.debugging.subject import Subject, subject_of
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
-from hf_freeze.reporting.layers.class_labels import LABELS, Classes, Labels, label_column
+from hf_freeze.reporting.layers.class_labels import Classes, Labels, label_column
 
 CLASSES = "labels"
 """The key under which a batch carries the numbers of its rows' classes."""
@@ -60,7 +60,8 @@ class LabelledBatches:
         """Raise `FreezeError` where what the model needs is not in a row; a collator's own rows are left to it."""
         if self._collator is None:
             value = self._tokens(row)
-            make_batch(self._subject, Row(value={k: v for k, v in value.items() if k not in LABELS}, origin=""))
+            inputs = {k: v for k, v in value.items() if k not in self._subject.label_names}
+            make_batch(self._subject, Row(value=inputs, origin=""))
 
     def to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Move a batch to where the model is; the classes stay."""
@@ -72,7 +73,7 @@ class LabelledBatches:
         `batch`, made of the rows `sample`, tells whether the column is what the batches will hold: transforms and
         collators may make labels of their own.
         """
-        column, classes = _column(dataset), deepcopy(self.classes)
+        column, classes = _column(dataset, self._subject.label_names), deepcopy(self.classes)
         try:
             if column is None or [classes.number(column[row]) for row in sample] != batch[CLASSES].tolist():
                 return None
@@ -82,7 +83,7 @@ class LabelledBatches:
 
     def _stacked(self, rows: Sequence[Any]) -> dict[str, Any]:
         classes = [self._class_in(row) for row in rows]
-        inputs = [{k: v for k, v in self._tokens(row).items() if k not in LABELS} for row in rows]
+        inputs = [{k: v for k, v in self._tokens(row).items() if k not in self._subject.label_names} for row in rows]
         try:
             batch = dict(self._subject.collate(inputs))
         except (ValueError, TypeError, RuntimeError, KeyError) as error:
@@ -93,27 +94,31 @@ class LabelledBatches:
         assert self._collator is not None
         given = [self._with_numbers(row) for row in rows]
         batch = dict(self._collator(given))
-        named = [name for name in LABELS if batch.get(name) is not None]
+        named = [name for name in self._subject.label_names if batch.get(name) is not None]
         if not named and not all(isinstance(row, Mapping) for row in rows):
             raise FreezeError(f"A batch holds {sorted(batch)}, and no labels to learn: name them 'labels'.")
         found = batch[named[0]] if named else None
         given_numbers = any(one is not row for one, row in zip(given, rows, strict=True))
         return {
-            **{name: value for name, value in batch.items() if name not in LABELS},
+            **{name: value for name, value in batch.items() if name not in self._subject.label_names},
             CLASSES: None if found is None else list(map(int if given_numbers else self.classes.number, found)),
         }
 
     def _with_numbers(self, row: Any) -> Any:
-        texts = {k: row[k] for k in LABELS if isinstance(row.get(k), str)} if isinstance(row, Mapping) else {}
+        texts = (
+            {k: row[k] for k in self._subject.label_names if isinstance(row.get(k), str)}
+            if isinstance(row, Mapping)
+            else {}
+        )
         return {**row, **{name: self.classes.number(text) for name, text in texts.items()}} if texts else row
 
     def _class_in(self, row: Any) -> int:
-        return self.classes.number(_mapping(row)[label_column(_mapping(row))])
+        return self.classes.number(_mapping(row)[label_column(_mapping(row), self._subject.label_names)])
 
     def _tokens(self, row: Any) -> Mapping[str, Any]:
         """Return a row with token ids in place of its texts, where it has only these."""
         value: Mapping[str, Any] = _mapping(row)
-        inputs = {k: v for k, v in value.items() if k not in LABELS}
+        inputs = {k: v for k, v in value.items() if k not in self._subject.label_names}
         if self._subject.accepts & inputs.keys() or not any(isinstance(text, str) for text in inputs.values()):
             return value
         tokenised: Mapping[str, Any] = pick_row(self._subject, inputs, dataset=None, index=None, seed=0).value
@@ -140,12 +145,12 @@ def _mapping(row: Any) -> Mapping[str, Any]:
     return row
 
 
-def _column(dataset: Any) -> Any:
+def _column(dataset: Any, names: Sequence[str]) -> Any:
     """Return the labels of a data set that need no reading of whole rows."""
     if hasattr(dataset, "with_format") and hasattr(dataset, "column_names"):
-        named = [name for name in LABELS if name in dataset.column_names]
+        named = [name for name in names if name in dataset.column_names]
         return dataset.with_format(None)[named[0]][:] if named else None
     rows = dataset if isinstance(dataset, list | tuple) else []
     if not rows or not all(isinstance(row, Mapping) for row in rows):
         return None
-    return [next((row[name] for name in LABELS if row.get(name) is not None), None) for row in rows]
+    return [next((row[name] for name in names if row.get(name) is not None), None) for row in rows]

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from hf_freeze.errors import FreezeError
+from hf_freeze.plan.given import PlanLike
 from hf_freeze.plan.resolved import ResolvedPlan
-from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.reporting.preview.optimizer_state import StateBytes, state_bytes
 from hf_freeze.reporting.preview.preview_inputs import (
     check_batch,
@@ -37,7 +37,7 @@ def preview(
     model: ModelSource,
     args: TrainingArguments,
     *,
-    plan: FreezePlan | Mapping[str, Any] | str | None = None,
+    plan: PlanLike | None = None,
     batch_size: int | None = None,
     tokens: int | None = None,
     rows: int | None = None,
@@ -48,8 +48,8 @@ def preview(
 
     `model` is a model, a configuration, or the name or folder of one; the latter are built without weights, so that
     the largest ones take seconds and no memory (`auto_class` names their class, such as "AutoModelForCausalLM"). The
-    plan is `plan=` (a plan, its mapping, or a recipe such as "gradual"), else what `args` declare, else what requires a
-    gradient now. `rows` of training data turn epochs into steps. Nothing of the model changes, and nothing is trained.
+    plan is `plan=` (a plan, its mapping, a recipe such as "gradual", or a file), else what `args` declare, else what
+    requires a gradient now. `rows` of training data turn epochs into steps. Nothing of the model changes, and nothing is trained.
 
     - Groups are those that `FreezeTrainer` builds, and so are learning rate and weight decay.
     - Optimizer state: the optimizer of `args` makes one step on the meta device. State outlives its group's training.

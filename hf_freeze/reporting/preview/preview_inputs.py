@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig, TrainingArguments
 
 from hf_freeze.errors import FreezeError, PlanError
-from hf_freeze.plan.recipes import recipe
+from hf_freeze.plan.given import as_plan
 from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.reporting.preview.stand_in import longest_text
 from hf_freeze.training.arguments import FreezeArguments
@@ -80,19 +80,8 @@ def _start_of(value: object) -> str:
 
 def one_plan(plan: Any, args: TrainingArguments) -> FreezePlan | None:
     """Return the plan that is given, or else the one that the arguments declare. Raises `PlanError` for both."""
-    given, declared = _read_plan(plan), args.freeze_plan() if isinstance(args, FreezeArguments) else None
+    given = None if plan is None else as_plan(plan)
+    declared = args.freeze_plan() if isinstance(args, FreezeArguments) else None
     if given is not None and declared is not None:
         raise PlanError(f"Two plans: plan={given.to_dict()} and, in the arguments, {declared.to_dict()}. Keep one.")
     return given or declared
-
-
-def _read_plan(plan: Any) -> FreezePlan | None:
-    if plan is None or isinstance(plan, FreezePlan):
-        return plan
-    if isinstance(plan, str):
-        return recipe(plan)
-    if isinstance(plan, Mapping):
-        return FreezePlan.from_dict(plan)
-    raise PlanError(
-        f"plan={plan!r} is a {type(plan).__name__}. Give a FreezePlan, its mapping, or the name of a recipe."
-    )
