@@ -154,7 +154,7 @@ def _last_run(children: dict[str, nn.Module], heads: list[str]) -> list[str]:
     names = list(children)
     heads = [name for name in heads if not _IN_FRONT.fullmatch(name)] or heads
     first, last = names.index(heads[0]), names.index(heads[-1])
-    between = [name for name in names[first:last] if name not in heads and not _IN_FRONT.fullmatch(name)]
+    between = [name for name in names[first:last] if name not in heads]
     after = [name for name in names[last + 1 :] if not _BODY_NAME.fullmatch(name)]
     # In front of everything, the order of registration says nothing, and the name alone counts.
     if between or (after and first > 0):

@@ -185,8 +185,7 @@ def is_stack(module: nn.Module, leaves: bool = False) -> bool:
 
 
 def _is_layer(element: nn.Module) -> bool:
-    whole = _is_whole_block(element) or is_stack(element)
-    return whole and not any(isinstance(part, PreTrainedModel) for part in element.modules())
+    return _is_whole_block(element) or is_stack(element)
 
 
 def _kind(element: nn.Module) -> str:
@@ -195,7 +194,10 @@ def _kind(element: nn.Module) -> str:
 
 
 def _is_composite(element: nn.Module) -> bool:
-    return any(_has_parameters(child) for child in element.children())
+    # What holds a whole model is no layer, whatever it is called and however many of its kind there are.
+    return any(map(_has_parameters, element.children())) and not any(
+        isinstance(part, PreTrainedModel) for part in element.modules()
+    )
 
 
 def _is_single_convolution(element: nn.Module) -> bool:
