@@ -70,8 +70,8 @@ def recipe(text: str) -> FreezePlan:
     make = RECIPES.get(name.strip().replace("_", "-"))
     if make is None:
         raise PlanError(
-            f"{text!r} is no recipe. The recipes are {', '.join(RECIPES)}. The path of a plan's file ends in .yaml, .yml "
-            "or .json."
+            f"{text!r} is no recipe. The recipes are {', '.join(RECIPES)}. "
+            "The path of a file with a plan ends in .yaml, .yml or .json."
         )
     known = list(inspect.signature(make).parameters)
     has = f"{name.strip()!r} has {'the options ' + ', '.join(known) if known else 'no options'}"

@@ -49,8 +49,8 @@ def preview(
     `model` is a model, a configuration, or the name or folder of one; the latter are built without weights, so that
     the largest ones take seconds and no memory (`auto_class` names their class, such as "AutoModelForCausalLM"). The
     plan is `plan=` (a plan, its mapping, a recipe such as "gradual", or a file), else what `args` declare, else what
-    requires a gradient now. `rows` of training data turn epochs into steps. Nothing of the model changes, and nothing is
-    trained.
+    requires a gradient now. `rows` of training data turn epochs into steps. Nothing of the model changes, and nothing
+    is trained.
 
     - Groups are those that `FreezeTrainer` builds, and so are learning rate and weight decay.
     - Optimizer state: the optimizer of `args` makes one step on the meta device. State outlives its group's training.
