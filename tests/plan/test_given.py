@@ -91,5 +91,5 @@ def test_a_model_init_that_freezes_what_the_plan_trains_is_refused_with_advice_t
         Trainer(args=arguments(tmp_path), model_init=model_init, train_dataset=ROWS, callbacks=[callback]).train()
 
     with pytest.raises(PlanError, match=r"model_init returned a model.*hf_freeze.unfreeze\(model, \['norms'\]\)"):
-        train(with_lora)
+        train(lambda: with_lora())
     train(lambda: with_lora(lambda model: unfreeze(model, ["norms"])))
