@@ -3,7 +3,7 @@
 import inspect
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,11 @@ def _source(
     if isinstance(dataset, datasets.Dataset) and not open_ended:
         dataset = dataset.select_columns([name for name in dataset.column_names if name in wanted])
     device = _device(model)
+    left_out = set(label_columns(model)) - accepted.keys() if collator is None else set()
+
+    def collated(rows: list[Any]) -> Any:
+        # Features need no label, and the default collator takes `label_ids` for a list.
+        return collate([_without(row, left_out) for row in rows])
 
     def prepare(inputs: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -111,7 +116,11 @@ def _source(
             if open_ended or name in accepted
         }
 
-    return Source(dataset, collate, prepare)
+    return Source(dataset, collated if left_out else collate, prepare)
+
+
+def _without(row: Any, names: Collection[str]) -> Any:
+    return {name: value for name, value in row.items() if name not in names} if isinstance(row, Mapping) else row
 
 
 def _forward(model: nn.Module) -> Callable[[dict[str, Any]], Any]:
