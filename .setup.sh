@@ -4,14 +4,15 @@
 #
 # A stamp in .venv says which extra was installed, and for which pyproject.toml.
 
-TORCH_VERSION=2.13.0 # the tested one; without a version, pip would take the newest
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 VENV=$ROOT/.venv
+TESTED=$ROOT/.requirements.txt # the exact versions, also of what the dependencies depend on
+TORCH_VERSION=$(sed -n "s/^torch==//p" "$TESTED")
 
 set_up() {
     local stamp=$VENV/.installed wanted
     # The path counts too: a clone that was moved needs a new editable install.
-    wanted="$(cat "$ROOT/pyproject.toml" "$ROOT/.setup.sh" | cksum) $ROOT"
+    wanted="$(cat "$ROOT/pyproject.toml" "$ROOT/.setup.sh" "$TESTED" | cksum) $ROOT"
     if ! is_set_up "$1"; then
         # A second run waits until the first has installed everything. macOS has no flock.
         exec 9>"$ROOT/.setup.lock"
@@ -39,8 +40,18 @@ install() {
     if ! "$VENV/bin/python" -c "from importlib.metadata import version; version('torch')" 2>/dev/null; then
         "${pip[@]}" "torch==$TORCH_VERSION"
     fi
-    "${pip[@]}" --editable "$ROOT[$extra]"
+    if has_tested_versions "$VENV/bin/python"; then
+        "${pip[@]}" --constraint "$TESTED" --editable "$ROOT[$extra]"
+    else
+        echo "The tested versions in $TESTED are not for this Python: pip chooses within the ranges of pyproject.toml." >&2
+        "${pip[@]}" --editable "$ROOT[$extra]"
+    fi
     echo "$extra $wanted" >"$stamp"
+}
+
+has_tested_versions() {
+    # Some of them have no release for Python 3.10, or none yet for 3.14.
+    "$1" -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))"
 }
 
 suitable_python() {

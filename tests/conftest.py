@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -10,3 +11,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A busy machine is no fault of the code: time limits are pytest's.
 settings.register_profile("hf_freeze", deadline=None)
 settings.load_profile("hf_freeze")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the launched tests of a module on one worker, so that each of its launches is made once."""
+    for item in items:
+        if item.get_closest_marker("distributed") and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import hf_freeze
 
 PACKAGE = Path(hf_freeze.__file__).parent
@@ -24,12 +26,76 @@ ARROWS = {
 
 
 def imported_rooms(source: Path) -> set[str]:
+    return rooms_in(source.read_text(encoding="utf-8"), ["hf_freeze", *source.relative_to(PACKAGE).parent.parts])
+
+
+def rooms_in(code: str, package: list[str]) -> set[str]:
+    """The rooms that a module of `package` imports: anywhere in it, by a name of the top, or by a string."""
     rooms = set()
-    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        rooms |= {name.split(".")[1] for name in names if name.startswith("hf_freeze.")}
+    for node in ast.walk(ast.parse(code)):
+        for name in _imported(node, package):
+            top, _, rest = name.partition(".")
+            if top == "hf_freeze":
+                first = rest.partition(".")[0] or "hf_freeze"
+                rooms.add(HOMES.get(first, first))
     return rooms
+
+
+def _imported(node: ast.AST, package: list[str]) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        start = (
+            ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])]) if node.level else ""
+        )
+        return [f"{start or node.module}.{alias.name}" for alias in node.names]
+    if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("import_module", "__import__"):
+        given = [*node.args, *(keyword.value for keyword in node.keywords)]
+        # A name that is put together while running could be anything.
+        name, *rest = [one.value if isinstance(one, ast.Constant) else "hf_freeze" for one in given]
+        return [f"{rest[0]}{name}" if str(name).startswith(".") and rest else str(name)]
+    return []
+
+
+def _homes() -> dict[str, str]:
+    """The room of each name that the package offers at the top."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    imports = [
+        node for node in tree.body if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hf_freeze.")
+    ]
+    return {alias.asname or alias.name: node.module.split(".")[1] for node in imports for alias in node.names}
+
+
+HOMES = _homes()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import hf_freeze.training.trainer",
+        "import hf_freeze.training as rooms",
+        "from hf_freeze.training.trainer import FreezeTrainer",
+        "from hf_freeze import FreezeTrainer",
+        "from hf_freeze import training",
+        "from ..training import trainer",
+        "from .. import training",
+        "from .. import FreezeTrainer",
+        "def late():\n    from hf_freeze import FreezeTrainer",
+        "if TYPE_CHECKING:\n    from hf_freeze.training.trainer import FreezeTrainer",
+        "import importlib\nimportlib.import_module('hf_freeze.training.trainer')",
+        "from importlib import import_module\nimport_module('.training.trainer', 'hf_freeze')",
+        "from importlib import import_module\nimport_module('.training', package='hf_freeze')",
+        "__import__('hf_freeze.training')",
+    ],
+)
+def test_an_import_is_seen_however_it_is_written(code):
+    assert rooms_in(code, ["hf_freeze", "debugging"]) == {"training"}
+
+
+@pytest.mark.parametrize("code", ["import hf_freeze", "from hf_freeze import *", "importlib.import_module(name)"])
+def test_what_could_be_any_room_is_allowed_to_none(code):
+    (seen,) = rooms_in(code, ["hf_freeze", "debugging"])
+    assert seen not in {"errors", *ARROWS}
 
 
 def test_rooms_import_only_what_the_design_allows() -> None:

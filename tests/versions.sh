@@ -4,6 +4,7 @@
 #
 #     bash tests/versions.sh                            # both
 #     bash tests/versions.sh lowest tests/training      # one of them; further arguments go to pytest
+#     bash tests/versions.sh pin                        # makes what .venv-newest holds the tested versions: .requirements.txt
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../.setup.sh"
 
@@ -41,8 +42,20 @@ run_on() {
     )
 }
 
+pin() {
+    local python=$ROOT/.venv-newest/bin/python version
+    version=$("$python" -c "import sys; print(*sys.version_info[:2], sep='.')")
+    {
+        echo "# What was tested, on Python $version: .setup.sh holds pip to it. Written by \"bash tests/versions.sh pin\"."
+        # Not "torch==2.13.0+cpu": which build it is depends on the machine.
+        "$python" -m pip freeze --exclude hf_freeze | grep -E '^[A-Za-z0-9._-]+==' | sed 's/+[a-z0-9.]*$//'
+    } >"$TESTED.new"
+    mv "$TESTED.new" "$TESTED"
+}
+
 case ${1:-both} in
+    pin) pin ;;
     lowest | newest) run_on "$@" ;;
     both) run_on lowest && run_on newest ;;
-    *) echo "tests/versions.sh [lowest | newest [arguments of pytest]]" >&2 && exit 2 ;;
+    *) echo "tests/versions.sh [lowest | newest [arguments of pytest] | pin]" >&2 && exit 2 ;;
 esac
