@@ -7,6 +7,7 @@ from hf_freeze import Stage
 from hf_freeze.features import cache
 from hf_freeze.features.extraction import extract
 from tests.features.runs import CASES, Pad, kept_sets, logged, run
+from tests.nearness import assert_near
 
 PLANS = ("probe", "last", pytest.param("half", marks=pytest.mark.slow))
 
@@ -16,10 +17,7 @@ def assert_same(one, other, *, rtol=1e-5):
         assert entry.keys() == expected.keys()
         for name, value in expected.items():
             assert entry[name] == pytest.approx(value, rel=rtol, abs=1e-7), name
-    weights = dict(other.model.named_parameters())
-    for name, weight in one.model.named_parameters():
-        scale = weight.abs().max().item()
-        torch.testing.assert_close(weights[name], weight, rtol=rtol, atol=rtol * max(scale, 1e-3), msg=name)
+    assert_near(other.model.state_dict(), one.model.state_dict(), rtol=rtol)
 
 
 @pytest.mark.filterwarnings("ignore:.*did not move.*")

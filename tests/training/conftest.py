@@ -1,8 +1,14 @@
 """Set-up of the tests that train."""
 
 import gc
+import os
+import sys
+from importlib.util import find_spec
 
 import pytest
+from filelock import FileLock
+
+from tests.launch import run
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -12,3 +18,24 @@ def _imported_modules_are_not_collected():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def deepspeed_extensions(tmp_path_factory):
+    """What DeepSpeed compiles, compiled once in a folder of this session.
+
+    torch's own folder may hold the lock of a run that was killed while it compiled, and every later one waits for it.
+    """
+    if find_spec("deepspeed") is None:  # not importorskip: importing it takes seconds and warns
+        pytest.skip("DeepSpeed does not run on Windows")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "torch_extensions"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                run([sys.executable, "-c", COMPILE], timeout=590)
+        yield folder
+
+
+COMPILE = "from deepspeed.comm.torch import build_shm_op; build_shm_op()"  # all that an engine on CPUs compiles

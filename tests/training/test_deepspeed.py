@@ -4,7 +4,6 @@ The refusals are tested with a stand-in for the engine's optimizer.
 """
 
 import json
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from hf_freeze.training.backends import group_members, steps_copies
 from hf_freeze.training.run import FreezeRun, FreezeSettings
 from tests.launch import torchrun
 from tests.models import text_batch, tiny_bert
+from tests.nearness import assert_near
 from tests.training.scripts import deepspeed_run
 from tests.training.scripts.deepspeed_run import CASES, PLAN, STAGE_OF_STEP, STEPS
 
@@ -27,17 +27,15 @@ EXACT = [case for case in CASES if not case.startswith("bf16")]
 
 
 def launched(test):
-    return pytest.mark.slow(pytest.mark.distributed(test))
+    return pytest.mark.slow(pytest.mark.distributed(pytest.mark.timeout(1500)(test)))  # the first compiles
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, deepspeed_extensions):
     """The folders of one run of all cases each, by the number of processes."""
-    if find_spec("deepspeed") is None:  # not importorskip: importing it takes seconds and warns
-        pytest.skip("DeepSpeed does not run on Windows")
     folders = {processes: tmp_path_factory.mktemp(f"deepspeed{processes}") for processes in (1, 2)}
     for processes, folder in folders.items():
         torchrun(SCRIPT, folder, processes=processes)
@@ -75,11 +73,8 @@ def _by_step(flat: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
 
 
 def assert_close(found: list[dict], expected: list[dict]) -> None:
-    for step, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
-        for name, weight in theirs.items():
-            torch.testing.assert_close(
-                ours[name], weight, rtol=1e-5, atol=1e-6, msg=lambda text, at=f"step {step}, {name}": f"{at}: {text}"
-            )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_near(ours, theirs, floor=0.1)
 
 
 @launched

@@ -1,7 +1,6 @@
 """A plan with stages under FreezeTrainer and DeepSpeed, ZeRO 0 to 3 on two gloo processes."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -9,18 +8,17 @@ import torch
 from safetensors.torch import load_file
 
 from tests.launch import torchrun
+from tests.nearness import assert_near
 from tests.training.scripts import deepspeed_trainer_run
 from tests.training.scripts.deepspeed_run import PLAN, STAGE_OF_STEP, STEPS
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(1500)]  # the first compiles
 SCRIPT = Path(deepspeed_trainer_run.__file__)
 every_zero = pytest.mark.parametrize("zero", range(4))
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    if find_spec("deepspeed") is None:  # not importorskip: importing it takes seconds and warns
-        pytest.skip("DeepSpeed does not run on Windows")
+def finished(tmp_path_factory, deepspeed_extensions) -> Path:
     folder = tmp_path_factory.mktemp("deepspeed")
     torchrun(SCRIPT, folder, timeout=400)
     return folder
@@ -46,11 +44,8 @@ def weights(folder: Path, zero: int) -> list[dict[str, torch.Tensor]]:
 
 
 def assert_close(found: list[dict], expected: list[dict]) -> None:
-    for step, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
-        for name, weight in theirs.items():
-            torch.testing.assert_close(
-                ours[name], weight, rtol=1e-5, atol=1e-6, msg=lambda text, at=f"step {step}, {name}": f"{at}: {text}"
-            )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_near(ours, theirs, floor=0.1)
 
 
 @every_zero

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from tests.launch import accelerate_launch
 from tests.models import text_rows
+from tests.nearness import assert_near
 from tests.training.runs import training_logs, weights
 from tests.training.scripts import static_run
 
@@ -39,8 +39,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path, folder, ranks, build, acc
             assert found[name] == pytest.approx([entry[name] for entry in training_logs(alone)], rel=1e-5)
     expected = weights(alone.model)
     found = load_file(folder / "scaling" / f"{key}.safetensors")
-    for name, weight in found.items():
-        assert torch.allclose(weight, expected[name], rtol=1e-5, atol=1e-7), name
+    assert_near(expected, found)
 
 
 def test_only_what_the_plan_leaves_trainable_moves_and_replicas_stay_equal(ranks):

@@ -23,6 +23,7 @@ from tests.models import (
     tiny_llama,
     tiny_roberta,
 )
+from tests.nearness import assert_near
 from tests.training.runs import arguments, freeze_trainer, training_logs, weights
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -109,9 +110,7 @@ def assert_same(one, other):
     (norms, tensors, logs), (other_norms, other_tensors, other_logs) = one, other
     assert other_norms == pytest.approx(norms, rel=1e-5)
     assert [entry["loss"] for entry in other_logs] == pytest.approx([entry["loss"] for entry in logs], rel=1e-5)
-    for name, tensor in tensors.items():
-        # Key biases have no gradient but what rounding leaves (softmax is blind to a shift): 1e-12 and less.
-        assert torch.allclose(other_tensors[name], tensor, rtol=1e-5, atol=1e-8), name
+    assert_near(other_tensors, tensors)
 
 
 @pytest.mark.parametrize("build", [*CLASSIFIERS, *OTHERS], ids=lambda build: build.__name__)
@@ -249,8 +248,7 @@ def test_a_run_that_looked_at_the_loss_drew_the_same_random_numbers(tmp_path):
     theirs = tiny_bert()
     theirs.accepts_loss_kwargs = False
     Trainer(theirs, arguments(tmp_path, TrainingArguments, **settings), train_dataset=text_rows()).train()
-    for name, tensor in weights(theirs).items():
-        assert torch.allclose(weights(ours)[name], tensor, rtol=1e-5, atol=1e-8), name
+    assert_near(weights(ours), weights(theirs))
 
 
 @pytest.mark.parametrize(

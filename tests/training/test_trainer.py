@@ -33,6 +33,7 @@ from tests.models import (
     tiny_t5,
     tiny_vit,
 )
+from tests.nearness import assert_near
 from tests.training.runs import (
     Recorder,
     arguments,
@@ -418,8 +419,7 @@ def test_gradient_checkpointing_over_frozen_embeddings_trains_what_it_trains_wit
     build = {tiny_bert: _bert_without_dropout, tiny_vit: _vit_without_dropout}[build]
     plain = _trained_with("none", tmp_path, build, rows, **declared)
     checkpointed = _trained_with(mode, tmp_path, build, rows, **declared)
-    for name, tensor in plain.items():
-        assert torch.allclose(checkpointed[name], tensor, rtol=1e-5, atol=1e-7), name
+    assert_near(checkpointed, plain)
 
 
 def _bert_without_dropout():
