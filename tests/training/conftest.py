@@ -1,6 +1,5 @@
 """Set-up of the tests that train."""
 
-import gc
 import os
 import sys
 from importlib.util import find_spec
@@ -9,15 +8,6 @@ import pytest
 from filelock import FileLock
 
 from tests.launch import run
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _imported_modules_are_not_collected():
-    """Every `train()` collects garbage first; without what the imports left behind that takes no time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
