@@ -40,8 +40,14 @@ class ScaledLossTrainerMixin(_Base):
         share = self._share_of_window(inputs, num_items_in_batch)
         if share is None:
             return super().training_step(model, inputs, num_items_in_batch)
-        # The Trainer divides a mean loss by this number of micro-batches; a float weights them by size.
-        with replaced(self, current_gradient_accumulation_steps=1 / share, loss_is_scaled_for_ga=False):
+        compute_loss = self.compute_loss
+
+        def weighted(*args: Any, **kwargs: Any) -> torch.Tensor:
+            loss: torch.Tensor = compute_loss(*args, **kwargs)
+            return loss * share.to(loss.device)
+
+        # 1, so that the Trainer's own division by the number of micro-batches changes nothing, in whatever version.
+        with replaced(self, compute_loss=weighted, current_gradient_accumulation_steps=1):
             return super().training_step(model, inputs, None)
 
     def _share_of_window(
