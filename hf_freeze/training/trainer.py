@@ -21,6 +21,7 @@ from hf_freeze.training.cached_features import CachedFeaturesTrainerMixin, Cache
 from hf_freeze.training.callbacks import FreezeCallback
 from hf_freeze.training.freezing import plan_as_it_is, set_trainable
 from hf_freeze.training.groups import GroupSpec, group_specs, refuse_unknown_options, with_parameters
+from hf_freeze.training.loss_window import LossWindow
 from hf_freeze.training.random_states import RandomStatesTrainerMixin
 from hf_freeze.training.run import FreezeSettings
 from hf_freeze.training.saved_state import require_readable
@@ -68,6 +69,7 @@ class FreezeTrainerMixin(
         self._freezing.managed = True
         self._read_arguments()
         self._starts_optimizer_anew = False
+        self._losses_since_logged = LossWindow()
         args = TrainingArguments(output_dir="tmp_trainer") if args is None else args
         _refuse_second_callback(kwargs.get("callbacks") or ())
         check_arguments(args)
@@ -235,13 +237,26 @@ class FreezeTrainerMixin(
         ever_trainable = self._freezing.prepare(self.args, self.model).ever_trainable
         checkpoint.load_thawed(self.model, resume_from_checkpoint, needed=ever_trainable)
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Step as the Trainer does; the loss of a resumed run goes on where it was."""
+        loss = super().training_step(*args, **kwargs)
+        return self._losses_since_logged.add(
+            loss,
+            logged=self._globalstep_last_logged,
+            step=self.state.global_step,
+            skips_nan=self.args.logging_nan_inf_filter,
+        )
+
     def _loss_window(self) -> dict[str, Any]:
         """The training loss since it was last logged, per process: what a resumed run must add to."""
-        losses = self._tr_loss.detach().reshape(1).float()
+        window = self._losses_since_logged
+        total = window.total if window.logged == self._globalstep_last_logged else 0.0
+        losses = torch.as_tensor(total, device=self.args.device).detach().reshape(1).float()
         gathered = self.accelerator.gather(losses) if self.accelerator.num_processes > 1 else losses
         return {"step": self.state.global_step, "logged": self._globalstep_last_logged, "losses": gathered.tolist()}
 
     def _restore_loss_window(self) -> None:
+        self._losses_since_logged.begin(self._globalstep_last_logged)
         saved = checkpoint.callback_state(self.state, FreezeCallback.__name__)
         window = checkpoint.saved_part(saved).get("loss_window", {}) if self.state.global_step else {}
         if window.get("step") != self.state.global_step or not window:
@@ -249,8 +264,9 @@ class FreezeTrainerMixin(
         losses: list[float] = window["losses"]
         mean = sum(losses) / len(losses)
         same_processes = len(losses) == self.accelerator.num_processes
-        self._tr_loss.fill_(losses[self.accelerator.process_index] if same_processes else mean)
+        own = losses[self.accelerator.process_index] if same_processes else mean
         self._globalstep_last_logged = window["logged"]
+        self._losses_since_logged.begin(window["logged"], own)
         self._total_loss_scalar -= mean  # the mean loss of this call counts its own steps only
 
 
