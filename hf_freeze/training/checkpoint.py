@@ -94,7 +94,12 @@ def thawed_tensors(model: nn.Module, ever_trainable: Collection[str]) -> dict[st
 
 def read_callback_state(folder: str | os.PathLike[str], name: str) -> Mapping[str, Any] | None:
     """The state that callback `name` left in the checkpoint `folder`, or None."""
-    return callback_state(TrainerState.load_from_json(str(Path(folder) / TRAINER_STATE_NAME)), name)
+    return callback_state(read_state(folder), name)
+
+
+def read_state(folder: str | os.PathLike[str]) -> TrainerState:
+    """Read the `TrainerState` of the checkpoint `folder`."""
+    return TrainerState.load_from_json(str(Path(folder) / TRAINER_STATE_NAME))
 
 
 def callback_state(state: TrainerState, name: str) -> Mapping[str, Any] | None:

@@ -183,20 +183,22 @@ class FreezeTrainerMixin(
             logger.warning("ignore_plan_change=True: the optimizer starts anew. %s", difference)
         self._starts_optimizer_anew = difference is not None or not (in_parts or has_optimizer(folder))
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            super()._load_optimizer_and_scheduler(checkpoint)
-        elif self._starts_optimizer_anew:
-            continue_schedule(self.lr_scheduler, self.state.global_step)
+    def _load_optimizer_and_scheduler(self, folder: str | None) -> None:
+        if folder is None:
+            super()._load_optimizer_and_scheduler(folder)
+            return
+        saved = checkpoint.read_state(folder)  # transformers 5.0 reads it into self.state only afterwards
+        if self._starts_optimizer_anew:
+            continue_schedule(self.lr_scheduler, saved.global_step)
         else:
             if self.is_fsdp_enabled:
                 # It asks the checkpoint for the moments of all that requires a gradient now.
-                set_trainable(self.model, self._trained_so_far())
-            super()._load_optimizer_and_scheduler(checkpoint)
+                set_trainable(self.model, self._trained_so_far(saved))
+            super()._load_optimizer_and_scheduler(folder)
 
-    def _trained_so_far(self) -> frozenset[str]:
+    def _trained_so_far(self, state: TrainerState) -> frozenset[str]:
         """What trained in any stage up to that of the checkpoint that is resumed."""
-        saved = checkpoint.saved_part(checkpoint.callback_state(self.state, FreezeCallback.__name__))
+        saved = checkpoint.saved_part(checkpoint.callback_state(state, FreezeCallback.__name__))
         resolved = self._freezing.prepare(self.args, self.model)
         return frozenset().union(*resolved.names[: saved["run"]["stage"] + 1])
 
