@@ -1,7 +1,8 @@
 """`FreezeTrainer`: the Hugging Face Trainer with a freeze plan. `FreezeTrainerMixin` gives the same to any subclass."""
 
+import inspect
 import logging
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -49,40 +50,44 @@ class FreezeTrainerMixin(
     - tunes the threshold of `BinaryClassificationMetrics` in training's own evaluations only, and saves it;
     - under PEFT, saves and loads the base weights that trained.
 
-    Raises `SelectionError`, `PlanError` or `UnsupportedSetupError` before anything is written to `output_dir`.
+    Args:
+        freeze_plan: What trains and when. Every other argument is the Trainer's, by position or by name.
+
+    Raises:
+        SelectionError, PlanError, UnsupportedSetupError: Before anything is written to `output_dir`. A model that the
+            Trainer loads or wraps itself (a path, `model_init`, `peft_config`) is looked at once it is there.
     """
 
     model: Any  # the Trainer's own annotation admits None, which it never is after construction
 
-    def __init__(
-        self,
-        model: nn.Module | None = None,
-        args: TrainingArguments | None = None,
-        *positional: Any,
-        freeze_plan: PlanLike | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *positional: Any, freeze_plan: PlanLike | None = None, **kwargs: Any) -> None:
+        given = by_name(type(self), FreezeTrainerMixin, positional, kwargs)
+        model, args = given.get("model"), given.get("args")
         self._settings = args if isinstance(args, FreezeArguments) else FreezeArguments()
         self._given_plan = None if freeze_plan is None else as_plan(freeze_plan, argument="freeze_plan")
-        self._plan_as_it_is = FreezePlan(trainable="all") if model is None else plan_as_it_is(model)
+        # With a path, a model_init or a peft_config, the model that trains is there only after the Trainer has built it.
+        is_final = isinstance(model, nn.Module) and given.get("peft_config") is None
+        self._plan_as_it_is = plan_as_it_is(model) if is_final else FreezePlan(trainable="all")
         self._freezing = FreezeCallback(self._declared_plan())
         self._freezing.managed = True
         self._read_arguments()
         self._starts_optimizer_anew = False
         self._losses_since_logged = LossWindow()
-        args = TrainingArguments(output_dir="tmp_trainer") if args is None else args
-        _refuse_second_callback(kwargs.get("callbacks") or ())
-        check_arguments(args)
-        refuse_deepspeeds_own_optimizer(args)
-        if model is not None:
-            self._group_specs(args, model)
-        super().__init__(model, args, *positional, **kwargs)
-        _refuse_second_callback(self.callback_handler.callbacks)  # one given by position
-        refuse_deepspeeds_own_optimizer(args)  # one that only `accelerate launch` knew of
+        _refuse_second_callback(given.get("callbacks") or ())
+        if args is not None:
+            check_arguments(args)
+            refuse_deepspeeds_own_optimizer(args)
+            if is_final:
+                self._group_specs(args, model)
+        super().__init__(*positional, **kwargs)
+        refuse_deepspeeds_own_optimizer(self.args)  # one that only `accelerate launch` knew of
+        self._plan_as_it_is = plan_as_it_is(self.model)
+        self._read_arguments()
+        self._group_specs(self.args, self.model)
         self.add_callback(self._freezing)
         self.add_callback(_LossWindow(self))
         self.add_callback(CacheFeatures(self))
-        set_trainable(self.model, self._freezing.prepare(args, self.model).names[0])
+        set_trainable(self.model, self._freezing.prepare(self.args, self.model).names[0])
 
     def _read_arguments(self) -> None:
         """Take the plan and its settings from the arguments, which a hyperparameter search changes between runs."""
@@ -286,6 +291,18 @@ class _LossWindow(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._trainer._restore_loss_window()
+
+
+def by_name(
+    trainer: type, mixin: type, positional: Sequence[Any], named: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Name the arguments of a Trainer's constructor as the first class behind `mixin` that has `args` does."""
+    for cls in trainer.__mro__[trainer.__mro__.index(mixin) + 1 :]:
+        parameters = list(inspect.signature(cls).parameters.values()) if "__init__" in vars(cls) else []
+        places = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+        if "args" in places:
+            return {**dict(zip(places, positional, strict=False)), **named}
+    return dict(named)
 
 
 def with_groups(cls: Any, kwargs: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
