@@ -72,12 +72,16 @@ class ResolvedPlan:
         return as_table(rows) + told
 
 
-def resolve(plan: FreezePlan, model: "nn.Module") -> ResolvedPlan:
-    """Hold `plan` against `model`; see `FreezePlan.resolve`."""
+def resolve(plan: FreezePlan, model: "nn.Module", *, others_train: bool = False) -> ResolvedPlan:
+    """Hold `plan` against `model`; see `FreezePlan.resolve`.
+
+    With `others_train`, something beside the model has parameters that train, so that all of the model may be frozen.
+    """
     model = unwrap(model)
     words = map_model(model)
     first = trainable_only(plan.trainable, words) if plan.trainable is not None else all_but(plan.freeze or (), words)
-    _refuse_nothing(first, plan, "from the start", words)
+    if not others_train:
+        _refuse_nothing(first, plan, "from the start", words)
     timed: list[Stage] = []
     stages = [first]
     for stage, written_out in _written_out(plan.stages, words):
@@ -89,7 +93,8 @@ def resolve(plan: FreezePlan, model: "nn.Module") -> ResolvedPlan:
                 f"The stage at {stage.when} changes nothing: unfreeze={stage.unfreeze!r}, freeze={stage.freeze!r}, and "
                 "the parameters are so already or stay frozen because the model handed in had them frozen. Remove it."
             )
-        _refuse_nothing(after, plan, f"from {stage.when}", words)
+        if not others_train:
+            _refuse_nothing(after, plan, f"from {stage.when}", words)
         timed.append(stage)
         stages.append(after)
     return ResolvedPlan(plan=plan, words=words, sizes=sizes_of(model), timed=tuple(timed), stages=tuple(stages))

@@ -14,7 +14,7 @@ from transformers.trainer_callback import CallbackHandler, ExportableState
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.given import PlanLike, as_plan
-from hf_freeze.plan.resolved import ResolvedPlan, sizes_of
+from hf_freeze.plan.resolved import ResolvedPlan, resolve, sizes_of
 from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.selection.language import Selection
 from hf_freeze.selection.model_map import unwrap
@@ -68,6 +68,7 @@ class FreezeCallback(TrainerCallback, ExportableState):
         self.resumed_from: str | Path | None = None
         self.managed = False  # by a FreezeTrainer, which does more than a callback can
         self.ignore_plan_change = False
+        self.others_train = False  # beside the model, such as the parameters of a loss
         self._model: nn.Module | None = None
         self._run: FreezeRun | None = None
         self._steps_per_epoch: int | None = None
@@ -94,7 +95,7 @@ class FreezeCallback(TrainerCallback, ExportableState):
         """Hold the plan against `model`, unless that is done, and check that the set-up can honour it."""
         # A model whose embeddings were resized is held against the plan anew.
         if self.resolved is None or self._model is not model or self.resolved.sizes != sizes_of(model):
-            self.resolved = self.plan.resolve(model)
+            self.resolved = resolve(self.plan, model, others_train=self.others_train)
             self._model = model
             warn_of_coarse_weights(model, self.resolved)
         check_setup(args, model, self.resolved)

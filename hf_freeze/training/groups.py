@@ -39,6 +39,8 @@ class GroupSpec:
     name: str
     parameters: tuple[str, ...]
     options: Mapping[str, Any]
+    has_own_rate: bool = False
+    """Whether `group_lrs` gave the rate."""
 
     @property
     def digest(self) -> str:
@@ -54,6 +56,11 @@ class _Rung:
     label: str
     options: Mapping[str, Any]
     order: tuple[int, ...]
+
+    @property
+    def is_named(self) -> bool:
+        """Whether it is an entry of `group_lrs`."""
+        return self.order[0] == 1
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,8 @@ def _spec(rung: _Rung, names: list[str], weight_decay: float, undecayed: bool, s
     options = {"weight_decay": weight_decay, **rung.options}
     if undecayed:
         options["weight_decay"] = 0.0
-    return GroupSpec(name=f"{label}.no_decay" if undecayed else label, parameters=tuple(names), options=options)
+    name = f"{label}.no_decay" if undecayed else label
+    return GroupSpec(name=name, parameters=tuple(names), options=options, has_own_rate=rung.is_named)
 
 
 def _ranges(stages: Sequence[int]) -> str:

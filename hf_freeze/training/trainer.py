@@ -24,6 +24,7 @@ from hf_freeze.training.freezing import plan_as_it_is, set_trainable
 from hf_freeze.training.groups import GroupSpec, group_specs, refuse_unknown_options, with_parameters
 from hf_freeze.training.loss_window import LossWindow
 from hf_freeze.training.random_states import RandomStatesTrainerMixin
+from hf_freeze.training.merged_groups import trains_others, with_groups
 from hf_freeze.training.run import FreezeSettings
 from hf_freeze.training.saved_state import require_readable
 from hf_freeze.training.scaled_loss import ScaledLossTrainerMixin
@@ -78,11 +79,14 @@ class FreezeTrainerMixin(
             check_arguments(args)
             refuse_deepspeeds_own_optimizer(args)
             if is_final:
+                self._freezing.others_train = _may_bring_parameters(given)
                 self._group_specs(args, model)
         super().__init__(*positional, **kwargs)
         refuse_deepspeeds_own_optimizer(self.args)  # one that only `accelerate launch` knew of
         self._plan_as_it_is = plan_as_it_is(self.model)
         self._read_arguments()
+        self._freezing.others_train = self._freezing.others_train and self._trains_others()
+        self._freezing.resolved = None
         self._group_specs(self.args, self.model)
         self.add_callback(self._freezing)
         self.add_callback(_LossWindow(self))
@@ -126,13 +130,19 @@ class FreezeTrainerMixin(
             return super().create_optimizer(*_given(model))
         before = self.optimizer_cls_and_kwargs
         cls, kwargs = before or self.get_optimizer_cls_and_kwargs(self.args, target)
-        self.optimizer_cls_and_kwargs = cls, with_groups(cls, kwargs, with_parameters(specs, target))
+        own_rate = [spec.name for spec in specs if spec.has_own_rate]
+        groups = with_groups(cls, kwargs, with_parameters(specs, target), model=target, own_rate=own_rate)
+        self.optimizer_cls_and_kwargs = cls, groups
         try:
             optimizer = super().create_optimizer(*_given(model))
         finally:
             self.optimizer_cls_and_kwargs = before
         refuse_unknown_options(self._settings.rates_by_selection, optimizer.defaults, type(optimizer).__name__)
         return optimizer
+
+    def _trains_others(self) -> bool:
+        cls, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        return trains_others(cls, kwargs, self.model)
 
     def _group_specs(self, args: TrainingArguments, model: nn.Module) -> list[GroupSpec]:
         specs = group_specs(
@@ -305,27 +315,9 @@ def by_name(
     return dict(named)
 
 
-def with_groups(cls: Any, kwargs: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
-    """Hand our groups to an optimizer class in the way that `Trainer.create_optimizer` reads them."""
-    takes_groups = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
-    if "optimizer_dict" in kwargs or "model" in kwargs or not takes_groups:
-        raise UnsupportedSetupError(
-            f"The optimizer {getattr(cls, '__name__', cls)!r} builds its own parameter groups, so that none can be "
-            "frozen, thawed or given a rate of its own. Use one that takes groups, such as optim='adamw_torch'."
-        )
-    special = kwargs.get("params")
-    return {**kwargs, "params": groups if special is None else list(_split_by(special, groups))}
-
-
-def _split_by(special: list[dict[str, Any]], groups: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Keep what GaLore and APOLLO ask for single matrices: split our groups by theirs."""
-    for group in groups:
-        for index, theirs in enumerate(special):
-            members = {id(parameter) for parameter in theirs["params"]}
-            parameters = [parameter for parameter in group["params"] if id(parameter) in members]
-            if parameters:
-                name = group["name"] if index == 0 else f"{group['name']}.low_rank"
-                yield {**theirs, **group, "name": name, "params": parameters}
+def _may_bring_parameters(given: Mapping[str, Any]) -> bool:
+    """Tell whether the Trainer is given a loss, which may have parameters of its own to train."""
+    return given.get("loss") is not None
 
 
 def _refuse_second_callback(callbacks: Iterable[Any]) -> None:

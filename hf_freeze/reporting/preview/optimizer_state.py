@@ -14,7 +14,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_freeze.reporting.preview.stand_in import stand_in
 from hf_freeze.training.groups import GroupSpec, with_parameters
-from hf_freeze.training.trainer import with_groups
+from hf_freeze.training.merged_groups import with_groups
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _after_a_step(specs: Sequence[GroupSpec], model: nn.Module, args: TrainingAr
 
 def _optimizer(specs: Sequence[GroupSpec], model: nn.Module, args: TrainingArguments) -> torch.optim.Optimizer:
     cls, options = Trainer.get_optimizer_cls_and_kwargs(args, model)  # type: ignore[arg-type]
-    options = with_groups(cls, options, with_parameters(specs, model))
+    options = with_groups(cls, options, with_parameters(specs, model), model=model, own_rate=())
     # How it steps and where its state lies, neither of which can be had without values; the state is as large.
     options.pop("fused", None)
     if "is_paged" in options:
