@@ -45,6 +45,7 @@ from hf_freeze.training.groups import param_groups
 from hf_freeze.training.run import FreezeRun, FreezeSettings
 from hf_freeze.training.summary import TrainableSummary, trainable_summary
 from hf_freeze.training.trainer import FreezeTrainer, FreezeTrainerMixin
+from hf_freeze.training.trainer_classes import freezing
 
 __all__ = [
     "BinaryClassificationMetrics",
@@ -83,6 +84,7 @@ __all__ = [
     "extract_features",
     "fold_threshold_into_head",
     "freeze",
+    "freezing",
     "load_thawed",
     "load_threshold",
     "param_groups",

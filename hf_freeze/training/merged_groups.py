@@ -24,7 +24,7 @@ def with_groups(
 ) -> dict[str, Any]:
     """Hand our groups to an optimizer class in the way that `Trainer.create_optimizer` reads them.
 
-    `own_rate` names the groups whose learning rate is declared in `group_lrs`: it wins over one that the Trainer brings.
+    `own_rate` names the groups whose learning rate `group_lrs` declares: it wins over one that the Trainer brings.
     """
     brought = brought_groups(cls, kwargs)
     rest = {name: value for name, value in kwargs.items() if name not in _KEYS}
@@ -45,8 +45,8 @@ def brought_groups(cls: Any, kwargs: Mapping[str, Any]) -> list[dict[str, Any]]:
     else:
         return [dict(group) for group in brought]
     raise UnsupportedSetupError(
-        f"The optimizer {getattr(cls, '__name__', cls)!r} {cause}, so that nothing could be frozen, unfrozen or given a "
-        "rate of its own. Use one that takes groups, such as optim='adamw_torch'."
+        f"The optimizer {getattr(cls, '__name__', cls)!r} {cause}, so that nothing could be frozen, unfrozen or given "
+        "a rate of its own. Use one that takes groups, such as optim='adamw_torch'."
     )
 
 

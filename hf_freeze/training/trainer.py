@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class FreezeTrainerMixin(
         model, args = given.get("model"), given.get("args")
         self._settings = args if isinstance(args, FreezeArguments) else FreezeArguments()
         self._given_plan = None if freeze_plan is None else as_plan(freeze_plan, argument="freeze_plan")
-        # With a path, a model_init or a peft_config, the model that trains is there only after the Trainer has built it.
+        # With a path, a model_init or a peft_config, the Trainer builds the model that trains.
         is_final = isinstance(model, nn.Module) and given.get("peft_config") is None
         self._plan_as_it_is = plan_as_it_is(model) if is_final else FreezePlan(trainable="all")
         self._freezing = FreezeCallback(self._declared_plan())
@@ -303,9 +303,7 @@ class _LossWindow(TrainerCallback):
         self._trainer._restore_loss_window()
 
 
-def by_name(
-    trainer: type, mixin: type, positional: Sequence[Any], named: Mapping[str, Any]
-) -> dict[str, Any]:
+def by_name(trainer: type, mixin: type, positional: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
     """Name the arguments of a Trainer's constructor as the first class behind `mixin` that has `args` does."""
     for cls in trainer.__mro__[trainer.__mro__.index(mixin) + 1 :]:
         parameters = list(inspect.signature(cls).parameters.values()) if "__init__" in vars(cls) else []

@@ -1,0 +1,106 @@
+"""`freezing`: the Trainer of any library with a freeze plan, in one line."""
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from transformers import Trainer, TrainingArguments
+
+from hf_freeze.errors import UnsupportedSetupError
+from hf_freeze.training.arguments import FreezeArguments
+from hf_freeze.training.trainer import FreezeTrainerMixin
+
+
+def freezing(trainer: type[Trainer], arguments: type[TrainingArguments] | None = None) -> tuple[type[Any], type[Any]]:
+    """Give a Trainer class and its arguments class a freeze plan.
+
+    In one line: `FreezeSFTTrainer, FreezeSFTConfig = freezing(SFTTrainer)`.
+    The first is `class (FreezeTrainerMixin, trainer)`, the second a dataclass of `FreezeArguments` and `arguments` for
+    constructors, `HfArgumentParser` and YAML files. Either may be subclassed further. Classes that have a plan already
+    are returned as they are.
+
+    Args:
+        trainer: A subclass of `transformers.Trainer`.
+        arguments: Its arguments class. Without it, the one that its library names like the Trainer or in the annotation
+            of `args` (`SFTConfig` for `SFTTrainer`), or else `TrainingArguments`.
+
+    Raises:
+        UnsupportedSetupError: Where `trainer` is no Trainer, or `arguments` no dataclass of TrainingArguments.
+
+    >>> from transformers import Seq2SeqTrainer
+    >>> trainer, arguments = freezing(Seq2SeqTrainer)
+    >>> trainer.__name__, arguments.__name__
+    ('FreezeSeq2SeqTrainer', 'FreezeSeq2SeqTrainingArguments')
+    """
+    if not (isinstance(trainer, type) and issubclass(trainer, Trainer)):
+        raise UnsupportedSetupError(f"freezing({trainer!r}): give a subclass of transformers.Trainer.")
+    arguments = arguments_class(trainer) if arguments is None else arguments
+    if not (isinstance(arguments, type) and issubclass(arguments, TrainingArguments)):
+        raise UnsupportedSetupError(
+            f"freezing({trainer.__name__}, {arguments!r}): give a subclass of transformers.TrainingArguments."
+        )
+    return _with_plan(trainer), _with_fields(arguments)
+
+
+@cache
+def _with_plan(trainer: Any) -> Any:
+    if issubclass(trainer, FreezeTrainerMixin):
+        return trainer
+    names = {"__doc__": trainer.__doc__, "__module__": __name__}
+    return type(trainer)(f"Freeze{trainer.__name__}", (FreezeTrainerMixin, trainer), names)
+
+
+@cache
+def _with_fields(arguments: Any) -> Any:
+    if issubclass(arguments, FreezeArguments):
+        return arguments
+    names = {"__doc__": arguments.__doc__, "__module__": __name__, "__reduce_ex__": _reduce}
+    return dataclass(type(f"Freeze{arguments.__name__}", (FreezeArguments, arguments), names))
+
+
+def _reduce(self: Any, protocol: Any) -> Any:
+    """Pickle an instance by the class that `freezing` was given: the one made of it has no name to be found by."""
+    bases = type(self).__bases__
+    if "__reduce_ex__" in vars(type(self)):
+        return _restored, (bases[1], vars(self))
+    return object.__reduce_ex__(self, protocol)  # of a subclass, which has one
+
+
+def _restored(arguments: type[TrainingArguments], values: dict[str, Any]) -> Any:
+    made = _with_fields(arguments)
+    instance = object.__new__(made)
+    vars(instance).update(values)
+    return instance
+
+
+def arguments_class(trainer: type[Trainer]) -> type[TrainingArguments]:
+    """Find the arguments class that belongs to a Trainer class, or to the nearest of its bases that has one.
+
+    >>> from transformers import Seq2SeqTrainer
+    >>> arguments_class(Seq2SeqTrainer).__name__
+    'Seq2SeqTrainingArguments'
+    """
+    bases = [base for base in trainer.__mro__ if issubclass(base, Trainer) and base is not Trainer]
+    found = (kind for base in bases for name in _names(base) for kind in _lookup(base, name))
+    return next((kind for kind in found if kind is not TrainingArguments), TrainingArguments)
+
+
+def _names(base: type) -> list[str]:
+    """How the arguments class may be called: after the Trainer, or as the annotation of `args` says."""
+    stem = base.__name__.removesuffix("Trainer")
+    args = inspect.signature(base).parameters.get("args")
+    annotated = re.findall(r"\w+", re.sub(r"\w+\.", "", str(args.annotation))) if args is not None else []
+    return [f"{stem}TrainingArguments", f"{stem}Config", *annotated]
+
+
+def _lookup(base: type, name: str) -> Iterator[type[TrainingArguments]]:
+    """Look the name up in the module that defines `base` and in the packages around it, from the inside out."""
+    parts = base.__module__.split(".")
+    for depth in range(len(parts), 0, -1):
+        found = getattr(sys.modules.get(".".join(parts[:depth])), name, None)
+        if isinstance(found, type) and issubclass(found, TrainingArguments):
+            yield found

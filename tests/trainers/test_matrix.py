@@ -1,0 +1,115 @@
+"""Every Trainer class keeps its plan: frozen weights stand still, trainable ones move, a resumed run is the same run."""
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import set_seed
+
+from hf_freeze import FreezeCallback, FreezePlan, SelectionError, Stage, freezing
+from tests.trainers.kinds import KINDS, TeacherTrainer, distillation
+
+STEPS, TRANSITION = 6, 3
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # each library warns in its own words
+EACH = pytest.mark.parametrize("kind", [kind.param for kind in KINDS])
+BOTH = pytest.mark.parametrize("way", ["callback", "mixin"])
+
+
+def plan_of(kind, staged):
+    stages = [Stage(step=TRANSITION, unfreeze=kind.more)] if staged else []
+    return FreezePlan(trainable=kind.last, stages=stages)
+
+
+def trainer(kind, way, folder, *, staged=False, **changes):
+    """A trainer of this kind, its arguments, and its weights before."""
+    given = kind.build()
+    base, plan = kind.trainer(), changes.pop("plan", None) or plan_of(kind, staged)
+    mine, declared = freezing(base)
+    values = {
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 4,
+        "use_cpu": True,
+        "report_to": [],
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": TRANSITION,
+        "learning_rate": 1e-2,
+        "disable_tqdm": True,
+        "seed": 3,
+    }
+    args = declared(str(folder), **{**values, **kind.settings})
+    given |= changes
+    set_seed(5)
+    if way == "mixin":
+        made = mine(args=args, freeze_plan=plan, **given)
+    else:
+        made = base(args=args, callbacks=[FreezeCallback(plan)], **given)
+    assert made.args is args
+    return made
+
+
+def weights(made):
+    return {name: parameter.detach().clone() for name, parameter in made.model.named_parameters()}
+
+
+def moved(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@EACH
+@BOTH
+def test_what_is_frozen_stands_still_and_what_trains_moves(tmp_path, kind, way):
+    made = trainer(kind, way, tmp_path)
+    expected = plan_of(kind, staged=False).resolve(made.model).ever_trainable
+    before = weights(made)
+    made.train()
+    changed = moved(before, weights(made))
+    assert changed <= expected
+    assert len(changed) >= 0.8 * len(expected)
+
+
+@EACH
+@BOTH
+def test_resumed_at_a_transition_the_run_ends_bit_equal(tmp_path, kind, way):
+    whole = trainer(kind, way, tmp_path / "whole", staged=True)
+    before = weights(whole)
+    whole.train()
+    resolved = plan_of(kind, staged=True).resolve(whole.model)
+    assert moved(before, weights(whole)) - resolved.names[0]
+    folder = tmp_path / "whole"
+    again = trainer(kind, way, folder, staged=True)
+    again.train(resume_from_checkpoint=str(folder / f"checkpoint-{TRANSITION}"))
+    assert moved(weights(whole), weights(again)) == set()
+
+
+@pytest.mark.parametrize("kind", [kind.param for kind in KINDS if kind.lora])
+def test_the_plan_is_held_against_the_model_with_its_adapters(tmp_path, kind):
+    lora = LoraConfig(r=2, target_modules=["q_proj"])
+    made = trainer(kind, "mixin", tmp_path, plan=FreezePlan(trainable=["adapters", "norms"]), peft_config=lora)
+    before = weights(made)
+    made.train()
+    changed = moved(before, weights(made))
+    assert any("lora_" in name for name in changed)
+    assert any("norm" in name for name in changed)
+    assert all("lora_" in name or "norm" in name or "score" in name for name in changed)
+    with pytest.raises(SelectionError, match="adapterz"):
+        trainer(kind, "mixin", tmp_path / "b", plan=FreezePlan(trainable="adapterz"), peft_config=lora)
+
+
+@pytest.mark.parametrize("kind", [kind.param for kind in KINDS if kind.name == "SentenceTransformer"])
+def test_the_parameters_of_a_loss_train_under_a_frozen_encoder(tmp_path, kind):
+    made = trainer(kind, "mixin", tmp_path, plan=FreezePlan(freeze="all"))
+    before, classifier = weights(made), made.loss.classifier.weight.detach().clone()
+    made.train()
+    assert moved(before, weights(made)) == set()
+    assert not torch.equal(made.loss.classifier.weight, classifier)
+    assert {"others", "others.no_decay"} == {group["name"] for group in made.optimizer.param_groups}
+
+
+def test_arguments_reach_the_parameter_of_their_name_by_position_too(tmp_path):
+    mine, declared = freezing(TeacherTrainer)
+    args = declared(str(tmp_path), trainable=["head"], learning_rate=0.123, use_cpu=True, report_to=[])
+    given = distillation()
+    by_name = mine(given["model"], args=args, teacher=given["teacher"], train_dataset=given["train_dataset"])
+    by_place = mine(given["model"], given["teacher"], args, train_dataset=given["train_dataset"])
+    assert by_name.args is args is by_place.args
+    assert by_name.teacher is given["teacher"] is by_place.teacher
