@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
 from transformers import Trainer
 
 from hf_freeze.binary.checkpoint import (
@@ -94,8 +93,8 @@ class ThresholdTrainerMixin(_Base):
         with threshold_saved_with_weights(metrics.result, folder, model=self.model, should_save=self.args.should_save):
             super().save_model(output_dir, *args, **kwargs)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *given: Any) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, *given)
         self._use_threshold_of(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:

@@ -23,8 +23,8 @@ from hf_freeze.training.callbacks import FreezeCallback
 from hf_freeze.training.freezing import plan_as_it_is, set_trainable
 from hf_freeze.training.groups import GroupSpec, group_specs, refuse_unknown_options, with_parameters
 from hf_freeze.training.loss_window import LossWindow
-from hf_freeze.training.random_states import RandomStatesTrainerMixin
 from hf_freeze.training.merged_groups import trains_others, with_groups
+from hf_freeze.training.random_states import RandomStatesTrainerMixin
 from hf_freeze.training.run import FreezeSettings
 from hf_freeze.training.saved_state import require_readable
 from hf_freeze.training.scaled_loss import ScaledLossTrainerMixin
@@ -249,8 +249,8 @@ class FreezeTrainerMixin(
             ever_trainable = self._freezing.prepare(self.args, self.model).ever_trainable
             checkpoint.save_thawed(self.model, output_dir or str(self.args.output_dir), ever_trainable)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *given: Any) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, *given)
         ever_trainable = self._freezing.prepare(self.args, self.model).ever_trainable
         checkpoint.load_thawed(self.model, resume_from_checkpoint, needed=ever_trainable)
 
