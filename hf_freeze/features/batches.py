@@ -1,35 +1,38 @@
 """Batches of a data set by row number, as the model gets them."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from hf_freeze.features.digests import Keys, digest_rows, keys_of, row_count
 from hf_freeze.features.errors import CacheRefused
 
 ROWS = "hf_freeze_rows"
-"""The key under which a batch carries the numbers of its rows."""
+"""The key under which a batch carries the number of its set and the digests of its rows."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Model inputs, with what tells rows and lengths."""
+    """Model inputs, with what tells rows and lengths, and the digests of the rows where they were taken."""
 
     tensors: Mapping[str, Any]
+    digests: torch.Tensor | None = None
 
     def inputs(self) -> dict[str, Any]:
         """Return a copy that may be popped from."""
         return dict(self.tensors)
 
+    def keys(self, *, with_labels: bool) -> Keys | None:
+        """Return what tells the rows apart, (rows, 2), where their digests were taken."""
+        return None if self.digests is None else keys_of(self.digests, with_labels=with_labels)
+
     @property
     def rows(self) -> int:
         """The number of rows."""
-        for value in self.tensors.values():
-            if isinstance(value, torch.Tensor) and value.dim():
-                return len(value)
-        raise CacheRefused(f"the batch, of {sorted(self.tensors)}, holds no tensor with rows")
+        return row_count(self.tensors)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -51,9 +54,41 @@ class Batch:
             return value != -100
         raise CacheRefused(f"the inputs have no attention mask that tells the rows of {name!r} from their padding")
 
+    @property
+    def padded_on_the_left(self) -> bool:
+        """Whether a mask begins with padding."""
+        masks = [name for name in self.sizes if "attention_mask" in name]
+        return any(bool((~self.mask(name)[:, :1] & self.mask(name).any(1, keepdim=True)).any()) for name in masks)
+
 
 def _has_mask(name: str) -> bool:
     return "attention_mask" in name or name == "labels"
+
+
+@dataclass(frozen=True)
+class Digesting:
+    """A collator that adds, under `ROWS`, the number of the data set and the digests of the rows, (rows, 1 + WIDTH).
+
+    A batch that cannot be digested is left as it is: no features are used for it.
+    """
+
+    collate: Callable[[list[Any]], Any]
+    labels: Collection[str] = ("labels",)
+    number: int = 0
+
+    def __call__(self, rows: list[Any]) -> Any:
+        batch = self.collate(rows)
+        if not isinstance(batch, Mapping):
+            return batch
+        try:
+            digests = digest_rows(batch, self.labels)
+        except Exception:  # whatever a batch holds, the run without features could go on
+            return batch
+        numbered = torch.cat([torch.full((len(digests), 1), self.number), digests], dim=1)
+        if isinstance(batch, MutableMapping):
+            batch[ROWS] = numbered
+            return batch
+        return {**batch, ROWS: numbered}
 
 
 @dataclass
@@ -68,8 +103,18 @@ class Source:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def held(self) -> object:
+        """What may hold random generators beside the data set: the user's own collator."""
+        return getattr(self.collate, "collate", self.collate)
+
     def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
         """Yield the rows of each list of row numbers as one batch."""
+        for batch in self.collated(batches):
+            yield replace(batch, tensors=self.prepare(batch.inputs()))
+
+    def collated(self, batches: Sequence[Sequence[int]]) -> Iterator[Batch]:
+        """Yield the same, where they were collated: not on the model's device."""
         loader: Iterable[Any] = DataLoader(
             self.dataset,
             batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists will do
@@ -77,52 +122,12 @@ class Source:
             num_workers=self.workers,
         )
         for collated in loader:
-            collated = dict(collated)
-            collated.pop(ROWS, None)
-            yield Batch(self.prepare(collated))
+            if not isinstance(collated, Mapping):
+                raise CacheRefused(f"its batches are no mappings, but {type(collated).__name__}")
+            inputs = dict(collated)
+            numbered = inputs.pop(ROWS, None)
+            yield Batch(inputs, None if numbered is None else numbered[:, 1:])
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """Return these rows as one batch."""
         return next(self.batches([list(map(int, rows))]))
-
-
-class Numbered(Dataset[Any]):
-    """A data set whose rows know their numbers."""
-
-    def __init__(self, dataset: Any, number: int) -> None:
-        self.dataset = dataset
-        self.number = number
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, row: int) -> "NumberedRow":
-        return NumberedRow(self.dataset[row], (self.number, int(row)))
-
-    def __getitems__(self, rows: list[int]) -> list["NumberedRow"]:
-        if hasattr(self.dataset, "__getitems__"):
-            values = self.dataset.__getitems__(rows)
-        else:
-            values = [self.dataset[row] for row in rows]
-        return [NumberedRow(value, (self.number, int(row))) for value, row in zip(values, rows, strict=True)]
-
-
-class NumberedRow(dict[str, Any]):
-    """A row, and the (data set, row) that it is."""
-
-    def __init__(self, values: Mapping[str, Any], number: tuple[int, int]) -> None:
-        super().__init__(values)
-        self.number = number
-
-
-class NumberingCollator:
-    """A collator that hands the numbers of the rows on, (rows, 2) under `ROWS`."""
-
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
-        self.collate = collate
-
-    def __call__(self, rows: list[Any]) -> Any:
-        batch = self.collate([dict(row) if isinstance(row, NumberedRow) else row for row in rows])
-        if all(isinstance(row, NumberedRow) for row in rows) and isinstance(batch, Mapping):
-            batch = {**batch, ROWS: torch.tensor([row.number for row in rows])}
-        return batch

@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,25 @@ from tqdm.auto import tqdm
 
 from hf_freeze.features.batches import Batch
 from hf_freeze.features.calls import Call, intercepted
-from hf_freeze.features.check import check_replay, check_still, check_stored
+from hf_freeze.features.check import check_replay, check_still, check_stored, reads_labels
 from hf_freeze.features.cost import Estimate, in_bytes, saves_time
+from hf_freeze.features.digests import keys_of
 from hf_freeze.features.errors import CacheRefused
-from hf_freeze.features.extraction import Work, extract
+from hf_freeze.features.extraction import CHANGING, Work, extract
 from hf_freeze.features.fingerprint import fingerprint, short
 from hf_freeze.features.frontier import Frontier, find_frontier, without_checkpointing
 from hf_freeze.features.ranks import Ranks
 from hf_freeze.features.replay import Replay
-from hf_freeze.features.sets import SHARED, FeatureSet
+from hf_freeze.features.sets import FeatureSet, Reading, read_rows
 from hf_freeze.features.shapes import elements
-from hf_freeze.features.store import FeatureStore
-from hf_freeze.features.untouched import untouched
+from hf_freeze.features.store import Features, FeatureStore
+from hf_freeze.features.untouched import random_states_kept, untouched
 
 logger = logging.getLogger(__name__)
 
+_OFF = "No features are cached for %s: %s."
 _TIMED_ROWS = 8
+_LEAST_BATCHES = 8
 _BYTES_PER_SECOND = 2e9  # of reading stored features
 
 
@@ -43,7 +46,6 @@ class CacheSettings:
     dtype: torch.dtype | None = None
     max_bytes: float = 20e9
     always: bool = False
-    batch_size: int = 32
     show_progress: bool = False
 
 
@@ -56,13 +58,34 @@ class Demand:
     as_in_stage: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
+@dataclass(frozen=True)
+class _Cut:
+    frontier: Frontier
+    reads_labels: bool
+    row_seconds: float
+
+
 @dataclass
 class _Plan:
-    frontier: Frontier
-    store: FeatureStore
     demand: Demand
+    work: Work
     estimate: Estimate
-    missing: list[int] = field(default_factory=list)
+
+
+@dataclass
+class _Kept:
+    """The features in use for a set, and how many batches came, had a row without any, and how many such rows."""
+
+    replay: Replay
+    features: Features
+    reads_labels: bool
+    batches: int = 0
+    missed: int = 0
+
+    @property
+    def is_useless(self) -> bool:
+        """Whether most batches have a row that is not stored."""
+        return self.batches >= _LEAST_BATCHES and 2 * self.missed > self.batches
 
 
 class FeatureCache:
@@ -72,103 +95,147 @@ class FeatureCache:
         self._model = model
         self._settings = settings
         self._ranks = Ranks.now()
-        self._replays: dict[str, Replay] = {}
-        self._seen: dict[tuple[str, int], tuple[Frontier, float]] = {}
+        self._kept: dict[str, _Kept] = {}
+        self._cuts: dict[tuple[str, int], _Cut] = {}
+        self._readings: dict[str, Reading] = {}
 
     def enter(self, sets: Sequence[tuple[FeatureSet, Sequence[Demand]]]) -> None:
         """Make the features ready that the first of each set's demands needs, and on the way those of the others.
 
         Where a set is refused, its rows go through the whole model, and the reason is logged.
-        Raises `FreezeViolation` where what is stored is not what the model computes.
         """
         self.leave()
         for feature_set, demands in sets:
             try:
-                self._replays |= self._prepared(feature_set, demands)
+                with random_states_kept(feature_set.source.dataset, feature_set.source.held):
+                    kept = self._prepared(feature_set, demands)
             except CacheRefused as refusal:
-                self._say(logging.WARNING, "No features are kept of the %s rows: %s.", feature_set.name, refusal)
+                self._say(logging.WARNING, _OFF, spoken(feature_set.name), refusal)
+                continue
+            if kept is not None:
+                self._kept[feature_set.name] = kept
 
     def leave(self) -> None:
         """Stand in for nothing any more."""
-        for replay in reversed(self._replays.values()):
-            replay.remove()
-        self._replays = {}
+        for kept in reversed(self._kept.values()):
+            kept.replay.remove()
+        self._kept = {}
 
-    def replaying(self, name: str, rows: torch.Tensor, inputs: Mapping[str, Any]) -> AbstractContextManager[None]:
-        """Answer for the frozen prefix while rows of the set `name` go through the model, where features are kept."""
-        replay = self._replays.get(name)
-        return nullcontext() if replay is None else replay.of(rows, Batch(inputs))
+    def replaying(self, name: str, digests: torch.Tensor, inputs: Mapping[str, Any]) -> AbstractContextManager[None]:
+        """Answer for the frozen prefix while rows of the set `name` go through the model, where features are kept.
+
+        A batch with a row that is not among those whose features are stored goes through the whole model.
+        """
+        kept = self._kept.get(name)
+        if kept is None:
+            return nullcontext()
+        keys = keys_of(digests, with_labels=kept.reads_labels)
+        kept.batches += 1
+        if (places := kept.features.places(keys)) is not None:
+            return kept.replay.of(places, Batch(inputs))
+        kept.missed += 1
+        self._note_changed(name, kept, kept.features.absent(keys), len(keys))
+        return nullcontext()
 
     @property
     def kept(self) -> list[str]:
         """The names of the sets whose features are in use."""
-        return list(self._replays)
+        return list(self._kept)
 
-    def _prepared(self, feature_set: FeatureSet, demands: Sequence[Demand]) -> dict[str, Replay]:
+    def _note_changed(self, name: str, kept: _Kept, changed: int, rows: int) -> None:
+        if kept.missed == 1:
+            logger.warning(
+                "Rows of the %s change from one reading to the next: %d of %d in this batch are not those that were "
+                "cached. Such batches go through the whole model.",
+                *(spoken(name), changed, rows),
+            )
+        if kept.is_useless:
+            why = f"rows that change were in {kept.missed:,} of {kept.batches:,} batches"
+            logger.warning(_OFF, spoken(name), why)
+            self._kept.pop(name).replay.remove()
+
+    def _prepared(self, feature_set: FeatureSet, demands: Sequence[Demand]) -> _Kept | None:
         first, *later = demands
-        plan: _Plan = self._ranks.together(lambda: self._planned(feature_set, first))
+        plan = self._planned(feature_set, first)
         plans = [plan, *filter(None, (self._planned_ahead(feature_set, demand) for demand in later))]
-        estimates = [plan.estimate for plan in plans]
-        worth_it = self._ranks.of_main(saves_time(estimates)) or self._settings.always
-        verdict = "features are kept of" if worth_it else "not worth it to keep features of"
+        worth_it = self._ranks.of_main(saves_time([plan.estimate for plan in plans])) or self._settings.always
         for plan in plans:
-            where = plan.demand.stage, feature_set.name, verdict, plan.frontier.describe(), plan.estimate
-            self._say(logging.INFO, "Stage %d, %s rows: %s %s (%s).", *where)
+            self._report(feature_set, plan, kept=worth_it)
         if not worth_it:
-            return {}
+            return None
         plans = plans[: self._ranks.of_main(self._ranks.together(lambda: self._number_that_fits(plans)))]
         self._compute(feature_set, plans)
-        return {feature_set.name: self._ranks.together(lambda: self._checked(feature_set, plans[0]))}
+        kept: _Kept = self._ranks.together(lambda: self._checked(feature_set, plans[0].work))
+        return kept
 
     def _planned(self, feature_set: FeatureSet, demand: Demand) -> _Plan:
-        with demand.as_in_stage(), _mode(self._model, training=feature_set.training):
-            frontier, seconds = self._looked_at(feature_set, demand.stage)
-            form = {"dtype": str(self._settings.dtype), "autocast": str(feature_set.computed_in)}
-            parts = fingerprint(self._model, frontier, feature_set.source, form=form)
-        description = {**parts, "stores": frontier.describe(), "rows": len(feature_set.source)}
-        store = FeatureStore(self._settings.folder / short(parts), feature_set.order, description)
-        size = _size(frontier, feature_set, self._settings)
-        estimate = Estimate(
-            rows=len(feature_set.source),
-            passes=demand.passes,
-            row_seconds=seconds,
-            cached_row_seconds=size / len(feature_set.source) / _BYTES_PER_SECOND,
-            size=size,
-            stored=store.seems_complete,
-        )
-        return _Plan(frontier, store, demand, estimate)
+        cut: _Cut = self._ranks.together(lambda: self._cut(feature_set, demand))
+        name = feature_set.name
+        if name not in self._readings:
+            self._readings[name] = read_rows(feature_set, self._ranks)
+        plan: _Plan = self._ranks.together(lambda: self._plan(feature_set, demand, cut, self._readings[name]))
+        return plan
 
-    def _looked_at(self, feature_set: FeatureSet, stage: int) -> tuple[Frontier, float]:
+    def _cut(self, feature_set: FeatureSet, demand: Demand) -> _Cut:
         """Find the frontier of a stage, and the seconds that its prefix takes for a row; once."""
-        key = feature_set.name, stage
-        if key not in self._seen:
-            frontier = find_frontier(self._model, feature_set.probes, feature_set.roots)
+        key = feature_set.name, demand.stage
+        if key in self._cuts:
+            return self._cuts[key]
+        forward, probes = feature_set.forward, feature_set.probes
+        with demand.as_in_stage(), _mode(self._model, training=feature_set.training):
+            frontier = find_frontier(self._model, probes, feature_set.roots)
             _refuse_train_mode(self._model, frontier)
-            check_still(
-                self._model,
-                frontier,
-                feature_set.forward,
-                batches=feature_set.probes,
-                shared=SHARED,
-                computed_in=feature_set.computed_in,
-            )
-            self._seen[key] = frontier, _seconds_per_row(self._model, frontier, feature_set, self._settings.batch_size)
-        return self._seen[key]
+            how: dict[str, Any] = {"shared": feature_set.shared, "computed_in": feature_set.computed_in}
+            check_still(self._model, frontier, forward, batches=probes, **how)
+            labels = feature_set.labels
+            read = reads_labels(self._model, frontier, forward, batch=probes[0], labels=labels)
+            self._cuts[key] = _Cut(frontier, read, _seconds_per_row(self._model, frontier, feature_set))
+        return self._cuts[key]
+
+    def _plan(self, feature_set: FeatureSet, demand: Demand, cut: _Cut, reading: Reading) -> _Plan:
+        form = {
+            "dtype": str(self._settings.dtype),
+            "autocast": str(feature_set.computed_in),
+            "training": feature_set.training,
+            "labels": cut.reads_labels,
+            "padded on the left": any(probe.padded_on_the_left for probe in feature_set.probes),
+        }
+        with demand.as_in_stage(), _mode(self._model, training=feature_set.training):
+            parts = fingerprint(self._model, cut.frontier, form=form)
+        store = FeatureStore(self._settings.folder / short(parts), {**parts, "stores": cut.frontier.describe()})
+        keys = reading.keys(with_labels=cut.reads_labels)
+        size, rows = _size(cut.frontier, feature_set, reading, self._settings), len(keys)
+        estimate = Estimate(
+            rows=rows,
+            passes=demand.passes,
+            row_seconds=cut.row_seconds,
+            cached_row_seconds=size / rows / _BYTES_PER_SECOND,
+            size=size,
+            stored=store.holds(keys),
+        )
+        return _Plan(demand, Work(cut.frontier, store, keys, cut.reads_labels, self._settings.dtype), estimate)
 
     def _planned_ahead(self, feature_set: FeatureSet, demand: Demand) -> _Plan | None:
         try:
-            plan: _Plan = self._ranks.together(lambda: self._planned(feature_set, demand))
+            return self._planned(feature_set, demand)
         except CacheRefused:
             return None  # said when the stage comes
-        return plan
+
+    def _report(self, feature_set: FeatureSet, plan: _Plan, *, kept: bool) -> None:
+        what = plan.work.frontier.describe(), spoken(feature_set.name)
+        if kept:
+            self._say(logging.INFO, "Stage %d: caching %s for %s.", plan.demand.stage, *what)
+        else:
+            self._say(logging.INFO, "Stage %d: caching %s for %s takes longer than it saves.", plan.demand.stage, *what)
+        self._say(logging.INFO, "%s.", plan.estimate)
 
     def _number_that_fits(self, plans: Sequence[_Plan]) -> int:
         """How many plans can be stored together. Raises `CacheRefused` where even the first cannot."""
         size = 0
         for number, plan in enumerate(plans):
-            size += 0 if plan.store.seems_complete else plan.estimate.size
+            size += 0 if plan.estimate.stored else plan.estimate.size
             try:
-                self._refuse_size(size, plan.store)
+                self._refuse_size(size, plan.work.store)
             except CacheRefused:
                 if number == 0:
                     raise
@@ -188,58 +255,63 @@ class FeatureCache:
 
     def _compute(self, feature_set: FeatureSet, plans: Sequence[_Plan]) -> None:
         with ExitStack() as locks:
-            self._ranks.together(lambda: self._lock(plans, locks))
-            for plan in plans:
-                found = plan.store.missing() if self._ranks.local == 0 else []
-                plan.missing = self._ranks.of_leader(found)
-            if any(self._ranks.gather(any(plan.missing for plan in plans))):
-                self._ranks.together(lambda: self._extract(feature_set, [plan for plan in plans if plan.missing]))
+            works = [plan.work for plan in plans]
+            self._ranks.together(lambda: self._lock(works, locks))
+            found = self._ranks.together(lambda: self._missing(works))
+            for work, (missing, first_part) in zip(works, self._ranks.of_leader(found), strict=True):
+                work.missing, work.first_part = missing, first_part
+            if any(self._ranks.gather(any(work.missing for work in works))):
+                self._ranks.together(lambda: self._extract(feature_set, [work for work in works if work.missing]))
 
-    def _lock(self, plans: Sequence[_Plan], locks: ExitStack) -> None:
+    def _lock(self, works: Sequence[Work], locks: ExitStack) -> None:
         if self._ranks.local == 0:
             # In one order in every run, so that no two wait for each other.
-            for store in sorted({plan.store.folder: plan.store for plan in plans}.items()):
-                locks.enter_context(store[1].locked())
+            for _, store in sorted({work.store.folder: work.store for work in works}.items()):
+                locks.enter_context(store.locked())
 
-    def _extract(self, feature_set: FeatureSet, plans: Sequence[_Plan]) -> None:
-        if not plans:
+    def _missing(self, works: Sequence[Work]) -> list[tuple[list[int], int]]:
+        if self._ranks.local > 0:
+            return []
+        return [(work.store.missing(work.keys), work.store.next_part) for work in works]
+
+    def _extract(self, feature_set: FeatureSet, works: Sequence[Work]) -> None:
+        if not works:
             return
         with _mode(self._model, training=feature_set.training), without_checkpointing(self._model):
             extract(
                 self._model,
                 feature_set.source,
-                [Work(plan.frontier, plan.store, plan.missing, self._settings.dtype) for plan in plans],
+                works,
                 feature_set.forward,
-                batch_size=self._settings.batch_size,
+                lengths=self._readings[feature_set.name].lengths,
+                batch_size=feature_set.batch_size,
                 share=(self._ranks.local, self._ranks.local_count),
                 show_progress=self._settings.show_progress and self._ranks.index == 0,
             )
 
-    def _checked(self, feature_set: FeatureSet, plan: _Plan) -> Replay:
-        features = plan.store.read(feature_set.device)
-        rows = feature_set.sample()
-        with _mode(self._model, training=feature_set.training):
-            how: dict[str, Any] = {"rows": rows, "computed_in": self._coarsest(feature_set)}
-            difference = check_stored(
-                self._model, feature_set.source, plan.frontier, features, forward=feature_set.forward, **how
-            )
+    def _checked(self, feature_set: FeatureSet, work: Work) -> _Kept:
+        features = work.store.read(work.keys, feature_set.device)
+        batch = feature_set.source.batch(feature_set.sample(self._readings[feature_set.name].lengths))
+        keys = batch.keys(with_labels=work.reads_labels)
+        places = None if keys is None else features.places(keys)
+        if places is None:
+            raise CacheRefused(CHANGING)
+        how: dict[str, Any] = {"batch": batch, "places": places, "computed_in": self._coarsest(feature_set)}
+        with _mode(self._model, training=feature_set.training), without_checkpointing(self._model):
+            difference = check_stored(self._model, work.frontier, features, forward=feature_set.forward, **how)
             if self._settings.dtype is not None:
                 self._say(
                     logging.INFO,
-                    "Features of the %s rows are stored as %s: off by at most %.2g of the largest value, in %d rows.",
-                    feature_set.name,
-                    str(self._settings.dtype)[6:],
-                    difference,
-                    len(rows),
+                    "What is cached for %s is stored as %s: off by at most %.2g of the largest value, in %d rows.",
+                    *(spoken(feature_set.name), str(self._settings.dtype)[6:], difference, batch.rows),
                 )
-            replay = Replay(self._model, plan.frontier, features)
+            replay = Replay(self._model, work.frontier, features)
             try:
-                with without_checkpointing(self._model):
-                    check_replay(self._model, feature_set.source, replay, roots=feature_set.roots, **how)
+                check_replay(self._model, replay, roots=feature_set.roots, **how)
             except BaseException:
                 replay.remove()
                 raise
-        return replay
+        return _Kept(replay, features, work.reads_labels)
 
     def _coarsest(self, feature_set: FeatureSet) -> torch.dtype | None:
         """The type that blurs the loss most: of storage, or of computation."""
@@ -252,6 +324,16 @@ class FeatureCache:
         if self._settings.show_progress and not logger.isEnabledFor(level):
             tqdm.write(message % values)
         logger.log(level, message, *values)
+
+
+def spoken(name: str) -> str:
+    """Name a set for people.
+
+    >>> spoken("training"), spoken("evaluation easy")
+    ('the training set', "the evaluation set 'easy'")
+    """
+    kind, _, rest = name.partition(" ")
+    return f"the {kind} set" + (f" {rest!r}" if rest else "")
 
 
 @contextmanager
@@ -269,9 +351,9 @@ def _refuse_train_mode(model: nn.Module, frontier: Frontier) -> None:
             raise CacheRefused(f"the frozen {key.name!r} is in train mode (frozen_eval=False): its dropout is on")
 
 
-def _seconds_per_row(model: nn.Module, frontier: Frontier, feature_set: FeatureSet, batch_size: int) -> float:
+def _seconds_per_row(model: nn.Module, frontier: Frontier, feature_set: FeatureSet) -> float:
     """Time the calls that would be stood in for, over random rows."""
-    count = min(batch_size, len(feature_set.source), _TIMED_ROWS)
+    count = min(feature_set.batch_size, len(feature_set.source), _TIMED_ROWS)
     rows = np.random.default_rng(0).choice(len(feature_set.source), count, replace=False)
     batch = feature_set.source.batch(rows.tolist())
     seconds = 0.0
@@ -298,9 +380,9 @@ def _clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _size(frontier: Frontier, feature_set: FeatureSet, settings: CacheSettings) -> int:
+def _size(frontier: Frontier, feature_set: FeatureSet, reading: Reading, settings: CacheSettings) -> int:
     rows = len(feature_set.source)
-    positions = sum(feature_set.lengths) or rows * max(feature_set.probes[0].sizes.values())
+    positions = int(reading.lengths.sum()) or rows * max(feature_set.probes[0].sizes.values())
     size = 0
     for leaf in frontier.leaves.values():
         dtype = settings.dtype if settings.dtype is not None and leaf.dtype.is_floating_point else leaf.dtype

@@ -1,12 +1,11 @@
 """Whether stored features are what the model computes now."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import nn
 
-from hf_freeze.errors import FreezeViolation
-from hf_freeze.features.batches import Batch, Source
+from hf_freeze.features.batches import Batch
 from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.extraction import Forward, captures, stored_rows
 from hf_freeze.features.frontier import Frontier, Roots
@@ -64,36 +63,66 @@ def _named(names: Sequence[str]) -> str:
     return f" ({', '.join(map(repr, names))})" if names else ""
 
 
+def reads_labels(
+    model: nn.Module, frontier: Frontier, forward: Forward, *, batch: Batch, labels: Collection[str]
+) -> bool:
+    """Whether other labels make other features, as where a decoder's inputs are made of them."""
+    given = [name for name in labels if isinstance(batch.tensors.get(name), torch.Tensor)]
+    if len(given) < sum(batch.tensors.get(name) is not None for name in labels):
+        return True
+    with untouched(model), captures(model, [frontier]) as capture:
+        seed_all(1)
+        expected = capture(forward, batch)[0]
+        for changed in (_other_values, _ignored_elsewhere) if given else ():
+            others = {name: changed(batch.tensors[name]) for name in given}
+            seed_all(1)
+            try:
+                found = capture(forward, Batch({**batch.tensors, **others}))[0]
+            except (RuntimeError, ValueError, IndexError, CacheRefused):
+                return True
+            same_shapes = all(found[column].shape == value.shape for column, value in expected.items())
+            if not same_shapes or any(_difference(found[column], value) > 0 for column, value in expected.items()):
+                return True
+    return False
+
+
+def _other_values(labels: torch.Tensor) -> torch.Tensor:
+    return torch.where(labels == -100, labels, labels.float().add(1).to(labels.dtype)) if labels.numel() else labels
+
+
+def _ignored_elsewhere(labels: torch.Tensor) -> torch.Tensor:
+    if labels.dtype is torch.bool or labels.dtype is torch.uint8:
+        return ~labels
+    return torch.where(labels == -100, 0, -100).to(labels.dtype)
+
+
 def check_stored(
     model: nn.Module,
-    source: Source,
     frontier: Frontier,
     features: Features,
     *,
     forward: Forward,
-    rows: Sequence[int],
+    batch: Batch,
+    places: torch.Tensor,
     computed_in: torch.dtype | None = None,
 ) -> float:
     """Compute the features of these rows again; return the largest difference, relative to the largest value.
 
-    Raises `FreezeViolation` where they are not what is stored.
+    Raises `CacheRefused` where they are not what is stored.
     """
-    batch = source.batch(rows)
     with untouched(model), captures(model, [frontier]) as capture:
         (seen,) = capture(forward, batch)
     worst = 0.0
     for column, (key, _, layout) in frontier.columns.items():
         now = stored_rows(seen[column], layout, batch).values
         mask = batch.mask(layout.positions).cpu() if layout.keeps_positions and layout.positions else None
-        stored = features.rows(column, torch.tensor(rows), mask).cpu()
+        stored = features.rows(column, places, mask).cpu()
         stored = stored if mask is None else stored[mask]
         difference = _difference(stored, now)
         if not difference <= _tolerance(now.dtype, stored.dtype, computed_in):
-            raise FreezeViolation(
-                f"Stored features of {key} are not what the model computes now: they differ by {difference:.2g} of the "
-                f"largest value, in rows {list(rows)[:4]} ... Either the rows change from one reading to the next, or "
-                "the frozen part computes other values in another batch, or the stored file was changed. Delete the "
-                "folder of features, or train with cache_frozen=False."
+            raise CacheRefused(
+                f"what is stored of {key} is not what the model computes now (it differs by {difference:.2g} of the "
+                "largest value). If the code of the model has changed, delete the folder of features"
             )
         worst = max(worst, difference)
     return worst
@@ -101,23 +130,22 @@ def check_stored(
 
 def check_replay(
     model: nn.Module,
-    source: Source,
     replay: Replay,
     *,
     roots: Roots,
-    rows: Sequence[int],
+    batch: Batch,
+    places: torch.Tensor,
     computed_in: torch.dtype | None = None,
 ) -> None:
     """Hold the loss and the outputs of these rows with features against those without.
 
     What nothing is known to read is not a number meanwhile. Raises `CacheRefused` where they are not the same.
     """
-    batch = source.batch(rows)
     with untouched(model), torch.no_grad():
         with random_states_kept():
             expected = roots(batch.inputs())
         try:
-            with random_states_kept(), replay.of(torch.tensor(rows), batch, unread=torch.nan):
+            with random_states_kept(), replay.of(places, batch, unread=torch.nan):
                 found = roots(batch.inputs())
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
             raise CacheRefused(f"the rest of the model does not run on stored features ({error})") from error

@@ -1,6 +1,5 @@
 """Compute what a frontier stores, for all rows of a data set, and check it."""
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,15 +13,17 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
+from hf_freeze.features import store
 from hf_freeze.features.batches import Batch, Source
 from hf_freeze.features.calls import Call, CallKey, Interception
+from hf_freeze.features.digests import Keys
 from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.frontier import Frontier
 from hf_freeze.features.shapes import Layout
 from hf_freeze.features.store import Column, FeatureStore
-from hf_freeze.features.untouched import untouched
+from hf_freeze.features.untouched import random_states_kept, untouched
 
-logger = logging.getLogger(__name__)
+CHANGING = "its rows change from one reading to the next, as with random augmentation or masking"
 
 Forward = Callable[[dict[str, Any]], Any]
 
@@ -33,12 +34,19 @@ class _AllSeen(Exception):  # noqa: N818  # ends a forward pass once nothing mor
 
 @dataclass
 class Work:
-    """A store to fill with what `frontier` stores, in `dtype` if that is not the model's own."""
+    """A store to fill with what `frontier` stores, in `dtype` if that is not the model's own.
+
+    `keys` are those of all rows, in which the frozen part reads the labels, or not; `missing` rows are to be computed,
+    and written as the parts from `first_part` on.
+    """
 
     frontier: Frontier
     store: FeatureStore
-    missing: Sequence[int] = ()
+    keys: Keys
+    reads_labels: bool = False
     dtype: torch.dtype | None = None
+    missing: Sequence[int] = ()
+    first_part: int = 0
 
 
 @contextmanager
@@ -54,7 +62,9 @@ def captures(model: nn.Module, frontiers: Sequence[Frontier]) -> Iterator[Callab
             def note(number: int, call: Call) -> Any:
                 output = call.run()
                 if call.key in wanted[number]:
-                    seen[number][call.key] = pytree.tree_flatten(output)[0]
+                    # A copy, since what comes next may write into it.
+                    copied = pytree.tree_map_only(torch.Tensor, torch.clone, output)
+                    seen[number][call.key] = pytree.tree_flatten(copied)[0]
                 if all(keys <= found.keys() for keys, found in zip(wanted, seen, strict=True)):
                     raise _AllSeen
                 return output
@@ -86,38 +96,54 @@ def extract(
     work: Sequence[Work],
     forward: Forward,
     *,
+    lengths: npt.NDArray[np.int64],
     batch_size: int,
     share: tuple[int, int] = (0, 1),
     show_progress: bool = False,
 ) -> None:
-    """Fill the stores, in one pass over the rows that any of them misses; share (i, n) is every n-th part from i on."""
-    order = work[0].store
-    parts = sorted({part for one in work for part in one.missing})[share[0] :: share[1]]
-    batches = [
-        (part, chunk)
-        for part in parts
-        for chunk in np.array_split(order.rows_of(part), -(-len(order.rows_of(part)) // batch_size))
-    ]
-    collected: list[list[dict[int, Column]]] = [[] for _ in work]
+    """Fill the stores in one pass over the rows that any of them misses, the longest first.
+
+    Of the parts, share (i, n) computes every n-th from i on. Raises `CacheRefused` where rows are not those that they
+    were when `keys` were taken; what was written then is deleted, as it is after any error.
+    """
+    rows = np.array(sorted({row for one in work for row in one.missing}), dtype=np.int64)
+    rows = rows[by_length(lengths[rows])]
+    parts = [rows[start : start + store.PART_ROWS] for start in range(0, len(rows), store.PART_ROWS)]
+    mine = range(len(parts))[share[0] :: share[1]]
+    chunks = {part: np.array_split(parts[part], -(-len(parts[part]) // batch_size)) for part in mine}
     bar = tqdm(
-        total=sum(len(rows) for _, rows in batches), unit="rows", desc="Frozen features", disable=not show_progress
+        total=sum(len(parts[part]) for part in mine), unit="rows", desc="Frozen features", disable=not show_progress
     )
-    with bar, untouched(model), captures(model, [one.frontier for one in work]) as capture:
-        stream = source.batches([rows.tolist() for _, rows in batches])
-        for number, ((part, rows), batch) in enumerate(zip(batches, stream, strict=True)):
-            for sink, one, seen in zip(collected, work, capture(forward, batch), strict=True):
-                sink.append(
-                    {
-                        column: stored_rows(seen[column], layout, batch, one.dtype)
-                        for column, (_, _, layout) in one.frontier.columns.items()
-                    }
-                )
-            bar.update(len(rows))
-            if number + 1 == len(batches) or batches[number + 1][0] != part:
+    kept = random_states_kept(source.dataset, source.held)
+    written: list[tuple[FeatureStore, int]] = []
+    try:
+        with bar, untouched(model), kept, captures(model, [one.frontier for one in work]) as capture:
+            stream = source.batches([chunk.tolist() for part in mine for chunk in chunks[part]])
+            for part in mine:
+                collected: list[list[dict[int, Column]]] = [[] for _ in work]
+                for chunk, batch in zip(chunks[part], stream, strict=False):
+                    for sink, one, seen in zip(collected, work, capture(forward, batch), strict=True):
+                        sink.append(_columns_of(one, chunk, batch, seen))
+                    bar.update(len(chunk))
                 for sink, one in zip(collected, work, strict=True):
-                    if part in one.missing:
-                        one.store.write(part, [_joined(sink, column) for column in one.frontier.columns])
-                    sink.clear()
+                    if not set(one.missing).isdisjoint(parts[part].tolist()):
+                        written.append((one.store, one.first_part + part))
+                        columns = [_joined(sink, column) for column in one.frontier.columns]
+                        one.store.write(one.first_part + part, one.keys[parts[part]], columns)
+    except Exception:
+        for filled, part in written:
+            filled.discard([part])
+        raise
+
+
+def _columns_of(
+    work: Work, rows: npt.NDArray[np.int64], batch: Batch, seen: dict[int, torch.Tensor]
+) -> dict[int, Column]:
+    keys = batch.keys(with_labels=work.reads_labels)
+    if keys is None or not np.array_equal(keys, work.keys[rows]):
+        raise CacheRefused(CHANGING)
+    columns = work.frontier.columns.items()
+    return {column: stored_rows(seen[column], layout, batch, work.dtype) for column, (_, _, layout) in columns}
 
 
 def stored_rows(tensor: torch.Tensor, layout: Layout, batch: Batch, dtype: torch.dtype | None = None) -> Column:
@@ -147,6 +173,6 @@ def _joined(pieces: Sequence[dict[int, Column]], column: int) -> Column:
     return Column(torch.cat([one.values for one in columns]), torch.cat(lengths) if lengths else None)
 
 
-def by_length(lengths: Sequence[int]) -> npt.NDArray[np.int64]:
+def by_length(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Order rows by length, the longest first: a batch that does not fit into memory shows at once."""
     return np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").astype(np.int64)

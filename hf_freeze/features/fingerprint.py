@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import datasets
@@ -13,7 +12,6 @@ import torch
 import transformers
 from torch import nn
 
-from hf_freeze.features.batches import Source
 from hf_freeze.features.frontier import Frontier
 
 _OF_THE_TASK = {
@@ -28,15 +26,21 @@ _OF_THE_TASK = {
 }
 """What a configuration says of heads and files, on which frozen features do not depend."""
 
+_VERSION = 2
 
-def fingerprint(model: nn.Module, frontier: Frontier, source: Source, *, form: Mapping[str, Any]) -> dict[str, str]:
-    """Digest the frozen weights, the modules that hold them, the data and its preparation, and the form of storage."""
+
+def fingerprint(model: nn.Module, frontier: Frontier, *, form: Mapping[str, Any]) -> dict[str, str]:
+    """Digest the frozen weights, the modules that hold them, what is stored of them, and the form of storage.
+
+    Rows do not count: each lies under a digest of its own.
+    """
     modules = frontier.watched(model)
     config = getattr(model, "config", None)
     described: dict[str, Any] = config.to_dict() if isinstance(config, transformers.PretrainedConfig) else {}
     structure = {
         "config": {key: value for key, value in described.items() if key not in _OF_THE_TASK},
         "modules": {key.name: repr(modules[key.name]) for key in sorted(frontier.answers)},
+        "settings": {key.name: _settings(modules[key.name]) for key in sorted(frontier.answers)},
         "versions": [torch.__version__, transformers.__version__],
     }
     stored = {str(column): [str(key), index, repr(layout)] for column, (key, index, layout) in frontier.columns.items()}
@@ -44,10 +48,20 @@ def fingerprint(model: nn.Module, frontier: Frontier, source: Source, *, form: M
         "weights": digest_weights(model, frontier),
         "structure": _digest(structure),
         "stored": _digest(stored),
-        "data": digest_data(source.dataset),
-        "preparation": _digest(_described(source.collate)),
-        "form": _digest(form),
+        "form": _digest({"version": _VERSION, **form}),
     }
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """Return the plain values that modules hold, such as a scale, and how attention is computed."""
+    found: dict[str, Any] = {}
+    for name, part in module.named_modules():
+        for key, value in vars(part).items():
+            if isinstance(value, bool | int | float | str | tuple) and not key.startswith("_"):
+                found[f"{name}.{key}"] = value
+        if isinstance(config := getattr(part, "config", None), transformers.PretrainedConfig):
+            found[f"{name}.attention"] = getattr(config, "_attn_implementation", None)
+    return found
 
 
 def short(parts: Mapping[str, str]) -> str:
@@ -115,21 +129,6 @@ def _update(digest: "hashlib._Hash", value: Any) -> None:
             _update(digest, part)
     else:
         digest.update(repr(value).encode())
-
-
-def _described(thing: Any, depth: int = 0) -> Any:
-    """Describe a collator and what it holds: its type, its settings, its tokenizer."""
-    if isinstance(thing, str | int | float | bool | type(None)):
-        return thing
-    kind = f"{type(thing).__module__}.{type(thing).__qualname__}"
-    if isinstance(thing, transformers.PreTrainedTokenizerBase):
-        return [kind, len(thing), thing.padding_side, thing.truncation_side, thing.pad_token_id, thing.name_or_path]
-    if callable(thing) and hasattr(thing, "__qualname__"):
-        return f"{thing.__module__}.{thing.__qualname__}"
-    if depth > 3:
-        return kind
-    names = [entry.name for entry in fields(thing)] if is_dataclass(thing) else sorted(getattr(thing, "__dict__", {}))
-    return [kind, {name: _described(getattr(thing, name, None), depth + 1) for name in names}]
 
 
 def _digest(value: Any) -> str:

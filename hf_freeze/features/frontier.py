@@ -5,6 +5,7 @@ requires no gradient. A second pass puts a fresh leaf in the place of each of th
 reaches are what the rest reads, and so what is worth keeping.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -114,7 +115,8 @@ class Frontier:
     def describe(self) -> str:
         """Name what is stored, for people."""
         return ", ".join(
-            f"{key}{self.answers[key].paths[index]}{layout.describe()}" for key, index, layout in self.columns.values()
+            f"{_spoken(key.name + self.answers[key].paths[index])}{layout.describe()}{str(key)[len(key.name) :]}"
+            for key, index, layout in self.columns.values()
         )
 
 
@@ -187,7 +189,9 @@ def _look(model: nn.Module, batch: Batch, roots: Roots) -> dict[CallKey, _SeenCa
         paths = tuple(pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(output)[0])
         seen[call.key] = _SeenCall([_fresh(leaf, arguments) for leaf in leaves], paths, spec)
         return pytree.tree_unflatten(
-            [part.value if part.leaf is None else part.leaf for part in seen[call.key].leaves], spec
+            # A copy, since the rest of the model may write into what it gets, which a leaf does not admit.
+            [part.value if part.leaf is None else part.leaf.clone() for part in seen[call.key].leaves],
+            spec,
         )
 
     with torch.enable_grad(), intercepted(model, modules, replace):
@@ -242,6 +246,15 @@ def _classify(
 def _refuse_second_pass(interception: Interception) -> None:
     if interception.passes != 1:
         raise CacheRefused(f"computing the loss calls the model {interception.passes} times, not once")
+
+
+def _spoken(path: str) -> str:
+    """Write the place of a tensor as people do.
+
+    >>> _spoken("bert['pooler_output']")
+    'bert.pooler_output'
+    """
+    return re.sub(r"\['(\w+)'\]", r".\1", path)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
@@ -29,12 +30,12 @@ class Ranks:
         return cls(state.process_index, state.num_processes, state.process_index - first, following - first)
 
     def together(self, act: Callable[[], Any]) -> Any:
-        """Do something on every process. Where any of them refuses, all raise `CacheRefused`."""
+        """Do something on every process. Where it fails on any of them, for any reason, all raise `CacheRefused`."""
         result, refusal = None, None
         try:
             result = act()
-        except CacheRefused as error:
-            refusal = str(error)
+        except Exception as error:  # nothing that is looked for here may end a run that needs none of it
+            refusal = reason(error)
         refusals = [text for text in self.gather(refusal) if text is not None]
         if refusals:
             raise CacheRefused(refusals[0])
@@ -51,6 +52,16 @@ class Ranks:
     def of_leader(self, value: Any) -> Any:
         """Return what the first process of this machine gave."""
         return self.gather(value)[self.index - self.local]
+
+
+def reason(error: Exception) -> str:
+    """Say why features are not kept, as the end of a sentence."""
+    if isinstance(error, CacheRefused):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in str(error):
+        torch.cuda.empty_cache()
+        return "memory ran out when the model was tried out for it"
+    return f"trying it out failed ({type(error).__name__}: {error})"
 
 
 def _gather(value: Any) -> list[Any]:

@@ -10,7 +10,6 @@ from torch.utils import _pytree as pytree
 
 from hf_freeze.features.batches import Batch
 from hf_freeze.features.calls import Call, Interception, tensors_of
-from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.frontier import Computed, Frontier, Leaf, Other, Passed, Stored, Unread
 from hf_freeze.features.shapes import Layout
 from hf_freeze.features.store import Features
@@ -22,7 +21,6 @@ class Replay:
     def __init__(self, model: nn.Module, frontier: Frontier, features: Features) -> None:
         self._frontier = frontier
         self._features = features
-        self._types = {column: layout for column, (_, _, layout) in frontier.columns.items()}
         self._interception = Interception(model, frontier.watched(model))
 
     def remove(self) -> None:
@@ -30,11 +28,9 @@ class Replay:
         self._interception.remove()
 
     @contextmanager
-    def of(self, rows: torch.Tensor, batch: Batch, *, unread: float = 0.0) -> Iterator[None]:
-        """Answer for these rows, (rows,), whose model inputs are `batch`; fill what nothing reads with `unread`."""
+    def of(self, places: torch.Tensor, batch: Batch, *, unread: float = 0.0) -> Iterator[None]:
+        """Answer for `batch`, whose rows lie at these places of the features; fill what nothing reads with `unread`."""
         sizes = batch.sizes
-        if len(rows) != batch.rows:
-            raise CacheRefused(f"a batch of {batch.rows} rows carries {len(rows)} row numbers")
 
         def answer(call: Call) -> Any:
             known = self._frontier.answers.get(call.key)
@@ -53,7 +49,7 @@ class Replay:
 
         def value_of(leaf: Leaf, arguments: list[torch.Tensor]) -> Any:
             if isinstance(leaf, Stored):
-                return self._stored(leaf, rows, batch)
+                return self._stored(leaf, places, batch)
             if isinstance(leaf, Passed):
                 return arguments[leaf.position]
             if isinstance(leaf, Unread):
@@ -65,10 +61,10 @@ class Replay:
         with self._interception.by(answer):
             yield
 
-    def _stored(self, leaf: Stored, rows: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _stored(self, leaf: Stored, places: torch.Tensor, batch: Batch) -> torch.Tensor:
         layout = leaf.layout
         mask = batch.mask(layout.positions) if layout.keeps_positions and layout.positions else None
-        values = self._features.rows(leaf.column, rows, mask).to(device=leaf.device, dtype=leaf.dtype)
+        values = self._features.rows(leaf.column, places, mask).to(device=leaf.device, dtype=leaf.dtype)
         return _spread(values, layout, batch)
 
 

@@ -1,32 +1,35 @@
 """A data set whose features may be kept, and what must be known of its rows before."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from hf_freeze.features.batches import Batch, Source
+from hf_freeze.features.digests import WIDTH, Keys, keys_of
 from hf_freeze.features.errors import CacheRefused
-from hf_freeze.features.extraction import Forward, by_length
+from hf_freeze.features.extraction import CHANGING, Forward, by_length
 from hf_freeze.features.frontier import Roots
+from hf_freeze.features.ranks import Ranks
 from hf_freeze.features.untouched import random_states_kept, seed_all
 
-SHARED = 2
-"""So many rows are in both probes, at their ends."""
-
 _LEAST_ROWS = 8
+_LOOKED_AT = 64
 _CHECKED_ROWS = 8
+_COMPARED_ROWS = 512
+_MOST_READINGS = 8
 
 
 @dataclass
 class FeatureSet:
     """A data set whose features may be kept: rows, how they become inputs, and what is asked of the model.
 
-    `training` is the mode in which the model runs over it, `device` where, `computed_in` the type that autocast takes.
+    `training` is the mode in which the model runs over it, `device` where, `batch_size` how many rows at most at a
+    time, `computed_in` the type that autocast takes.
     """
 
     name: str
@@ -35,71 +38,94 @@ class FeatureSet:
     forward: Forward
     training: bool
     device: torch.device
+    batch_size: int
+    labels: Collection[str] = ("labels",)
     computed_in: torch.dtype | None = None
 
     @cached_property
-    def lengths(self) -> list[int]:
-        """The length of each row's longest list, 0 where rows have none."""
-        return row_lengths(self.source.dataset)
-
-    @cached_property
-    def order(self) -> npt.NDArray[np.int64]:
-        """All rows, the longest first."""
-        return by_length(self.lengths)
-
-    @cached_property
     def probes(self) -> tuple[Batch, Batch]:
-        """Two batches that differ in rows and, if any do, in length, and share their last rows.
+        """Two batches that differ in rows and, if any do, in length, and share their last `shared` rows.
 
-        Raises `CacheRefused` where rows are random.
+        Raises `CacheRefused` where they are random.
         """
         if len(self.source) < _LEAST_ROWS:
             raise CacheRefused(f"{len(self.source)} rows are too few")
-        order = self.order.tolist()
-        rows = (order[:3] + order[-SHARED:], order[-SHARED - 1 :])
-        with random_states_kept():
+        if self.batch_size < 2:
+            raise CacheRefused("with one row in a batch, nothing tells what of it is one per row")
+        some = np.linspace(0, len(self.source) - 1, min(_LOOKED_AT, len(self.source))).astype(np.int64)
+        with random_states_kept(self.source.dataset, self.source.held):
+            lengths = _digests(next(self.source.collated([some.tolist()])))[:, -1]
+            order = some[by_length(lengths)].tolist()
+            fewer, more = min(3, self.batch_size - 1), min(5, self.batch_size)
+            rows = [order[: more - self.shared] + order[-self.shared :], order[-fewer:]]
             seed_all(1)
-            probes = self.source.batch(rows[0]), self.source.batch(rows[1])
-            seed_all(2)
-            again = self.source.batch(rows[0])
-        if not _same(probes[0], again):
-            raise CacheRefused("its rows change from one reading to the next, as with random augmentation or masking")
-        return probes
+            first, second, again = self.source.batches([*rows, rows[0]])
+        if not np.array_equal(_digests(first)[:, :2], _digests(again)[:, :2]):
+            raise CacheRefused(CHANGING)
+        return first, second
 
-    def sample(self) -> list[int]:
+    @property
+    def shared(self) -> int:
+        """How many rows are in both probes, at their ends."""
+        return max(min(3, self.batch_size - 1) - 1, 1)
+
+    def sample(self, lengths: npt.NDArray[np.int64]) -> list[int]:
         """Some rows to check: the longest, the shortest, and random ones."""
-        chosen = np.random.default_rng(0).choice(len(self.source), min(_CHECKED_ROWS, len(self.source)), replace=False)
-        return [*dict.fromkeys([int(self.order[0]), int(self.order[-1]), *chosen.tolist()])][:_CHECKED_ROWS]
+        count = min(_CHECKED_ROWS, len(self.source), self.batch_size)
+        chosen = np.random.default_rng(0).choice(len(self.source), count, replace=False)
+        return [*dict.fromkeys([int(lengths.argmax()), int(lengths.argmin()), *chosen.tolist()])][:count]
 
 
-def row_lengths(dataset: Any) -> list[int]:
-    """Return the length of each row's longest one-dimensional value, 0 where there is none."""
-    if hasattr(dataset, "with_format") and hasattr(dataset, "column_names"):
-        rows = dataset.with_format(None)
-        columns = [name for name in dataset.column_names if _is_flat(rows[0][name])] if len(rows) else []
-        if not columns:
-            return [0] * len(rows)
-        return [max(map(len, values)) for values in zip(*(rows[name] for name in columns), strict=True)]
-    if not len(dataset) or not isinstance(dataset[0], Mapping):
-        return [0] * len(dataset)
-    columns = [name for name, value in dataset[0].items() if _is_flat(value)]
-    return [max((len(row[name]) for name in columns), default=0) for row in _rows(dataset, read=bool(columns))]
+@dataclass(frozen=True)
+class Reading:
+    """The digests of all rows, (rows, WIDTH), and in how many of them inputs and labels changed meanwhile."""
+
+    digests: Keys
+    changed: int
+    changed_labels: int
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """The positions of each row that are no padding, 0 where nothing tells."""
+        return self.digests[:, -1]
+
+    def keys(self, *, with_labels: bool) -> Keys:
+        """Return what tells rows apart. Raises `CacheRefused` where some changed."""
+        changed = self.changed + (self.changed_labels if with_labels else 0)
+        if changed:
+            raise CacheRefused(f"{CHANGING} ({changed:,} of {len(self.digests):,} did)")
+        return keys_of(self.digests, with_labels=with_labels)
 
 
-def _rows(dataset: Any, *, read: bool) -> Iterator[Mapping[str, Any]]:
-    return (dataset[row] if read else {} for row in range(len(dataset)))
-
-
-def _is_flat(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return not value or isinstance(value[0], int | float)
-    return getattr(value, "ndim", None) == 1
-
-
-def _same(one: Batch, other: Batch) -> bool:
-    pairs = [(value, other.tensors.get(name)) for name, value in one.tensors.items()]
-    return all(
-        isinstance(b, torch.Tensor) and a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
-        for a, b in pairs
-        if isinstance(a, torch.Tensor)
+def read_rows(feature_set: FeatureSet, ranks: Ranks) -> Reading:
+    """Read all rows, each process its share; small sets several times, so that rare changes are seen."""
+    source, rows = feature_set.source, len(feature_set.source)
+    chunks = np.array_split(np.arange(rows), -(-rows // feature_set.batch_size))
+    times = min(max(_COMPARED_ROWS // rows, 1), _MOST_READINGS)
+    found, changed = ranks.together(
+        lambda: _read(source, [chunk.tolist() for chunk in chunks[ranks.index :: ranks.count]], times)
     )
+    digests = np.empty((rows, WIDTH), np.int64)
+    gathered = ranks.gather((found, changed))
+    for rank, (part, _) in enumerate(gathered):
+        mine = chunks[rank :: ranks.count]
+        if mine:
+            digests[np.concatenate(mine)] = part
+    return Reading(digests, *(int(sum(counts)) for counts in zip(*(counts for _, counts in gathered), strict=True)))
+
+
+def _read(source: Source, chunks: list[list[int]], times: int) -> tuple[Keys, tuple[int, int]]:
+    if not chunks:
+        return np.empty((0, WIDTH), np.int64), (0, 0)
+    with random_states_kept(source.dataset, source.held):
+        stream = source.collated(chunks * times)
+        readings = [np.concatenate([_digests(batch) for batch in islice(stream, len(chunks))]) for _ in range(times)]
+    differs = np.any([reading != readings[0] for reading in readings], axis=0)
+    return readings[0], (int(differs[:, :2].any(axis=1).sum()), int(differs[:, 2:4].any(axis=1).sum()))
+
+
+def _digests(batch: Batch) -> Keys:
+    if batch.digests is None:
+        raise CacheRefused(f"what the model is given, {sorted(batch.tensors)}, cannot be compared from batch to batch")
+    digests: Keys = batch.digests.numpy()
+    return digests

@@ -1,15 +1,17 @@
-"""Features on disk: one folder per data set and frontier, in parts of a few hundred rows, memory-mapped when read.
+"""Features on disk: one folder per frontier, in parts of a few hundred rows, memory-mapped when read.
 
-Every part is an Arrow file of `datasets`, and beside it a JSON file with its checksum, written last and each under a
-temporary name first: what is there is whole. Nothing is unpickled.
+Rows are found by the digests of what the model was given. Every part is an Arrow file of `datasets`, and beside it a
+JSON file with the checksum of both, written last and each under a temporary name first: what is there is whole. Nothing
+is unpickled.
 """
 
 import json
 import logging
 import os
+import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,14 @@ from datasets import Dataset
 from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock, Timeout
 
+from hf_freeze.features.digests import Keys
 from hf_freeze.features.errors import CacheRefused
 
 logger = logging.getLogger(__name__)
 
+_PART = re.compile(r"part-(\d+)\.(?:arrow|json)")
 PART_ROWS = 256
+KEY_COLUMNS = ("digest", "digest_2")
 RESIDENT_BYTES = 1 << 30
 """Features of up to this size are read into memory as a whole."""
 
@@ -54,31 +59,11 @@ class ColumnType:
 
 
 class FeatureStore:
-    """The folder of the features of `order`, which lists all rows of a data set."""
+    """A folder of features that lie under the digests of their rows."""
 
-    def __init__(self, folder: Path, order: npt.NDArray[np.int64], description: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, description: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.order = order
         self.description = dict(description)
-
-    @property
-    def parts(self) -> int:
-        """How many parts there are when all is stored."""
-        return -(-len(self.order) // PART_ROWS)
-
-    @property
-    def files(self) -> list[Path]:
-        """The Arrow file of each part."""
-        return [self._paths(part)[0] for part in range(self.parts)]
-
-    def rows_of(self, part: int) -> npt.NDArray[np.int64]:
-        """Return the row numbers that a part holds."""
-        return self.order[part * PART_ROWS : (part + 1) * PART_ROWS]
-
-    @property
-    def seems_complete(self) -> bool:
-        """Whether all parts are there, by their names."""
-        return all(note.exists() for _, note in map(self._paths, range(self.parts)))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -98,24 +83,44 @@ class FeatureStore:
         finally:
             lock.release()
 
-    def missing(self) -> list[int]:
-        """Return the parts that are not there, or not as they were written; the latter are deleted."""
-        return [part for part in range(self.parts) if not self._is_whole(part)]
+    def holds(self, keys: Keys) -> bool:
+        """Whether all rows seem to be there; files are not held against their checksums."""
+        return not len(self._absent(keys, [part for part in self._numbers() if self._paths(part)[1].exists()]))
 
-    def write(self, part: int, columns: Sequence[Column]) -> None:
+    def missing(self, keys: Keys) -> list[int]:
+        """Return the places in `keys` of the first of each row that is not there; delete what is damaged or left over.
+
+        Only for who holds the lock.
+        """
+        try:
+            for left in self.folder.glob(".part-*"):
+                left.unlink()
+            whole = [part for part in self._numbers() if self._is_whole(part)]
+        except OSError as error:
+            raise CacheRefused(f"{str(self.folder)!r} could not be written to ({error})") from error
+        absent = self._absent(keys, whole)
+        _, first = np.unique(keys[absent], axis=0, return_index=True)
+        return sorted(absent[first].tolist())
+
+    @property
+    def next_part(self) -> int:
+        """The number of the next part to write."""
+        return max(self._numbers(), default=-1) + 1
+
+    def write(self, part: int, keys: Keys, columns: Sequence[Column]) -> None:
         """Write a part. Raises `CacheRefused` where the disk does not take it; nothing half written stays."""
         path, note = self._paths(part)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             self._describe()
-            _write_arrow(temporary, self.rows_of(part), columns)
-            content = {
-                "checksum": _checksum(temporary),
+            _write_arrow(temporary, keys, columns)
+            content: dict[str, Any] = {
                 "columns": [
                     [list(column.values.shape[1:]), column.lengths is not None, str(column.values.dtype)[6:]]
                     for column in columns
                 ],
             }
+            content["checksum"] = _checksum(temporary, content)
             temporary.replace(path)
             _write_text(note, json.dumps(content))
         except (OSError, pa.ArrowException) as error:
@@ -123,49 +128,69 @@ class FeatureStore:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def read(self, device: torch.device) -> "Features":
-        """Open all parts. Raises `CacheRefused` where one is missing."""
-        types: list[ColumnType] = []
-        chunks: list[list[npt.NDArray[Any]]] = []
-        lengths: list[list[npt.NDArray[np.int64]]] = []
-        for part in range(self.parts):
-            path, note = self._paths(part)
+    def discard(self, parts: Iterable[int]) -> None:
+        """Delete parts."""
+        for part in parts:
+            for file in reversed(self._paths(part)):
+                file.unlink(missing_ok=True)
+
+    def read(self, keys: Keys, device: torch.device) -> "Features":
+        """Open the parts that hold any of these rows. Raises `CacheRefused` where a row is missing."""
+        tables, types, found = [], [], []
+        for part in self._numbers():
             try:
-                types = [
-                    ColumnType(tuple(rest), positions, getattr(torch, dtype))
-                    for rest, positions, dtype in json.loads(note.read_text())["columns"]
-                ]
-                table = Dataset.from_file(str(path)).data.table
-            except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+                table, note = self._table(part), json.loads(self._paths(part)[1].read_text())
+                held = _keys(table)
+                if _contained(keys, held).any():
+                    types = [ColumnType(tuple(rest), at, getattr(torch, dtype)) for rest, at, dtype in note["columns"]]
+                    tables.append(table)
+                    found.append(held)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
                 raise CacheRefused(f"part {part} of {str(self.folder)!r} cannot be read ({error})") from error
-            for index in range(len(types)):
-                values, counts = _flat(table.column(f"feature{index}"), positions=types[index].keeps_positions)
-                for sink, value in ((chunks, values), (lengths, counts)):
-                    sink.extend([] for _ in range(index + 1 - len(sink)))
-                    sink[index].append(value)
-        return Features(
-            self.order,
-            [
-                _ColumnReader(type_, values, np.concatenate(counts), device)
-                for type_, values, counts in zip(types, chunks, lengths, strict=True)
-            ],
-        )
+        if not tables:
+            raise CacheRefused(f"{str(self.folder)!r} holds none of its rows")
+        columns = []
+        for index, type_ in enumerate(types):
+            flat = [_flat(table.column(f"feature{index}"), positions=type_.keeps_positions) for table in tables]
+            counts = np.concatenate([count for _, count in flat])
+            columns.append(_ColumnReader(type_, [values for values, _ in flat], counts, device))
+        features = Features(np.concatenate(found), columns)
+        if features.places(keys) is None:
+            raise CacheRefused(f"{str(self.folder)!r} does not hold all of its rows")
+        return features
+
+    def files(self) -> list[Path]:
+        """Return the Arrow file of each part."""
+        return [self._paths(part)[0] for part in self._numbers()]
+
+    def _numbers(self) -> list[int]:
+        paths = self.folder.glob("part-*.*") if self.folder.is_dir() else []
+        found = (_PART.fullmatch(path.name) for path in paths)
+        return sorted({int(match[1]) for match in found if match})
 
     def _paths(self, part: int) -> tuple[Path, Path]:
         return self.folder / f"part-{part:05d}.arrow", self.folder / f"part-{part:05d}.json"
 
+    def _table(self, part: int) -> pa.Table:
+        return Dataset.from_file(str(self._paths(part)[0])).data.table
+
+    def _absent(self, keys: Keys, parts: Iterable[int]) -> npt.NDArray[np.int64]:
+        held = [np.empty((0, 2), np.int64)]
+        for part in parts:
+            with suppress(OSError, ValueError, KeyError, pa.ArrowException):
+                held.append(_keys(self._table(part)))
+        return np.flatnonzero(~_contained(keys, np.concatenate(held)))
+
     def _is_whole(self, part: int) -> bool:
         path, note = self._paths(part)
-        if not note.exists():
-            return False
         try:
-            if json.loads(note.read_text())["checksum"] == _checksum(path):
+            content = json.loads(note.read_text())
+            if content.pop("checksum") == _checksum(path, content):
                 return True
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
         logger.warning("%s is damaged; its features are computed again.", path)
-        for file in (note, path):
-            file.unlink(missing_ok=True)
+        self.discard([part])
         return False
 
     def _describe(self) -> None:
@@ -175,27 +200,29 @@ class FeatureStore:
 
 
 class Features:
-    """Stored features, by row number."""
+    """Stored features, by the digests of their rows."""
 
-    def __init__(self, order: npt.NDArray[np.int64], columns: "list[_ColumnReader]") -> None:
-        place = np.empty(len(order), dtype=np.int64)
-        place[order] = np.arange(len(order))
-        self._place = torch.from_numpy(place)
+    def __init__(self, keys: Keys, columns: "list[_ColumnReader]") -> None:
+        self._order = np.argsort(keys[:, 0], kind="stable")
+        self._keys = keys[self._order]
         self._columns = columns
 
-    @property
-    def types(self) -> list[ColumnType]:
-        """What each column holds."""
-        return [column.type for column in self._columns]
+    def places(self, keys: Keys) -> torch.Tensor | None:
+        """Return where these rows are, or None if any of them is not there."""
+        found = np.searchsorted(self._keys[:, 0], keys[:, 0]).clip(max=len(self._keys) - 1)
+        return torch.from_numpy(self._order[found]) if np.array_equal(self._keys[found], keys) else None
 
-    def rows(self, column: int, rows: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def absent(self, keys: Keys) -> int:
+        """Return how many of these rows are not there."""
+        return int((~_contained(keys, self._keys)).sum())
+
+    def rows(self, column: int, places: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Return a column for these rows: (rows, *rest), or, with the mask of their positions, (rows, length, *rest).
 
         Padding repeats the nearest position that is none. Raises `CacheRefused` where rows have other lengths than
         when they were stored.
         """
-        reader = self._columns[column]
-        return reader.take(self._place[rows.cpu()], mask)
+        return self._columns[column].take(places, mask)
 
 
 class _ColumnReader:
@@ -243,8 +270,8 @@ def _room(device: torch.device) -> int:
     return RESIDENT_BYTES
 
 
-def _write_arrow(path: Path, rows: npt.NDArray[np.int64], columns: Sequence[Column]) -> None:
-    arrays: dict[str, pa.Array] = {"row": pa.array(rows)}
+def _write_arrow(path: Path, keys: Keys, columns: Sequence[Column]) -> None:
+    arrays: dict[str, pa.Array] = {name: pa.array(half) for name, half in zip(KEY_COLUMNS, keys.T, strict=True)}
     for index, column in enumerate(columns):
         flat = pa.array(_as_numpy(column.values).reshape(-1))
         values = pa.FixedSizeListArray.from_arrays(flat, max(column.values[0].numel(), 1))
@@ -254,7 +281,7 @@ def _write_arrow(path: Path, rows: npt.NDArray[np.int64], columns: Sequence[Colu
         arrays[f"feature{index}"] = values
     table = pa.table(arrays)
     with ArrowWriter(path=str(path), schema=table.schema) as writer:
-        writer.write_table(table, writer_batch_size=len(rows))
+        writer.write_table(table, writer_batch_size=len(keys))
         writer.finalize()
 
 
@@ -286,12 +313,25 @@ def _as_tensor(chunk: npt.NDArray[Any], type_: ColumnType) -> torch.Tensor:
     return values.view(type_.dtype).view(-1, *type_.rest)
 
 
-def _checksum(path: Path) -> str:
-    digest = xxhash.xxh3_128()
+def _checksum(path: Path, note: Mapping[str, Any]) -> str:
+    digest = xxhash.xxh3_128(json.dumps(note, sort_keys=True).encode())
     with path.open("rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _keys(table: pa.Table) -> Keys:
+    return np.stack([table.column(name).to_numpy() for name in KEY_COLUMNS], axis=1)
+
+
+def _contained(keys: Keys, held: Keys) -> npt.NDArray[np.bool_]:
+    if not len(held):
+        return np.zeros(len(keys), bool)
+    held = held[np.argsort(held[:, 0], kind="stable")]
+    found = np.searchsorted(held[:, 0], keys[:, 0]).clip(max=len(held) - 1)
+    same: npt.NDArray[np.bool_] = (held[found] == keys).all(axis=1)
+    return same
 
 
 def _write_text(path: Path, text: str) -> None:

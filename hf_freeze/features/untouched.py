@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -27,13 +27,24 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def random_states_kept() -> Iterator[None]:
-    """Put the random states of python, numpy and torch, on all devices, back to what they were."""
-    put_back = random_states()
-    try:
+def random_states_kept(*owners: object) -> Iterator[None]:
+    """Put the random states of python, numpy and torch, on all devices, back to what they were.
+
+    Those of the generators that `owners` hold as attributes, too.
+    """
+    with ExitStack() as stack:
+        stack.callback(random_states())
+        for owner in owners:
+            for value in getattr(owner, "__dict__", {}).values():
+                if isinstance(value, torch.Generator):
+                    stack.callback(value.set_state, value.get_state())
+                elif isinstance(value, np.random.Generator):
+                    stack.callback(setattr, value.bit_generator, "state", value.bit_generator.state)
+                elif isinstance(value, np.random.RandomState):
+                    stack.callback(value.set_state, value.get_state())
+                elif isinstance(value, random.Random):
+                    stack.callback(value.setstate, value.getstate())
         yield
-    finally:
-        put_back()
 
 
 def random_states() -> Callable[[], None]:

@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_freeze.features.batches import ROWS, Numbered, NumberingCollator, Source
-from hf_freeze.features.cache import CacheSettings, Demand, FeatureCache
+from hf_freeze.features.batches import ROWS, Digesting, Source
+from hf_freeze.features.cache import CacheSettings, Demand, FeatureCache, spoken
 from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.sets import FeatureSet
 from hf_freeze.features.untouched import random_states_kept
@@ -34,10 +34,11 @@ FOLDER = "frozen_features"
 """Where features are kept in `output_dir` with `cache_frozen=True`."""
 
 _TRAINING = "training"
+_LABELS = ("labels", "label", "label_ids")
 
 
 class CachedFeaturesTrainerMixin(_Base):
-    """Hands rows of data sets to the model by number, and answers for the frozen prefix where its features are kept."""
+    """Tells rows by what the model is given, and answers for the frozen prefix where their features are stored."""
 
     model: Any  # the Trainer's own annotation admits None, which it never is after construction
     _settings: FreezeArguments
@@ -45,31 +46,29 @@ class CachedFeaturesTrainerMixin(_Base):
     _cache: FeatureCache | None = None
     _count_parameters: Any = None
 
-    def _number_rows(self) -> bool:
-        return bool(self._settings.cache_frozen)
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Build the Trainer's loader; with `cache_frozen`, its batches carry the digests of their rows."""
+        loader: DataLoader[Any] = super().get_train_dataloader()
+        return self._digesting(loader, _TRAINING)
 
-    def _get_dataloader(self, dataset: Any, description: str, *args: Any, **kwargs: Any) -> DataLoader[Any]:
-        """Build the Trainer's loader over rows that know their numbers."""
-        if not self._number_rows() or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
-            loader: DataLoader[Any] = super()._get_dataloader(dataset, description, *args, **kwargs)
-            return loader
-        name = self._name_of(dataset)
-        if hasattr(dataset, "column_names"):
-            dataset = self._remove_unused_columns(dataset, description=description)
-        loader = super()._get_dataloader(Numbered(dataset, self._set_names.index(name)), description, *args, **kwargs)
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Build the Trainer's loader; with `cache_frozen`, its batches carry the digests of their rows."""
+        loader: DataLoader[Any] = super().get_eval_dataloader(eval_dataset)
+        return self._digesting(loader, self._name_of(eval_dataset))
+
+    def _digesting(self, loader: DataLoader[Any], name: str) -> DataLoader[Any]:
         inner = getattr(loader, "base_dataloader", loader)  # what accelerate draws from
-        inner.collate_fn = NumberingCollator(inner.collate_fn)
+        if self._settings.cache_frozen and not isinstance(getattr(inner, "collate_fn", None), Digesting | None):
+            inner.collate_fn = Digesting(inner.collate_fn, self._labels, self._set_names.index(name))
         return loader
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return super()._get_train_sampler(_without_numbers(train_dataset))
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        return super()._get_eval_sampler(_without_numbers(eval_dataset))
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*self.label_names, *_LABELS]))
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Step as the Trainer does, on stored features where they are kept."""
-        with self._on_features(inputs) as inputs:
+        with self._on_features(inputs, _TRAINING) as inputs:
             return super().training_step(model, inputs, *args, **kwargs)
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -85,17 +84,19 @@ class CachedFeaturesTrainerMixin(_Base):
             return super().floating_point_ops(inputs)
 
     @contextmanager
-    def _on_features(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        numbers = inputs.get(ROWS)
-        if numbers is None:
+    def _on_features(self, inputs: dict[str, Any], name: str | None = None) -> Iterator[dict[str, Any]]:
+        numbered = inputs.get(ROWS)
+        inputs = {key: value for key, value in inputs.items() if key != ROWS} if numbered is not None else inputs
+        if self._cache is None or not self._cache.kept:
             yield inputs
             return
-        inputs = {name: value for name, value in inputs.items() if name != ROWS}
-        if self._cache is None:
+        if numbered is None and name in self._cache.kept:
+            numbered = Digesting(lambda _: dict(inputs), self._labels, self._set_names.index(name))([]).get(ROWS)
+        if numbered is None:
             yield inputs
             return
-        name = self._set_names[int(numbers[0, 0])]
-        with self._cache.replaying(name, numbers[:, 1], inputs):
+        numbers = numbered.cpu()
+        with self._cache.replaying(self._set_names[int(numbers[0, 0])], numbers[:, 1:], inputs):
             yield inputs
 
     def _enter_stage(self, state: TrainerState) -> None:
@@ -104,7 +105,8 @@ class CachedFeaturesTrainerMixin(_Base):
             self._count_parameters = cache(self.model.num_parameters)
         if self._cache is None:
             self._cache = FeatureCache(self.model, self._cache_settings())
-        self._cache.enter(self._sets(state))
+        with random_states_kept():
+            self._cache.enter(self._sets(state))
 
     def _leave_stage(self) -> None:
         if self._cache is not None:
@@ -118,7 +120,6 @@ class CachedFeaturesTrainerMixin(_Base):
             dtype=getattr(torch, self._settings.cache_frozen_dtype or "", None),
             max_bytes=self._settings.cache_frozen_max_gb * 1e9,
             always=self._settings.cache_frozen_always,
-            batch_size=max(self.args.per_device_train_batch_size, self.args.per_device_eval_batch_size),
             show_progress=not self.args.disable_tqdm,
         )
 
@@ -134,8 +135,9 @@ class CachedFeaturesTrainerMixin(_Base):
         return {} if given is None else {"evaluation": given}
 
     def _name_of(self, dataset: Any) -> str:
-        if dataset is self.train_dataset:
-            return _TRAINING
+        """Return the name of a set that training evaluates, "" for another; a text names one, None is the only one."""
+        given: Any = self.eval_dataset
+        dataset = given[dataset] if isinstance(dataset, str) else given if dataset is None else dataset
         return next((name for name, known in self._eval_sets().items() if known is dataset), "")
 
     def _sets(self, state: TrainerState) -> list[tuple[FeatureSet, list[Demand]]]:
@@ -153,10 +155,10 @@ class CachedFeaturesTrainerMixin(_Base):
             if not any(passes.values()):
                 continue
             try:
-                feature_set = self._feature_set(name)
+                feature_set = self._feature_set(name, state)
             except CacheRefused as refusal:
                 if state.is_world_process_zero:
-                    logger.warning("No features are kept of the %s rows: %s.", name, refusal)
+                    logger.warning("No features are cached for %s: %s.", spoken(name), refusal)
                 continue
             demands = [Demand(count, stage, self._as_in(stage)) for stage, count in passes.items()]
             sets.append((feature_set, demands))
@@ -186,28 +188,34 @@ class CachedFeaturesTrainerMixin(_Base):
             return float(self.args.eval_steps or math.inf)
         return steps_per_epoch if strategy == "epoch" else math.inf
 
-    def _feature_set(self, name: str) -> FeatureSet:
+    def _feature_set(self, name: str, state: TrainerState) -> FeatureSet:
         training = name == _TRAINING
         if not training and getattr(self.args, "predict_with_generate", False):
             raise CacheRefused("evaluation generates, token by token")
-        dataset = self.train_dataset if training else self._eval_sets()[name]
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-            raise CacheRefused("the data is iterable and has no rows by number")
-        with random_states_kept():
-            loader = self.get_train_dataloader() if training else self.get_eval_dataloader(dataset)
-        numbering = getattr(loader, "collate_fn", None)
-        if not isinstance(numbering, NumberingCollator):
-            raise CacheRefused("the Trainer's own loaders are replaced by others, which give rows no numbers")
         _refuse_set_up(self.model, self.args)
-        numbered: Any = loader.dataset
-        source = Source(numbered.dataset, numbering.collate, self._on_device, self.args.dataloader_num_workers)
+        loader = self.get_train_dataloader() if training else self.get_eval_dataloader(self._eval_sets()[name])
+        loader = getattr(loader, "base_dataloader", loader)
+        dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
+        if (
+            isinstance(dataset, IterableDataset)
+            or not hasattr(dataset, "__len__")
+            or not hasattr(dataset, "__getitem__")
+        ):
+            raise CacheRefused("the data is iterable and has no rows by number")
+        if not callable(collate):
+            raise CacheRefused("its loader has no collator that makes batches of rows")
+        if not isinstance(collate, Digesting):
+            collate = Digesting(collate, self._labels)
+        per_device = state.train_batch_size or self.args.train_batch_size
         return FeatureSet(
             name,
-            source,
+            Source(dataset, collate, self._on_device, self.args.dataloader_num_workers),
             self._losses if training else self._outputs,
             self._losses,
             training,
             self.args.device,
+            per_device if training else self.args.eval_batch_size,
+            self._labels,
             {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision),
         )
 
@@ -255,7 +263,7 @@ class CacheFeatures(TrainerCallback):
     ) -> None:
         """Make the features of a stage that begins ready."""
         stage = self._trainer._freezing.stage
-        if self._trainer._number_rows() and stage != self._stage:
+        if self._trainer._settings.cache_frozen and stage != self._stage:
             self._stage = stage
             self._trainer._enter_stage(state)
 
@@ -273,10 +281,6 @@ def _refuse_set_up(model: nn.Module, args: TrainingArguments) -> None:
         raise CacheRefused("DataParallel copies the model in every step; start one process per device")
     if getattr(args, "deepspeed", None) or args.fsdp or any(hasattr(p, "placements") for p in model.parameters()):
         raise CacheRefused("the weights are sharded over processes")
-
-
-def _without_numbers(dataset: Any) -> Any:
-    return dataset.dataset if isinstance(dataset, Numbered) else dataset
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

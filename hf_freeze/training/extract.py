@@ -15,12 +15,14 @@ from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
 
 from hf_freeze.errors import FreezeError
-from hf_freeze.features.batches import Source
+from hf_freeze.features.batches import Digesting, Source
+from hf_freeze.features.check import reads_labels
 from hf_freeze.features.extraction import Work, extract
 from hf_freeze.features.fingerprint import fingerprint, short
 from hf_freeze.features.frontier import Frontier, find_frontier
-from hf_freeze.features.sets import FeatureSet
-from hf_freeze.features.store import FeatureStore
+from hf_freeze.features.ranks import Ranks
+from hf_freeze.features.sets import FeatureSet, read_rows
+from hf_freeze.features.store import KEY_COLUMNS, FeatureStore
 from hf_freeze.features.untouched import untouched
 from hf_freeze.label_columns import label_columns
 from hf_freeze.plan.trainable import all_but
@@ -62,18 +64,33 @@ def extract_features(
         stack.enter_context(trainable_for_now(model, words.every_alias(keeps)))
         if not keeps:
             model = _Around(model)
-        feature_set = FeatureSet("given", source, _roots(model), _forward(model), False, _device(model))
+        feature_set = FeatureSet(
+            "given",
+            source,
+            _roots(model),
+            _forward(model),
+            False,
+            _device(model),
+            max(batch_size, 2),
+            labels,
+        )
         stack.enter_context(untouched(model))
         model.eval()
+        reading = read_rows(feature_set, Ranks())
         frontier = find_frontier(model, feature_set.probes, feature_set.roots)
+        read = reads_labels(
+            model, frontier, feature_set.forward, batch=feature_set.probes[0], labels=feature_set.labels
+        )
+        keys = reading.keys(with_labels=read)
         dtype = torch.float32 if _has_bfloat16(frontier) else None
-        parts = fingerprint(model, frontier, source, form={"dtype": str(dtype)})
+        parts = fingerprint(model, frontier, form={"dtype": str(dtype), "labels": read})
         root = folder if folder is not None else stack.enter_context(tempfile.TemporaryDirectory())
-        store = FeatureStore(Path(root) / short(parts), feature_set.order, parts)
+        store = FeatureStore(Path(root) / short(parts), parts)
         with store.locked():
-            work = Work(frontier, store, store.missing(), dtype)
-            extract(model, source, [work], feature_set.forward, batch_size=batch_size, show_progress=show_progress)
-        return _as_dataset(store, frontier, dataset, labels, in_memory=folder is None)
+            work = Work(frontier, store, keys, read, dtype, store.missing(keys), store.next_part)
+            how: dict[str, Any] = {"lengths": reading.lengths, "batch_size": batch_size, "show_progress": show_progress}
+            extract(model, source, [work], feature_set.forward, **how)
+        return _as_dataset(work, dataset, labels, in_memory=folder is None)
 
 
 class _Around(nn.Module):
@@ -116,7 +133,7 @@ def _source(
             if open_ended or name in accepted
         }
 
-    return Source(dataset, collated if left_out else collate, prepare)
+    return Source(dataset, Digesting(collated if left_out else collate, label_columns(model)), prepare)
 
 
 def _without(row: Any, names: Collection[str]) -> Any:
@@ -155,19 +172,19 @@ def _has_bfloat16(frontier: Frontier) -> bool:
     return any(leaf.dtype is torch.bfloat16 for leaf in frontier.leaves.values())
 
 
-def _as_dataset(
-    store: FeatureStore, frontier: Frontier, dataset: Any, labels: Sequence[str], *, in_memory: bool
-) -> datasets.Dataset:
-    rows = datasets.concatenate_datasets(
-        [datasets.Dataset.from_file(str(path), in_memory=in_memory) for path in store.files]
+def _as_dataset(work: Work, dataset: Any, labels: Sequence[str], *, in_memory: bool) -> datasets.Dataset:
+    files = [datasets.Dataset.from_file(str(path), in_memory=in_memory) for path in work.store.files()]
+    rows = datasets.concatenate_datasets(files)
+    halves = [np.asarray(rows.with_format("numpy")[name]) for name in KEY_COLUMNS]
+    places = {key: place for place, key in enumerate(zip(*(half.tolist() for half in halves), strict=True))}
+    rows = rows.remove_columns(KEY_COLUMNS).rename_columns(
+        {f"feature{number}": name for number, name in enumerate(_names(work.frontier))}
     )
-    rows = rows.remove_columns("row").rename_columns(
-        {f"feature{number}": name for number, name in enumerate(_names(frontier))}
-    )
+    rows = rows.select([places[tuple(key)] for key in work.keys.tolist()])
     for name in labels:
         if name in (dataset.column_names if hasattr(dataset, "column_names") else dataset[0]):
-            rows = rows.add_column(name, [_plain(dataset[int(row)][name]) for row in store.order])
-    return rows.select(np.argsort(store.order))
+            rows = rows.add_column(name, [_plain(dataset[row][name]) for row in range(len(dataset))])
+    return rows
 
 
 def _names(frontier: Frontier) -> Sequence[str]:

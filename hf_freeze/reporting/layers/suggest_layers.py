@@ -12,7 +12,6 @@ from torch import nn
 from hf_freeze.errors import FreezeError
 from hf_freeze.features.batches import Source
 from hf_freeze.features.extraction import by_length
-from hf_freeze.features.sets import row_lengths
 from hf_freeze.reporting.layers.class_labels import Labels
 from hf_freeze.reporting.layers.depth_features import depth_features, find_depths, find_reading
 from hf_freeze.reporting.layers.labelled_batches import LabelledBatches, refuse_unfit_dataset
@@ -22,6 +21,7 @@ from hf_freeze.reporting.layers.linear_probes import (
     refuse_scoring_of_other_classes,
     refuse_unknown_scoring,
 )
+from hf_freeze.reporting.layers.row_lengths import row_lengths
 from hf_freeze.reporting.layers.suggestion import LayerSuggestion
 from hf_freeze.selection.model_map import map_model
 

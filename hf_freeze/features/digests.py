@@ -1,0 +1,169 @@
+"""Digests of rows as the model gets them, so that equal digests mean equal features, whatever made the rows.
+
+A row is all that the inputs hold for it, bit by bit, without its padding: digests are the same in every batch. Labels
+are digested apart from the rest, as most models read them behind the frozen part. What is not per row counts for every
+row.
+"""
+
+import pickle
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xxhash
+
+WIDTH = 5
+"""Columns of `digest_rows`: two of the inputs, two of the labels, the length."""
+
+_MASK = "attention_mask"
+_ODD = np.int64(-7046029254386353131)
+_UNKNOWN_TO_NUMPY = {torch.bfloat16}
+_hash = xxhash.xxh3_128_digest
+
+Keys = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Where rows of `length` positions begin and end; what is `outside` is padding, and None where there is none."""
+
+    starts: npt.NDArray[np.int64]
+    stops: npt.NDArray[np.int64]
+    length: int
+    outside: npt.NDArray[np.bool_] | None
+
+
+def row_count(inputs: Mapping[str, Any]) -> int:
+    """Return the number of rows of a batch: the length of its first tensor. Raises `ValueError` where there is none."""
+    for value in inputs.values():
+        if isinstance(value, torch.Tensor) and value.dim():
+            return len(value)
+    raise ValueError(f"the batch, of {sorted(inputs)}, holds no tensor with rows")
+
+
+def digest_rows(inputs: Mapping[str, Any], labels: Collection[str] = ("labels",)) -> torch.Tensor:
+    """Digest the rows of a collated batch: (rows, `WIDTH`), of int64."""
+    rows = row_count(inputs)
+    flat = dict(_leaves(inputs))
+    spans = _spans_of_masks(flat, rows)
+    digests = np.zeros((rows, WIDTH), np.int64)
+    for span in spans.values():
+        np.maximum(digests[:, -1], span.stops - span.starts, out=digests[:, -1])
+    for name, value in flat.items():
+        if name in labels:
+            digests[:, 2:4] += _digest(name, value, rows, _span_of_labels(value))
+        else:
+            digests[:, :2] += _digest(name, value, rows, _span_of(name, value, spans))
+    return torch.from_numpy(digests)
+
+
+def keys_of(digests: torch.Tensor | Keys, *, with_labels: bool) -> Keys:
+    """Return what tells rows apart, (rows, 2)."""
+    values = digests.cpu().numpy() if isinstance(digests, torch.Tensor) else digests
+    keys: Keys = values[:, :2] ^ (values[:, 2:4] * _ODD) if with_labels else np.ascontiguousarray(values[:, :2])
+    return keys
+
+
+def _leaves(inputs: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in inputs.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        elif isinstance(value, torch.Tensor):
+            value = value.detach().cpu()
+            known = value.dtype not in _UNKNOWN_TO_NUMPY
+            yield f"{prefix}{name}", value.numpy() if known else value.contiguous().view(torch.int16).numpy()
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _spans_of_masks(flat: Mapping[str, Any], rows: int) -> dict[str, _Span]:
+    """Prefix of a name, such as `decoder_` -> where the rows of the inputs with this prefix begin and end."""
+    spans = {}
+    for name, value in flat.items():
+        prefix = name.removesuffix(_MASK)
+        if prefix == name or not isinstance(value, np.ndarray) or value.ndim != 2 or len(value) != rows:
+            continue
+        # `global_attention_mask` tells no padding: nothing else has its prefix.
+        if prefix and not any(other.startswith(prefix) for other in flat if other != name):
+            continue
+        spans[prefix] = _span_of_mask(value != 0)
+    return spans
+
+
+def _span_of_mask(kept: npt.NDArray[np.bool_]) -> _Span:
+    rows, length = kept.shape
+    starts, stops = np.zeros(rows, np.int64), np.full(rows, length, np.int64)
+    if kept.all():
+        return _Span(starts, stops, length, None)
+    some = kept.any(axis=1)
+    if (some & ~kept[:, -1]).any():
+        stops = length - kept[:, ::-1].argmax(axis=1)
+    else:
+        starts = kept.argmax(axis=1)
+    stops[~some] = 0
+    places = np.arange(length)
+    return _Span(starts, stops, length, (places < starts[:, None]) | (places >= stops[:, None]))
+
+
+def _span_of(name: str, value: Any, spans: Mapping[str, _Span]) -> _Span | None:
+    """Return where an input is no padding, None where it has none that is sure to be some."""
+    prefix = max((prefix for prefix in spans if name.startswith(prefix)), key=len, default=None)
+    if prefix is None or not isinstance(value, np.ndarray) or (name.startswith("decoder_") and not prefix):
+        return None
+    span = spans[prefix]
+    if value.shape[:2] != (len(span.starts), span.length):
+        return None
+    if span.outside is None or name.endswith(("position_ids", _MASK)):
+        return span
+    padding = value[span.outside]
+    # What differs there may be read: another input may be as long as the mask by chance.
+    return span if not len(padding) or (padding == padding[0]).all() else None
+
+
+def _span_of_labels(value: Any) -> _Span | None:
+    if not isinstance(value, np.ndarray) or value.ndim != 2 or value.dtype.kind != "i" or not value.shape[1]:
+        return None
+    kept = value != -100
+    stops = np.where(kept.any(axis=1), kept.shape[1] - kept[:, ::-1].argmax(axis=1), 0)
+    return _Span(np.zeros(len(kept), np.int64), stops, kept.shape[1], None)
+
+
+def _digest(name: str, value: Any, rows: int, span: _Span | None) -> Keys:
+    """Digest an input, (rows, 2) or, where it is none per row, (1, 2). Digests of all inputs are added up."""
+    if isinstance(value, np.ndarray) and value.ndim and len(value) == rows and value.dtype.kind in "biufc":
+        shape = value.shape[1 if span is None else 2 :]
+        seed = _seed(f"{name} {value.dtype} {shape}")
+        width = value.nbytes // rows
+        starts = np.arange(0, rows * width, width) if width else np.zeros(rows, np.int64)
+        stops = starts + width
+        if span is not None:
+            step = width // max(span.length, 1)
+            starts, stops = starts + span.starts * step, starts + span.stops * step
+        flat = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+        found = [_hash(flat[start:stop], seed) for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+    elif isinstance(value, list | tuple) and len(value) == rows:
+        seed = _seed(f"{name} list")
+        found = [_hash(_bytes_of(part), seed) for part in value]
+    else:
+        found = [_hash(_bytes_of(value), _seed(f"{name} shared"))]
+    return np.frombuffer(b"".join(found), np.int64).reshape(-1, 2)
+
+
+@cache
+def _seed(text: str) -> int:
+    return xxhash.xxh3_64_intdigest(text.encode())
+
+
+def _bytes_of(value: Any) -> bytes:
+    if isinstance(value, torch.Tensor):
+        value = dict(_leaves({"": value}))[""]
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        return f"{value.dtype} {value.shape};".encode() + value.tobytes()
+    if isinstance(value, list | tuple) and any(isinstance(part, torch.Tensor | list | tuple) for part in value):
+        parts = [_bytes_of(part) for part in value]
+        return b"".join(b"%d:%s" % (len(part), part) for part in parts)
+    return pickle.dumps(value)
