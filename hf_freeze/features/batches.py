@@ -4,6 +4,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, M
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 
@@ -53,6 +55,12 @@ class Batch:
         if name == "labels":
             return value != -100
         raise CacheRefused(f"the inputs have no attention mask that tells the rows of {name!r} from their padding")
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """How many positions of each row are no padding, (inputs with a mask, rows)."""
+        masks = [self.mask(name).sum(1).numpy() for name in self.sizes if _has_mask(name)]
+        return np.stack(masks) if masks else np.zeros((1, self.rows), np.int64)
 
     @property
     def padded_on_the_left(self) -> bool:

@@ -50,14 +50,16 @@ def digest_rows(inputs: Mapping[str, Any], labels: Collection[str] = ("labels",)
     rows = row_count(inputs)
     flat = dict(_leaves(inputs))
     spans = _spans_of_masks(flat, rows)
+    lengths = [span.stops - span.starts for span in spans.values()]
     digests = np.zeros((rows, WIDTH), np.int64)
-    for span in spans.values():
-        np.maximum(digests[:, -1], span.stops - span.starts, out=digests[:, -1])
     for name, value in flat.items():
         if name in labels:
-            digests[:, 2:4] += _digest(name, value, rows, _span_of_labels(value))
+            digests[:, 2:4] += _digest(name, value, rows, span := _span_of_labels(value))
+            lengths += [] if span is None else [span.stops]
         else:
             digests[:, :2] += _digest(name, value, rows, _span_of(name, value, spans))
+    if lengths:
+        digests[:, -1] = np.max(lengths, axis=0)
     return torch.from_numpy(digests)
 
 

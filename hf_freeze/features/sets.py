@@ -54,10 +54,12 @@ class FeatureSet:
             raise CacheRefused("with one row in a batch, nothing tells what of it is one per row")
         some = np.linspace(0, len(self.source) - 1, min(_LOOKED_AT, len(self.source))).astype(np.int64)
         with random_states_kept(self.source.dataset, self.source.held):
-            lengths = _digests(next(self.source.collated([some.tolist()])))[:, -1]
-            order = some[by_length(lengths)].tolist()
-            fewer, more = min(3, self.batch_size - 1), min(5, self.batch_size)
-            rows = [order[: more - self.shared] + order[-self.shared :], order[-fewer:]]
+            lengths = next(self.source.collated([some.tolist()])).lengths
+            order = by_length(lengths.sum(axis=0)).tolist()
+            fewer, more = order[1 - self.batch_size :][-3:], min(5, self.batch_size)
+            # The longest of every input, since inputs of one length in both batches would seem to have but one.
+            longest = [row for row in dict.fromkeys([*lengths.argmax(axis=1).tolist(), *order]) if row not in fewer]
+            rows = [some[places].tolist() for places in (longest[: more - self.shared] + order[-self.shared :], fewer)]
             seed_all(1)
             first, second, again = self.source.batches([*rows, rows[0]])
         if not np.array_equal(_digests(first)[:, :2], _digests(again)[:, :2]):
