@@ -145,7 +145,7 @@ class FeatureCache:
     def _note_changed(self, name: str, kept: _Kept, changed: int, rows: int) -> None:
         if kept.missed == 1:
             logger.warning(
-                "Rows of the %s change from one reading to the next: %d of %d in this batch are not those that were "
+                "Rows of %s change from one reading to the next: %d of %d in this batch are not those that were "
                 "cached. Such batches go through the whole model.",
                 *(spoken(name), changed, rows),
             )

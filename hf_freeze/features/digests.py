@@ -22,6 +22,9 @@ WIDTH = 5
 _MASK = "attention_mask"
 _ODD = np.int64(-7046029254386353131)
 _UNKNOWN_TO_NUMPY = {torch.bfloat16}
+_PADDED = ("input_ids", "token_type_ids", "inputs_embeds", "input_values", "input_features", "bbox")
+"""Names, or their ends, of inputs that nobody reads where they are masked: their padding may be any value."""
+
 _hash = xxhash.xxh3_128_digest
 
 Keys = npt.NDArray[np.int64]
@@ -122,8 +125,9 @@ def _span_of(name: str, value: Any, spans: Mapping[str, _Span]) -> _Span | None:
     if span.outside is None or name.endswith(("position_ids", _MASK)):
         return span
     padding = value[span.outside]
-    # What differs there may be read: another input may be as long as the mask by chance.
-    return span if not len(padding) or (padding == padding[0]).all() else None
+    # Another input may be as long as the mask by chance, and be read there: only zeros are no loss whatever they mean.
+    fill = padding[:1] if name.endswith(_PADDED) else 0
+    return span if (padding == fill).all() else None
 
 
 def _span_of_labels(value: Any) -> _Span | None:

@@ -104,6 +104,9 @@ class FreezeArguments:
         self.cache_frozen = _read_bool_or_path(self.cache_frozen)
         if self.cache_frozen_dtype not in (None, "float32", "float16", "bfloat16"):
             raise PlanError(f"cache_frozen_dtype={self.cache_frozen_dtype!r} is none of float32, float16, bfloat16.")
+        limit = self.cache_frozen_max_gb
+        if not isinstance(limit, int | float) or isinstance(limit, bool) or not limit > 0:
+            raise PlanError(f"cache_frozen_max_gb={limit!r} is not a number of GB above 0, such as 20.")
         self.unfreeze_stages = _plain_stages(self.unfreeze_stages)
         parents = super()
         if hasattr(parents, "__post_init__"):

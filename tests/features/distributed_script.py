@@ -26,9 +26,9 @@ def main(folder: Path, batch_size: int) -> None:
     written: list[str] = []
     write = FeatureStore.write
 
-    def noting(self, part, columns):
-        written.append(f"{self.folder.name}/{part}")
-        write(self, part, columns)
+    def noting(self, part, keys, columns):
+        written.extend(f"{self.folder.name}/{key}" for key in keys[:, 0].tolist())
+        write(self, part, keys, columns)
 
     FeatureStore.write = noting
     case = CASES["bert"]

@@ -33,9 +33,9 @@ def test_the_same_comes_of_it(finished, one, other):
             assert second[name] == pytest.approx(first[name], rel=1e-5)
 
 
-def test_each_part_is_computed_once_half_of_them_by_each(finished):
+def test_each_row_is_computed_once_half_of_them_by_each(finished):
     shares = [json.loads((finished[2] / f"written-{rank}.json").read_text()) for rank in (0, 1)]
     assert set(shares[0]).isdisjoint(shares[1])
-    assert abs(len(shares[0]) - len(shares[1])) <= 2
+    assert abs(len(shares[0]) - len(shares[1])) <= 8
     alone = json.loads((finished[1] / "written-0.json").read_text())
     assert sorted(shares[0] + shares[1]) == sorted(alone)  # under the same keys: another world size reuses them

@@ -1,0 +1,359 @@
+"""Features belong to what the model was given: which rows are told apart, found again, and never taken for others."""
+
+import random
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from torch import nn
+
+from hf_freeze import FreezeTrainer, FreezeTrainingArguments, PlanError
+from hf_freeze.features import cache
+from hf_freeze.features.digests import digest_rows, keys_of
+from tests import models
+from tests.features.runs import CASES, ROWS, Case, Pad, kept_sets, logged, pairs, run, texts
+from tests.features.test_exactness import assert_same
+
+BERT = CASES["bert"]
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Collects how many rows each extraction computes."""
+    seen, extract = [], cache.extract
+
+    def noting(*args, **kwargs):
+        seen.append(sum(len(work.missing) for work in args[2]))
+        return extract(*args, **kwargs)
+
+    monkeypatch.setattr(cache, "extract", noting)
+    return seen
+
+
+# --- digests ----------------------------------------------------------------------------------------------------------
+
+
+def keys(batch, *, with_labels=False):
+    return keys_of(digest_rows(batch), with_labels=with_labels).tolist()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_row_has_one_digest_whatever_the_batch(side):
+    rows = texts(12)
+    together = keys(Pad(side)(rows))
+    assert together == [keys(Pad(side)([row]))[0] for row in rows]
+    assert len({tuple(key) for key in together}) == 12
+
+
+CHANGES = {
+    "an integer beyond float precision": lambda ids: ids[0].__setitem__(0, 2**60 + 1),
+    "a token": lambda ids: ids[0].__setitem__(1, 9),
+    "another order": lambda ids: ids.__setitem__(0, ids[0].flip(0)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_row_that_differs_has_another_digest(change):
+    ids = torch.tensor([[2**60, 6, 7], [5, 6, 7]])
+    before = keys({"input_ids": ids.clone(), "attention_mask": torch.ones_like(ids)})
+    CHANGES[change](ids)
+    after = keys({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    assert before[0] != after[0]
+    assert before[1] == after[1]
+
+
+def test_inputs_do_not_run_into_each_other():
+    one = {"a_input_ids": [[1, 1]], "a_attention_mask": [[1, 1]], "b_input_ids": [[1]], "b_attention_mask": [[1]]}
+    other = {"a_input_ids": [[1]], "a_attention_mask": [[1]], "b_input_ids": [[1, 1]], "b_attention_mask": [[1, 1]]}
+    assert keys({k: torch.tensor(v) for k, v in one.items()}) != keys({k: torch.tensor(v) for k, v in other.items()})
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.bfloat16, torch.float16, torch.float64, torch.uint8])
+def test_any_type_and_any_shape_is_digested(dtype):
+    values = torch.tensor([[[0.0], [1.0]], [[1.0], [1.0]], [[0.0], [1.0]]]).to(dtype)
+    first, second, third = keys({"x": values, "flag": True, "names": ["a", "b", "a"]})
+    assert first == third != second
+
+
+def test_nan_and_empty_rows_have_digests_of_their_own():
+    assert keys({"x": torch.tensor([[torch.nan], [torch.nan]])})[0] == keys({"x": torch.tensor([[torch.nan]])})[0]
+    mask = torch.tensor([[0, 0], [1, 1]])
+    assert len({tuple(key) for key in keys({"input_ids": mask * 5, "attention_mask": mask})}) == 2
+    assert keys({"x": torch.empty(2, 0)})
+
+
+def test_an_input_that_is_as_long_as_the_mask_by_chance_keeps_all_its_values():
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    one, other = ({"attention_mask": mask, "query": torch.tensor([[4, 5, last], [6, 7, 8]])} for last in (1, 2))
+    other["query"][1] = 9
+    assert keys(one)[0] != keys(other)[0]
+
+
+def test_labels_count_only_where_they_are_asked_for():
+    ids = torch.tensor([[5, 6]])
+    one, other = ({"input_ids": ids, "labels": torch.tensor([label])} for label in (0, 1))
+    assert keys(one) == keys(other)
+    assert keys(one, with_labels=True) != keys(other, with_labels=True)
+
+
+# --- reuse ------------------------------------------------------------------------------------------------------------
+
+
+def replaced(rows):
+    return [{**rows[0], "input_ids": [9, 9, 9]}, *rows[1:]]
+
+
+OTHER_ROWS = {
+    "the same": (lambda rows: rows, 0),
+    "shuffled": (lambda rows: rows[::-1], 0),
+    "a subset": (lambda rows: rows[4:20], 0),
+    "longer": (lambda rows: rows + texts(3, seed=77, least=15, most=17), 3),
+    "one changed": (replaced, 1),
+    "each twice": (lambda rows: rows + rows, 0),
+    "other labels": (lambda rows: [{**row, "label": 1 - row["label"]} for row in rows], 0),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_ROWS)
+def test_only_rows_that_are_not_there_are_computed(tmp_path, computed, what):
+    change, expected = OTHER_ROWS[what]
+    given = {"trainable": "head", "eval_strategy": "no"}
+    run(BERT, tmp_path / "one", cache=str(tmp_path / "kept"), **given)
+    del computed[:]
+    rows = change(texts(ROWS))
+    found = run(BERT, tmp_path / "two", cache=str(tmp_path / "kept"), rows=rows, **given)
+    assert sum(computed) == expected
+    assert_same(run(BERT, tmp_path / "plain", cache=False, rows=rows, **given), found)
+
+
+def test_where_the_frozen_part_reads_the_labels_other_labels_make_other_features(tmp_path, computed):
+    case, rows = CASES["t5"], pairs(ROWS)
+    given = {"trainable": case.probe, "eval_strategy": "no"}
+    run(case, tmp_path / "one", cache=str(tmp_path / "kept"), rows=rows, **given)
+    other = [{**rows[0], "labels": [7, *rows[0]["labels"][1:]]}, *rows[1:]]
+    found = run(case, tmp_path / "two", cache=str(tmp_path / "kept"), rows=other, **given)
+    assert computed == [ROWS, 1]
+    assert_same(run(case, tmp_path / "plain", cache=False, rows=other, **given), found)
+
+
+class Bound:
+    def __init__(self, token):
+        self.token = token
+
+    def collate(self, rows):
+        batch = Pad()(rows)
+        return batch | {"input_ids": batch["input_ids"].masked_fill(batch["input_ids"] == 7, self.token)}
+
+    __call__ = collate
+
+
+COLLATORS = {
+    "partial": lambda token: partial(lambda rows, token: Bound(token).collate(rows), token=token),
+    "bound method": lambda token: Bound(token).collate,
+    "attribute": Bound,
+    "closure": lambda token: lambda rows: Bound(token).collate(rows),
+    "side": lambda token: Pad("left" if token == 7 else "right"),
+}
+
+
+@pytest.mark.parametrize("how", COLLATORS)
+def test_a_changed_collator_never_gets_the_features_of_another(tmp_path, how):
+    case = CASES["llama"]
+    for token in (7, 8):
+        folder, other = str(tmp_path / "kept"), Case(case.build, collate=COLLATORS[how](token))
+        found = run(other, tmp_path / f"{token}", trainable="head", cache=folder)
+        assert_same(run(other, tmp_path / f"plain{token}", trainable="head", cache=False), found)
+
+
+def test_a_changed_transform_never_gets_the_features_of_another(tmp_path):
+    for token in (7, 8):
+        rows = Dataset.from_list(texts(ROWS))
+        rows.set_transform(
+            lambda batch, token=token: {
+                **batch,
+                "input_ids": [[token if value == 7 else value for value in ids] for ids in batch["input_ids"]],
+            }
+        )
+        given = {"trainable": "head", "rows": rows, "remove_unused_columns": False}
+        found = run(BERT, tmp_path / f"{token}", cache=str(tmp_path / "kept"), **given)
+        assert_same(run(BERT, tmp_path / f"plain{token}", cache=False, **given), found)
+
+
+# --- rows that change -------------------------------------------------------------------------------------------------
+
+
+class Augmented(torch.utils.data.Dataset):
+    """Rows of which one changes by chance, with a generator of its own."""
+
+    def __init__(self, chance, *, from_reading=0):
+        self.rows, self.chance, self.readings = texts(ROWS), chance, -from_reading
+        self.random = random.Random(0)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        self.readings += 1
+        changes = self.readings > 0 and self.random.random() < self.chance
+        return {**self.rows[index], **({"input_ids": [5 + self.random.randrange(50), 6]} if changes else {})}
+
+
+@pytest.mark.parametrize("chance", [0.03, 1.0])
+def test_of_rows_that_change_now_and_then_nothing_is_kept_and_the_run_is_as_without(tmp_path, caplog, chance):
+    given = {"trainable": "head", "eval_strategy": "no"}
+    cached = run(BERT, tmp_path / "cached", rows=Augmented(chance), **given)
+    assert "rows change from one reading to the next" in caplog.text
+    assert not list(Path(tmp_path).rglob("*.arrow"))
+    assert logged(cached) == logged(run(BERT, tmp_path / "plain", rows=Augmented(chance), cache=False, **given))
+
+
+def test_a_row_that_changes_later_goes_through_the_model_and_is_counted_once_in_the_log(tmp_path, caplog):
+    class Later(Pad):
+        def __call__(self, rows):
+            batch = super().__call__(rows)
+            if torch.is_grad_enabled() and model.training and changed:
+                batch["input_ids"][0, 0] = 9
+            return batch
+
+    model, changed = models.tiny_bert(layers=4, hidden_dropout_prob=0.0), []
+
+    class Trainer(FreezeTrainer):
+        def training_step(self, *args, **kwargs):
+            changed.append(1)
+            return super().training_step(*args, **kwargs)
+
+    given = {"trainable": "head", "eval_strategy": "no", "trainer": Trainer, "num_train_epochs": 4}
+    cached = run(Case(lambda: model, collate=Later()), tmp_path / "cached", **given)
+    assert caplog.text.count("Rows of the training set change from one reading to the next: 1 of 8") == 1
+    assert "rows that change were in" in caplog.text
+    model = models.tiny_bert(layers=4, hidden_dropout_prob=0.0)
+    changed.clear()
+    assert_same(run(Case(lambda: model, collate=Later()), tmp_path / "plain", cache=False, **given), cached)
+
+
+# --- models that write into what they get, and rows that depend on their neighbours ------------------------------------
+
+
+class Head(nn.Module):
+    def __init__(self, write):
+        super().__init__()
+        self.body = models.tiny_bert(layers=2, hidden_dropout_prob=0.0).bert
+        self.write = write
+        self.out = nn.Linear(16, 2)
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        hidden = self.write(self.body(input_ids, attention_mask=attention_mask).pooler_output)
+        logits = self.out(hidden)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def zeroed(hidden):
+    hidden[:, 0] = 0
+    return hidden
+
+
+WRITES = {
+    "relu": nn.ReLU(inplace=True),
+    "dropout": nn.Dropout(0.5, inplace=True),
+    "add": lambda x: x.add_(1),
+    "set": zeroed,
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_head_may_write_into_the_features(tmp_path, write):
+    def build():
+        torch.manual_seed(0)
+        return Head(WRITES[write])
+
+    plain = run(Case(build), tmp_path / "plain", trainable="out", cache=False)
+    with kept_sets() as kept:
+        cached = run(Case(build), tmp_path / "cached", trainable="out")
+    assert kept == [["training", "evaluation"]]
+    assert_same(plain, cached)
+
+
+class Centred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(16))
+
+    def forward(self, hidden):
+        return hidden * self.weight - hidden.mean(0)
+
+
+def test_a_row_that_depends_on_its_neighbours_is_refused(tmp_path, caplog):
+    def build():
+        torch.manual_seed(0)
+        return Head(Centred())
+
+    with kept_sets() as kept:
+        run(Case(build), tmp_path, trainable="out")
+    assert kept == [[]]
+    assert "depends on the other rows of its batch" in caplog.text
+
+
+# --- nothing that is looked for ends a run ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, AttributeError])
+def test_the_cut_is_looked_for_with_the_rows_of_a_batch_and_may_fail(tmp_path, caplog, error):
+    class Fits(Head):
+        rows: tuple[int, ...] = ()
+
+        def forward(self, input_ids, attention_mask=None, labels=None):
+            self.rows = (*self.rows, len(input_ids))
+            if len(self.rows) == 1:
+                raise error("no")
+            return super().forward(input_ids, attention_mask, labels)
+
+    model = Fits(nn.Identity())
+    run(Case(lambda: model), tmp_path, trainable="out", eval_strategy="no", per_device_train_batch_size=2)
+    assert max(model.rows) == 2
+    assert ("memory ran out" if error is torch.OutOfMemoryError else "failed (AttributeError") in caplog.text
+
+
+@pytest.mark.parametrize("limit", [0, -1, float("nan"), True])
+def test_a_limit_that_is_none_is_refused_at_construction(tmp_path, limit):
+    with pytest.raises(PlanError, match="cache_frozen_max_gb=.* is not a number of GB above 0"):
+        FreezeTrainingArguments(str(tmp_path), cache_frozen_max_gb=limit)
+
+
+def test_rows_that_are_tuples_have_features(tmp_path):
+    rows = [(row["input_ids"], row["label"]) for row in texts(ROWS)]
+    case = Case(BERT.build, collate=lambda rows: Pad()([{"input_ids": ids, "label": label} for ids, label in rows]))
+    given = {"trainable": "head", "eval_strategy": "no", "rows": rows, "remove_unused_columns": False}
+    with kept_sets() as kept:
+        cached = run(case, tmp_path / "cached", **given)
+    assert kept == [["training"]]
+    assert_same(run(case, tmp_path / "plain", cache=False, **given), cached)
+
+
+@pytest.mark.parametrize("damage", ["letter", "note gone", "arrow gone", "foreign", "cut off"])
+def test_a_damaged_file_is_computed_again(tmp_path, computed, damage):
+    folder, given = tmp_path / "kept", {"trainable": "head", "eval_strategy": "no"}
+    plain = run(BERT, tmp_path / "one", cache=str(folder), **given)
+    note = next(folder.glob("*/part-00000.json"))
+    if damage == "letter":
+        note.write_text(note.read_text().replace("float32", "floit32"))
+    elif damage == "foreign":
+        note.write_text('["of another version"]')
+    elif damage == "cut off":
+        note.write_text(note.read_text()[:40])
+    else:
+        (note if damage == "note gone" else note.with_suffix(".arrow")).unlink()
+    again = run(BERT, tmp_path / "two", cache=str(folder), **given)
+    assert computed == [ROWS, ROWS]
+    assert logged(plain) == logged(again)
+
+
+def test_digests_of_a_large_store_are_found_and_others_are_not():
+    from hf_freeze.features.store import Features
+
+    held = np.random.default_rng(0).integers(-(2**62), 2**62, (10_000, 2))
+    features = Features(held, [])
+    assert features.places(held[[5, 77]]).tolist() == [5, 77]
+    assert features.places(held[[5, 77]] + [[0, 0], [0, 1]]) is None
