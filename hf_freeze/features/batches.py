@@ -59,7 +59,10 @@ class Batch:
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """How many positions of each row are no padding, (inputs with a mask, rows)."""
-        masks = [self.mask(name).sum(1).numpy() for name in self.sizes if _has_mask(name)]
+        names = [name for name in self.sizes if name]
+        known = [name for name in names if _has_mask(name)]
+        kept = [self.mask(name) for name in known] or [self.tensors[name] != 0 for name in names]  # a guess
+        masks = [mask.sum(1).cpu().numpy() for mask in kept]
         return np.stack(masks) if masks else np.zeros((1, self.rows), np.int64)
 
     @property
