@@ -99,7 +99,8 @@ def read_callback_state(folder: str | os.PathLike[str], name: str) -> Mapping[st
 
 def read_state(folder: str | os.PathLike[str]) -> TrainerState:
     """Read the `TrainerState` of the checkpoint `folder`."""
-    return TrainerState.load_from_json(str(Path(folder) / TRAINER_STATE_NAME))
+    state: TrainerState = TrainerState.load_from_json(str(Path(folder) / TRAINER_STATE_NAME))
+    return state
 
 
 def callback_state(state: TrainerState, name: str) -> Mapping[str, Any] | None:

@@ -40,7 +40,7 @@ class ScaledLossTrainerMixin(_Base):
         share = self._share_of_window(inputs, num_items_in_batch)
         if share is None:
             return super().training_step(model, inputs, num_items_in_batch)
-        compute_loss = self.compute_loss
+        compute_loss: Any = self.compute_loss
 
         def weighted(*args: Any, **kwargs: Any) -> torch.Tensor:
             loss: torch.Tensor = compute_loss(*args, **kwargs)

@@ -63,7 +63,8 @@ class FreezeTrainerMixin(
 
     def __init__(self, *positional: Any, freeze_plan: PlanLike | None = None, **kwargs: Any) -> None:
         given = by_name(type(self), FreezeTrainerMixin, positional, kwargs)
-        model, args = given.get("model"), given.get("args")
+        model: Any = given.get("model")
+        args: Any = given.get("args")
         self._settings = args if isinstance(args, FreezeArguments) else FreezeArguments()
         self._given_plan = None if freeze_plan is None else as_plan(freeze_plan, argument="freeze_plan")
         # With a path, a model_init or a peft_config, the Trainer builds the model that trains.

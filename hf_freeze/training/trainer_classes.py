@@ -43,7 +43,8 @@ def freezing(trainer: type[Trainer], arguments: type[TrainingArguments] | None =
         raise UnsupportedSetupError(
             f"freezing({trainer.__name__}, {arguments!r}): give a subclass of transformers.TrainingArguments."
         )
-    return _with_plan(trainer), _with_fields(arguments)
+    made: tuple[Any, Any] = trainer, arguments
+    return _with_plan(made[0]), _with_fields(made[1])
 
 
 @cache
@@ -70,7 +71,7 @@ def _reduce(self: Any, protocol: Any) -> Any:
     return object.__reduce_ex__(self, protocol)  # of a subclass, which has one
 
 
-def _restored(arguments: type[TrainingArguments], values: dict[str, Any]) -> Any:
+def _restored(arguments: Any, values: dict[str, Any]) -> Any:
     made = _with_fields(arguments)
     instance = object.__new__(made)
     vars(instance).update(values)
