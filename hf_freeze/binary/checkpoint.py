@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hf_freeze.binary.diagnosis import ThresholdWarning
-from hf_freeze.binary.result import ThresholdResult
+from hf_freeze.binary.diagnosis import warn_once_per_run
+from hf_freeze.binary.result import ThresholdResult, read_json_object, short
 from hf_freeze.errors import FreezeError
 
 THRESHOLD_FILE = "decision_threshold.json"
+CONFIG_FILE = "config.json"
+_CONFIG_NAMES = ("decision_threshold", "decision_positive", "decision_head")
 
 
 @contextmanager
@@ -39,7 +40,10 @@ def threshold_saved_with_weights(
     if model is not None:
         set_config_threshold(model, result)
     if should_save:
-        (Path(folder) / THRESHOLD_FILE).unlink(missing_ok=True)
+        sidecar = Path(folder) / THRESHOLD_FILE
+        if sidecar.is_dir():
+            raise FreezeError(f"{sidecar} is a folder where the threshold is to be written. Move it away.")
+        sidecar.unlink(missing_ok=True)
     yield
     if should_save and result is not None:
         _write_atomically(result, Path(folder))
@@ -52,16 +56,23 @@ def save_threshold(
 
     Also sets the config of `model`, if given, and the config.json in the folder, if there is one.
     """
+    if not isinstance(result, ThresholdResult):
+        raise FreezeError(
+            f"{short(result)} is not a ThresholdResult. Give what tune_threshold or load_threshold returned."
+        )
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise FreezeError(f"{folder} is a file. Give the folder that the weights are in.")
+    config_file = folder / CONFIG_FILE
+    config = read_json_object(config_file) if should_save and os.path.lexists(config_file) else None
     if model is not None:
         set_config_threshold(model, result)
     if not should_save:
         return None
-    folder = Path(folder)
     written = _write_atomically(result, folder)
-    config_file = folder / "config.json"
-    if config_file.is_file():
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        config.update(_config_entries(result))
+    if config is not None:
+        config = {name: value for name, value in config.items() if name not in _CONFIG_NAMES}
+        config |= _config_entries(result)
         _replace(config_file, json.dumps(config, indent=2, sort_keys=True) + "\n")
     return written
 
@@ -80,7 +91,7 @@ def load_threshold(model_or_dir: Any) -> ThresholdResult:
                 "with tune_threshold and write it with save_threshold."
             )
         return found
-    found = _from_config_entries(getattr(getattr(model_or_dir, "config", None), "to_dict", dict)())
+    found = threshold_of(model_or_dir)
     if found is None:
         raise FreezeError(
             f"This {type(model_or_dir).__name__} has no config.decision_threshold. Was it saved with one? For a PEFT "
@@ -94,22 +105,28 @@ def find_threshold(folder: str | Path) -> ThresholdResult | None:
     folder = Path(folder)
     if not folder.is_dir():
         raise FreezeError(f"{folder} is not a folder. For a model on the Hub, load it and pass the model.")
-    sidecar, config_file = folder / THRESHOLD_FILE, folder / "config.json"
-    complete = ThresholdResult.load(sidecar) if sidecar.is_file() else None
+    sidecar, config_file = folder / THRESHOLD_FILE, folder / CONFIG_FILE
+    complete = ThresholdResult.load(sidecar) if os.path.lexists(sidecar) else None
     in_config = None
-    if config_file.is_file():
-        in_config = _from_config_entries(json.loads(config_file.read_text(encoding="utf-8")))
+    if os.path.lexists(config_file):
+        in_config = _from_config_entries(read_json_object(config_file), str(config_file))
     if complete is None or in_config is None:
         return complete or in_config
-    if np.float32(complete.threshold) != np.float32(in_config.threshold) or complete.positive != in_config.positive:
-        warnings.warn(
-            f"{folder}: {THRESHOLD_FILE} says {complete.threshold:.6g}, config.json {in_config.threshold:.6g}. The "
-            "config was written with the weights, so its threshold is used. Was saving interrupted?",
-            ThresholdWarning,
-            stacklevel=3,
-        )
-        return in_config
-    return complete
+    if _decision(complete) == _decision(in_config):
+        return complete
+    warn_once_per_run(
+        f"{folder}: {THRESHOLD_FILE} says {_said(complete)}, config.json {_said(in_config)}. The config was written "
+        "with the weights, so its threshold is used. Was saving interrupted?",
+        stacklevel=3,
+    )
+    return in_config
+
+
+def threshold_of(model: Any) -> ThresholdResult | None:
+    """Return the threshold in a loaded model's config, or None. Raises `FreezeError` when it is broken."""
+    config = getattr(model, "config", None)
+    entries = {name: getattr(config, name, None) for name in _CONFIG_NAMES}
+    return _from_config_entries(entries, f"The config of this {type(model).__name__}")
 
 
 def set_config_threshold(model: Any, result: ThresholdResult | None) -> None:
@@ -118,21 +135,36 @@ def set_config_threshold(model: Any, result: ThresholdResult | None) -> None:
     if config is None:
         return
     entries = {} if result is None else _config_entries(result)
-    for name in ("decision_threshold", "decision_positive"):
-        if name in entries:
-            setattr(config, name, entries[name])
-        elif hasattr(config, name):
-            delattr(config, name)
+    with suppress(AttributeError):  # a config that takes no attributes, such as a dict, is not saved with the weights
+        for name in _CONFIG_NAMES:
+            if name in entries:
+                setattr(config, name, entries[name])
+            elif hasattr(config, name):
+                delattr(config, name)
 
 
-def _config_entries(result: ThresholdResult) -> dict[str, float | int]:
-    return {"decision_threshold": result.threshold, "decision_positive": result.positive}
+def _config_entries(result: ThresholdResult) -> dict[str, Any]:
+    entries = {"decision_threshold": float(result.threshold), "decision_positive": int(result.positive)}
+    return entries if result.head == "logits" else entries | {"decision_head": result.head}
 
 
-def _from_config_entries(config: dict[str, Any]) -> ThresholdResult | None:
+def _from_config_entries(config: dict[str, Any], where: str) -> ThresholdResult | None:
     if config.get("decision_threshold") is None:
         return None
-    return ThresholdResult(threshold=config["decision_threshold"], positive=config.get("decision_positive", 1))
+    entries = {name.removeprefix("decision_"): config.get(name) for name in _CONFIG_NAMES}
+    try:
+        return ThresholdResult.from_dict({name: value for name, value in entries.items() if value is not None})
+    except FreezeError as error:
+        raise FreezeError(f"{where} has a decision_threshold that cannot be used. {error}") from error
+
+
+def _decision(result: ThresholdResult) -> tuple[Any, ...]:
+    return np.float32(result.threshold), result.positive, result.head
+
+
+def _said(result: ThresholdResult) -> str:
+    class_of_probabilities = " of probabilities" if result.head == "probability" else ""
+    return f"{result.threshold:.6g} for class {result.positive}{class_of_probabilities}"
 
 
 def _write_atomically(result: ThresholdResult, folder: Path) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_freeze.binary.counts import FloatArray
+from hf_freeze.binary.result import is_number, short
 from hf_freeze.errors import FreezeError
 
 Objective: TypeAlias = Callable[[FloatArray, FloatArray, FloatArray, FloatArray], FloatArray]
@@ -84,7 +85,8 @@ class Criterion:
 
     `objective`: "f1", "fbeta" (with `beta`: recall weighs beta times as much), "mcc", "balanced_accuracy", "youden",
     "accuracy", "cost" (with `costs={"fp": ..., "fn": ...}`; the value is minus the mean cost per row), "precision" and
-    "recall" (only under a constraint), or a function of the arrays (tp, fp, fn, tn).
+    "recall" (only under a constraint), or a function of the arrays (tp, fp, fn, tn): where it is not finite, no
+    threshold is chosen.
     `min_precision`, `min_recall`, `max_fpr` lie in [0, 1]. With `confidence` they must hold at their one-sided Wilson
     bound (Wilson, 1927), not only at the figure that happened to be observed.
     """
@@ -102,11 +104,11 @@ class Criterion:
         self._check_objective()
         self._check_costs()
         for name, limit in self.constraints.items():
-            if not 0.0 <= limit <= 1.0:
-                raise FreezeError(f"{name}={limit!r} is not a rate. Give a number from 0 to 1.")
+            if not (is_number(limit) and 0.0 <= limit <= 1.0):
+                raise FreezeError(f"{name}={short(limit)} is not a rate. Give a number from 0 to 1.")
         if self.confidence is not None:
-            if not 0.5 <= self.confidence < 1.0:
-                raise FreezeError(f"confidence={self.confidence!r} is out of range. Give a number such as 0.95.")
+            if not (is_number(self.confidence) and 0.5 <= self.confidence < 1.0):
+                raise FreezeError(f"confidence={short(self.confidence)} is out of range. Give a number such as 0.95.")
             if not self.constraints:
                 raise FreezeError(
                     "confidence= applies to a constraint, and there is none. Add min_precision, min_recall or max_fpr."
@@ -114,16 +116,19 @@ class Criterion:
 
     def _check_objective(self) -> None:
         known = [*OBJECTIVES, "fbeta", "cost"]
-        if not callable(self.objective) and self.objective not in known:
-            why = "needs the scores, not only the counts" if self.objective in _NEEDS_SCORES else "is not known"
+        if not callable(self.objective) and not (isinstance(self.objective, str) and self.objective in known):
+            needs_scores = isinstance(self.objective, str) and self.objective in _NEEDS_SCORES
+            why = "needs the scores, not only the counts" if needs_scores else "is not known"
             raise FreezeError(
-                f"objective={self.objective!r} {why}, so no threshold can maximise it. Give one of {', '.join(known)}, "
-                "or a function of the arrays (tp, fp, fn, tn)."
+                f"objective={short(self.objective)} {why}, so no threshold can maximise it. Give one of "
+                f"{', '.join(known)}, or a function of the arrays (tp, fp, fn, tn)."
             )
-        if not (math.isfinite(self.beta) and self.beta > 0.0):
-            raise FreezeError(f"beta={self.beta!r} is not a positive number.")
+        if not (is_number(self.beta) and 0.0 < self.beta < 1e100):
+            raise FreezeError(f"beta={short(self.beta)} is not a positive number.")
         if self.beta != 1.0 and self.objective != "fbeta":
             raise FreezeError(f'beta={self.beta!r} has no effect on objective={self.name!r}. Say objective="fbeta".')
+        if callable(self.objective):
+            self.value(*(np.array([3.0, 2.0, 0.0]) for _ in range(4)))  # what it cannot do is said before any work
         if self.objective in ("precision", "recall") and not self.constraints:
             raise FreezeError(
                 f"objective={self.objective!r} alone is best at an extreme threshold. Add a constraint, such as "
@@ -137,8 +142,9 @@ class Criterion:
             return
         if self.objective != "cost":
             raise FreezeError(f'costs= has no effect on objective={self.name!r}. Say objective="cost".')
-        if set(self.costs) != {"fp", "fn"} or not all(0.0 < cost < math.inf for cost in self.costs.values()):
-            raise FreezeError(f'costs={self.costs!r} must be two positive numbers: {{"fp": ..., "fn": ...}}.')
+        given = dict(self.costs) if isinstance(self.costs, Mapping) else {}
+        if set(given) != {"fp", "fn"} or not all(is_number(cost) and 0.0 < cost < 1e100 for cost in given.values()):
+            raise FreezeError(f'costs={short(self.costs)} must be two positive numbers: {{"fp": ..., "fn": ...}}.')
 
     @property
     def name(self) -> str:
@@ -161,17 +167,23 @@ class Criterion:
         return {name: limit for name, limit in limits.items() if limit is not None}
 
     def value(self, tp: FloatArray, fp: FloatArray, fn: FloatArray, tn: FloatArray) -> FloatArray:
-        """Return the objective at each entry; minus infinity where a user's function gives NaN."""
+        """Return the objective at each entry; minus infinity where a user's function gives no finite number."""
         if isinstance(self.objective, str):
             return self._named_value(tp, fp, fn, tn)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value = np.asarray(self.objective(tp, fp, fn, tn), dtype=np.float64)
+        try:
+            with np.errstate(all="ignore"):
+                value = np.asarray(self.objective(tp, fp, fn, tn), dtype=np.float64)
+        except Exception as error:
+            raise FreezeError(
+                f"objective {self.name!r} failed on arrays of counts ({type(error).__name__}: {error}). It is called "
+                "with the arrays (tp, fp, fn, tn) and must return one value per entry."
+            ) from error
         if value.shape != tp.shape:
             raise FreezeError(
                 f"objective {self.name!r} returned shape {value.shape} for counts of shape {tp.shape}. It must return "
                 "one value per entry; use numpy operations, not `if` or `max`."
             )
-        return np.where(np.isnan(value), -np.inf, value)
+        return np.where(np.isfinite(value), value, -np.inf)
 
     def value_of(self, counts: tuple[float, float, float, float]) -> float:
         """Return the objective of a single (tp, fp, fn, tn)."""

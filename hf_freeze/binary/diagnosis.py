@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
+
+import torch
 
 from hf_freeze.binary.result import ThresholdResult
 
@@ -14,6 +17,12 @@ _ONE_SIDED_5_PERCENT = 1.645
 
 class ThresholdWarning(UserWarning):
     """A threshold was found, or kept, and there is a reason to doubt it."""
+
+
+def warn_once_per_run(text: str, *, stacklevel: int = 2) -> None:
+    """Warn on the first process only: all processes see the same rows, and say the same."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()):
+        warnings.warn(text, ThresholdWarning, stacklevel=stacklevel + 1)
 
 
 def status_of(result: ThresholdResult) -> str:

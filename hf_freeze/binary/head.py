@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hf_freeze.binary.checkpoint import load_threshold, set_config_threshold
-from hf_freeze.binary.result import ThresholdResult
+from hf_freeze.binary.result import ThresholdResult, as_result
 from hf_freeze.errors import UnsupportedSetupError
 
 
@@ -24,7 +24,7 @@ def fold_threshold_into_head(model: nn.Module, threshold: float | ThresholdResul
     """
     if threshold is None:
         threshold = load_threshold(model)
-    tuned = threshold if isinstance(threshold, ThresholdResult) else ThresholdResult(threshold=float(threshold))
+    tuned = as_result(threshold)
     name, head = _output_layer(model)
     if head.bias is None:
         raise UnsupportedSetupError(
@@ -35,7 +35,7 @@ def fold_threshold_into_head(model: nn.Module, threshold: float | ThresholdResul
     sign = 1.0 if head.out_features == 2 or tuned.positive == 1 else -1.0
     with torch.no_grad():
         head.bias[row] -= sign * tuned.threshold
-    set_config_threshold(model, ThresholdResult(threshold=0.0, positive=tuned.positive))
+    set_config_threshold(model, ThresholdResult(threshold=0.0, positive=tuned.positive, head=tuned.head))
     return f"{name}.bias"
 
 

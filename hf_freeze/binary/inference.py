@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hf_freeze.binary.margin import Head, binary_margin
-from hf_freeze.binary.result import ThresholdResult
+from hf_freeze.binary.result import ThresholdResult, as_result
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +35,15 @@ def predict_binary(
     `logits` and `head` as in `binary_margin`; torch in, torch out, otherwise numpy. `threshold` is a margin in logit
     units, or what `tune_threshold` or `load_threshold` returned; None is margin 0, the usual argmax or 0.5.
     `positive` is the id of the positive class: by default that of the result, else 1. A NaN margin is not positive.
+    A result that was tuned on probabilities reads `logits` as probabilities, unless `head` says otherwise.
 
     >>> predict_binary([[0.0, 2.0], [1.5, 0.5]], threshold=-1.5).label
     array([1, 1])
     """
-    tuned = threshold if isinstance(threshold, ThresholdResult) else ThresholdResult(threshold=float(threshold or 0.0))
+    tuned = as_result(0.0 if threshold is None else threshold)
     positive = tuned.positive if positive is None else positive
+    if head == "auto" and tuned.head == "probability":
+        head = "probability"
     margin = binary_margin(logits, positive=positive, head=head)
     is_positive = margin >= float(np.float32(tuned.threshold))
     if isinstance(margin, torch.Tensor):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hf_freeze.binary.result import ThresholdResult
+from hf_freeze.binary.result import ThresholdResult, check_class_id, short
 from hf_freeze.errors import FreezeError
 
 
@@ -19,13 +19,16 @@ class PositiveLabel:
 
     def __post_init__(self) -> None:
         """Raise `FreezeError` for what cannot be one of two classes, as soon as that is known."""
-        if isinstance(self.positive, int) and self.positive not in (0, 1):
-            raise FreezeError(f"positive={self.positive!r} is not the id of one of two classes. Give 0, 1 or a name.")
+        if not isinstance(self.positive, str):
+            check_class_id(self.positive)
         if self.id2label is not None:
-            if sorted(map(int, self.id2label)) != [0, 1]:
-                raise FreezeError(f"id2label={dict(self.id2label)!r} does not name two classes, 0 and 1.")
-            if isinstance(self.positive, str) and self.positive not in self.id2label.values():
-                raise FreezeError(f"positive={self.positive!r} is not among {list(self.id2label.values())}.")
+            if not isinstance(self.id2label, Mapping) or sorted(map(str, self.id2label)) != ["0", "1"]:
+                raise FreezeError(f"id2label={short(self.id2label)} does not name two classes, 0 and 1.")
+            names = list(self.id2label.values())
+            if isinstance(self.positive, str) and self.positive not in names:
+                raise FreezeError(f"positive={self.positive!r} is not among {names}.")
+            if isinstance(self.positive, str) and names[0] == names[1]:
+                raise FreezeError(f"positive={self.positive!r} is the name of both classes. Give its id, 0 or 1.")
 
     @property
     def id(self) -> int:
@@ -41,7 +44,7 @@ class PositiveLabel:
     @property
     def known_id(self) -> int | None:
         """Id of the positive class, or None while only its name is known."""
-        if isinstance(self.positive, int):
+        if not isinstance(self.positive, str):
             return int(self.positive)
         return None if self.label2id is None else self.label2id[self.positive]
 

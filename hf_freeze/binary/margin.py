@@ -6,13 +6,15 @@ live on: unlike a probability it keeps its resolution in the tails, where rare c
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hf_freeze.binary.result import check_class_id, short
 from hf_freeze.errors import FreezeError
 
 Head: TypeAlias = Literal["auto", "logits", "probability"]
@@ -42,20 +44,47 @@ def binary_margin(logits: Any, *, positive: int = 1, head: Head = "auto") -> Any
     >>> binary_margin([[0.0, 2.0], [1.5, 0.5]])
     array([ 2., -1.], dtype=float32)
     """
-    if head not in _HEADS:
-        raise FreezeError(f"head={head!r} is not known. Give one of {', '.join(map(repr, _HEADS))}.")
-    if positive not in (0, 1):
-        raise FreezeError(f"positive={positive!r} is not the id of one of two classes. Give 0 or 1.")
-    if _is_batches(logits):
-        return _concatenate([binary_margin(batch, positive=positive, head=head) for batch in logits])
-    columns = _two_dimensional(_first_array(logits))
+    margin, seen = read_margin(logits, positive=positive, head=head)
     if head == "auto":
-        _refuse_probabilities(columns)
+        refuse_probabilities([seen])
+    return margin
+
+
+class ValueRange(NamedTuple):
+    """What tells probabilities from logits: where the values lie, and how far the two of a row are from adding up to 1.
+
+    `off_one` is 0 for a single column. `binary` says that every value is 0 or 1.
+    """
+
+    n_rows: int
+    n_columns: int
+    low: float
+    high: float
+    off_one: float
+    binary: bool
+
+
+def read_margin(logits: Any, *, positive: int, head: Head) -> tuple[Any, ValueRange]:
+    """Return the margins as `binary_margin` does, and what there is to judge whether they came from probabilities."""
+    check_head(head)
+    check_class_id(positive)
+    if _is_batches(logits):
+        parts = [read_margin(batch, positive=positive, head=head) for batch in logits]
+        return _concatenate([margin for margin, _ in parts]), _joined([seen for _, seen in parts])
+    columns = _two_dimensional(take_logits(logits))
+    seen = _range_of(columns)
     if head == "probability":
         columns = _log_odds_columns(columns)
-    margin = columns[:, 1] - columns[:, 0] if columns.shape[1] == 2 else columns[:, 0]
-    margin = margin if positive == 1 else -margin
-    return margin.float() if isinstance(margin, torch.Tensor) else margin.astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite margins are read, NaN is reported by its own name
+        margin = columns[:, 1] - columns[:, 0] if columns.shape[1] == 2 else columns[:, 0]
+        margin = margin if positive == 1 else -margin
+        return margin.float() if isinstance(margin, torch.Tensor) else margin.astype(np.float32), seen
+
+
+def check_head(head: Any) -> None:
+    """Raise `FreezeError` for a reading of the model's outputs that does not exist."""
+    if head not in _HEADS:
+        raise FreezeError(f"head={short(head)} is not known. Give one of {', '.join(map(repr, _HEADS))}.")
 
 
 def binary_labels(
@@ -69,7 +98,7 @@ def binary_labels(
     if _is_batches(labels):
         parts = [binary_labels(batch, positive=positive, label2id=label2id) for batch in labels]
         return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
-    values = _label_ids(as_numpy(_first_array(labels)), label2id)
+    values = _label_ids(_array(take_logits(labels), "Labels"), label2id)
     if values.ndim == 2 and values.shape[1] == 2:
         values = _from_one_hot(values)
     if values.ndim == 2 and values.shape[1] == 1:
@@ -100,8 +129,8 @@ def _is_batches(values: Any) -> bool:
     return isinstance(values, list) and any(isinstance(v, (tuple, Mapping)) or getattr(v, "ndim", 0) for v in values)
 
 
-def _first_array(output: Any) -> Any:
-    """Pick the logits out of what a model returned."""
+def take_logits(output: Any) -> Any:
+    """Pick the logits out of what a model returned: "logits" by name, else the first array of one or two dimensions."""
     if isinstance(output, Mapping):
         if output.get("logits") is not None:
             return output["logits"]
@@ -119,9 +148,11 @@ def _two_dimensional(values: Any) -> Any:
     """Return floating-point columns (n, 1) or (n, 2), of float32 at least."""
     columns: Any
     if isinstance(values, torch.Tensor):
+        _refuse_dtype("b" if values.dtype == torch.bool else "c" if values.is_complex() else "f", values.dtype)
         columns = values.detach() if values.dtype == torch.float64 else values.detach().float()
     else:
-        columns = np.asarray(values)
+        columns = _as_numbers(_array(values, "Logits"))
+        _refuse_dtype(columns.dtype.kind, columns.dtype)
         columns = columns if columns.dtype == "float64" else columns.astype(np.float32)
     if columns.ndim == 1:
         columns = columns[:, None]
@@ -133,24 +164,73 @@ def _two_dimensional(values: Any) -> Any:
     return columns
 
 
-def _refuse_probabilities(columns: Any) -> None:
+def _array(values: Any, what: str) -> NDArray[Any]:
+    try:
+        return as_numpy(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise FreezeError(f"{what} of type {type(values).__name__} cannot be read as an array: {error}") from error
+
+
+def _as_numbers(values: NDArray[Any]) -> NDArray[Any]:
+    """Return an array of Python objects as floats, if they are numbers; any other array as it is."""
+    if values.dtype != object:
+        return values
+    try:
+        return values.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise FreezeError(f"Logits must be numbers, but {short(values.tolist())} is not: {error}") from error
+
+
+def _refuse_dtype(kind: str, dtype: Any) -> None:
+    if kind == "b":
+        raise FreezeError("Logits of True and False are labels already. Give the model's outputs.")
+    if kind not in "iuf":
+        raise FreezeError(f"Logits must be real numbers, not {dtype}.")
+
+
+def _range_of(columns: Any) -> ValueRange:
     n_rows, n_columns = columns.shape
-    if n_rows < ROWS_TO_JUDGE:
-        return
+    if not n_rows:
+        return ValueRange(0, n_columns, 0.0, 0.0, 0.0, True)
     low, high = float(columns.min()), float(columns.max())
-    if not (low >= 0.0 and high <= 1.0):  # written so that NaN passes: it is reported elsewhere, by its own name
+    if not (low >= 0.0 and high <= 1.0):  # nothing more to know of logits; written so that NaN comes here as well
+        return ValueRange(n_rows, n_columns, low, high, 0.0, False)
+    off_one = float(abs(columns.sum(1) - 1.0).max()) if n_columns == 2 else 0.0
+    return ValueRange(n_rows, n_columns, low, high, off_one, bool(((columns == 0) | (columns == 1)).all()))
+
+
+def _joined(ranges: Sequence[ValueRange]) -> ValueRange:
+    filled = [seen for seen in ranges if seen.n_rows] or list(ranges)
+    return ValueRange(
+        n_rows=sum(seen.n_rows for seen in filled),
+        n_columns=max(seen.n_columns for seen in filled),
+        low=float(np.min([seen.low for seen in filled])),  # numpy's, as Python's loses NaN
+        high=float(np.max([seen.high for seen in filled])),
+        off_one=max(seen.off_one for seen in filled),
+        binary=all(seen.binary for seen in filled),
+    )
+
+
+def refuse_probabilities(ranges: Sequence[ValueRange]) -> None:
+    """Raise `FreezeError` when the rows of all these batches together are plainly no logits."""
+    seen = _joined(ranges)
+    if seen.n_rows < ROWS_TO_JUDGE or not (seen.low >= 0.0 and seen.high <= 1.0):
         return
-    if n_columns == 2:
-        last_layer, sign = "softmax", " and sum to one"
-        plain = bool((abs(columns.sum(1) - 1.0) < 4e-3).all())  # what rounding to bfloat16 leaves of a sum of one
-    else:
-        last_layer, sign = "sigmoid", ""
-        plain = high - low > 0.5
-    if plain:
+    one_column = seen.n_columns == 1
+    # 4e-3 is what rounding to bfloat16 leaves of a sum of one.
+    if not (seen.high - seen.low > 0.5 if one_column else seen.off_one < 4e-3):
+        return
+    if seen.binary and one_column:
         raise FreezeError(
-            f"All {n_rows} rows lie between {low:.3g} and {high:.3g}{sign}: these are probabilities, not logits. Does "
-            f'the model end in a {last_layer}? Say head="probability", or head="logits" if they are logits after all.'
+            f"All {seen.n_rows} rows are 0 or 1: these are class ids, not logits. Does preprocess_logits_for_metrics "
+            'take the argmax? Hand over the logits, or say head="logits" if they are logits after all.'
         )
+    sign, last_layer = ("", "sigmoid") if one_column else (" and sum to one", "softmax")
+    raise FreezeError(
+        f"All {seen.n_rows} rows lie between {seen.low:.3g} and {seen.high:.3g}{sign}: these are probabilities, not "
+        f"logits. Does the model end in a {last_layer}, or preprocess_logits_for_metrics make them? Say "
+        'head="probability", or head="logits" if they are logits after all.'
+    )
 
 
 def _log_odds_columns(probabilities: Any) -> Any:
@@ -167,8 +247,12 @@ def _log_odds_columns(probabilities: Any) -> Any:
 
 
 def _label_ids(labels: NDArray[Any], label2id: Mapping[str, int] | None) -> NDArray[Any]:
+    if labels.dtype == object and all(isinstance(value, (numbers.Real, np.bool_)) for value in labels.ravel()):
+        labels = labels.astype(np.float64)
     if labels.dtype.kind in "biuf":
         return labels
+    if labels.dtype == object and any(value is None for value in labels.ravel()):
+        raise FreezeError("There is a label that is None. Give every row a label, or -100 to leave it out.")
     if label2id is None:
         raise FreezeError(
             f"Labels {_shown(np.unique(labels.astype(str)))} are names. Give id2label, or map them to 0 and 1."

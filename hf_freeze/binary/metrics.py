@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from hf_freeze.binary.counts import ScoreCounts, count_scores
 from hf_freeze.binary.criterion import Criterion, Objective, f1
-from hf_freeze.binary.diagnosis import ThresholdWarning, diagnose, recall_below_accuracy, trains_as_regression
-from hf_freeze.binary.extra import extra_figures
+from hf_freeze.binary.diagnosis import diagnose, recall_below_accuracy, trains_as_regression, warn_once_per_run
+from hf_freeze.binary.extra import check_extra, extra_figures
 from hf_freeze.binary.figures import figures_at, figures_of_scores, finite, no_figures
 from hf_freeze.binary.labels import PositiveLabel
-from hf_freeze.binary.margin import ROWS_TO_JUDGE, Head
+from hf_freeze.binary.margin import Head, check_head
 from hf_freeze.binary.phase import TuningPhase
-from hf_freeze.binary.result import ThresholdResult, sigmoid
-from hf_freeze.binary.rows import EvaluatedRows, join_rows, read_rows
+from hf_freeze.binary.result import ThresholdResult, as_result, sigmoid
+from hf_freeze.binary.rows import EvaluatedRows, join_rows, judged, read_rows
 from hf_freeze.binary.search import Select, ThresholdError, ThresholdSearch
 from hf_freeze.errors import FreezeError
 
@@ -42,8 +41,8 @@ class BinaryClassificationMetrics:
 
     Reported: f1, precision, recall, specificity, accuracy, balanced_accuracy, mcc, tp, fp, fn, tn (at the threshold);
     auroc, average_precision, brier, expected_calibration_error; f1_at_half (at margin 0); threshold,
-    threshold_probability; n_pos, n_neg, n_ignored, n_nonfinite; objective (its value; 0 when it could not be had), and
-    f1_oob and objective_oob: what to expect on fresh rows. On rows that were not tuned on, these are f1 and objective.
+    threshold_probability; n_pos, n_neg, n_ignored, n_nonfinite; objective (its value; 0 when it could not be had). An
+    evaluation that tunes also reports f1_oob and objective_oob: what to expect on fresh rows.
     For `metric_for_best_model`, average_precision is the honest choice: the best of many tuned figures is partly luck.
     """
 
@@ -77,14 +76,15 @@ class BinaryClassificationMetrics:
             confidence=confidence,
         )
         self.search = ThresholdSearch(criterion=criterion, select=select, n_boot=n_boot, seed=seed)
-        self.extra = list(extra)
+        check_head(head)
+        self.extra = check_extra(extra)
         self._label = PositiveLabel(positive, id2label)
         self._head: Head = head
         self._phase = TuningPhase(tune_on)
         self._threshold: float | ThresholdResult | None = None
         self._batches: list[EvaluatedRows] = []
         self._warned: set[str] = set()
-        if isinstance(threshold, str) and threshold != "tune":
+        if threshold is None or (isinstance(threshold, str) and threshold != "tune"):
             raise FreezeError(f'threshold={threshold!r} is not known. Give "tune", a margin, or a ThresholdResult.')
         self.is_given = not isinstance(threshold, str)
         """Whether the threshold was given at construction: then no checkpoint replaces it."""
@@ -103,8 +103,17 @@ class BinaryClassificationMetrics:
     def result(self) -> ThresholdResult | None:
         """The threshold in use and how it was found; None as long as nothing was tuned or given."""
         if isinstance(self._threshold, float):
-            return ThresholdResult(threshold=self._threshold, positive=self._label.id)
+            return ThresholdResult(threshold=self._threshold, positive=self._label.id, head=self._known_head)
         return self._threshold
+
+    @property
+    def head(self) -> Head:
+        """How the model's outputs are read, as in `binary_margin`."""
+        return self._head
+
+    @property
+    def _known_head(self) -> Literal["logits", "probability"]:
+        return "probability" if self._head == "probability" else "logits"
 
     @property
     def tunes(self) -> bool:
@@ -122,8 +131,12 @@ class BinaryClassificationMetrics:
         """
         if isinstance(threshold, ThresholdResult):
             self._label.check(threshold)
+            if threshold.head == "probability" and self._known_head == "logits":
+                raise FreezeError('The threshold was tuned on probabilities. Say head="probability" to the metrics.')
+            if threshold.head != self._known_head:
+                threshold = replace(threshold, head=self._known_head)
         elif threshold is not None:
-            threshold = ThresholdResult(threshold=float(np.float32(threshold))).threshold
+            threshold = float(np.float32(as_result(threshold).threshold))
         self._threshold = threshold
 
     def tuning(self) -> AbstractContextManager[None]:
@@ -143,12 +156,15 @@ class BinaryClassificationMetrics:
         """
         if not self._phase.frozen:
             self._phase.check_sets(eval_sets)
-        config = getattr(model, "config", None)
-        self._label = self._label.with_names_from(config)
+        self.read_names(model)
+        if not own_loss and (text := trains_as_regression(getattr(model, "config", None))):
+            self._warn({"regression": text})
+
+    def read_names(self, model: Any) -> None:
+        """Take the label names from the model's config. Raises `FreezeError` for a head that is not binary."""
+        self._label = self._label.with_names_from(getattr(model, "config", None))
         if isinstance(self._threshold, ThresholdResult):
             self._label.check(self._threshold)
-        if not own_loss and (text := trains_as_regression(config)):
-            self._warn({"regression": text})
 
     @contextmanager
     def evaluation(self, metric_key_prefix: str = "eval", *, in_training: bool) -> Iterator[None]:
@@ -178,16 +194,14 @@ class BinaryClassificationMetrics:
         """
         logits, labels = eval_pred if isinstance(eval_pred, tuple) else (eval_pred.predictions, eval_pred.label_ids)
         rows = read_rows(logits, labels, positive=self._label.id, head=self._head, label2id=self._label.label2id)
-        if self._head == "auto" and len(rows.margin) >= ROWS_TO_JUDGE:
-            self._head = "logits"  # judged once: a later epoch cannot turn logits into probabilities
         if compute_result is None:
-            return self._figures(rows)
+            return self._figures(judged(rows, self._head))
         self._batches.append(rows)
         if not compute_result:
             return {}
         rows = join_rows(self._batches)
         self._batches.clear()
-        return self._figures(rows)
+        return self._figures(judged(rows, self._head))
 
     def _figures(self, rows: EvaluatedRows) -> dict[str, float]:
         if rows.n_nan:
@@ -211,7 +225,7 @@ class BinaryClassificationMetrics:
         except ThresholdError as error:
             self._warn({error.status: f"{error} The threshold stays {self.threshold:.6g}."})
             return error
-        result = replace(result, positive=self._label.id, n_ignored=n_ignored)
+        result = replace(result, positive=self._label.id, head=self._known_head, n_ignored=n_ignored)
         self._warn(diagnose(result))
         if result.status != "constant":
             self._threshold = result
@@ -220,17 +234,15 @@ class BinaryClassificationMetrics:
     def _expected(
         self, outcome: ThresholdResult | ThresholdError | None, figures: dict[str, float]
     ) -> dict[str, float]:
-        """Return the objective, and what to expect of it and of F1 on fresh rows."""
+        """Return the objective and, where this evaluation tuned, what to expect of it and of F1 on fresh rows."""
         tp, fp, fn, tn = (figures[name] for name in ("tp", "fp", "fn", "tn"))
         criterion = self.search.criterion
-        if isinstance(outcome, ThresholdError):
-            value = criterion.worst(tp + fn, fp + tn)
-            return {"objective": value, "objective_oob": value, "f1_oob": figures["f1"]}
-        value = finite(criterion.value_of((tp, fp, fn, tn)))
-        if outcome is None or outcome is not self._threshold:
-            return {"objective": value, "objective_oob": value, "f1_oob": figures["f1"]}
-        if self.search.n_boot == 0:
+        failed = isinstance(outcome, ThresholdError)
+        value = criterion.worst(tp + fn, fp + tn) if failed else finite(criterion.value_of((tp, fp, fn, tn)))
+        if outcome is None or self.search.n_boot == 0:
             return {"objective": value}
+        if isinstance(outcome, ThresholdError) or outcome is not self._threshold:
+            return {"objective": value, "objective_oob": value, "f1_oob": figures["f1"]}
         if outcome.oob_counts is None or outcome.oob_value is None:
             return {"objective": value, "objective_oob": criterion.worst(tp + fn, fp + tn), "f1_oob": 0.0}
         f1_oob = float(f1(*(np.array(count) for count in outcome.oob_counts)))
@@ -250,7 +262,9 @@ class BinaryClassificationMetrics:
         """Return the same names as always, without anything to be proud of."""
         figures = no_figures() | {"f1_at_half": 0.0}
         worst = self.search.criterion.worst(rows.n_pos, rows.n_neg)
-        figures |= {"objective": worst, "objective_oob": worst, "f1_oob": 0.0}
+        figures["objective"] = worst
+        if self.tunes and self.search.n_boot:
+            figures |= {"objective_oob": worst, "f1_oob": 0.0}
         return figures | dict.fromkeys(self._extra_figures(rows, figures | self._about(rows)), 0.0)
 
     def _extra_figures(self, rows: EvaluatedRows, figures: dict[str, float]) -> dict[str, float]:
@@ -266,4 +280,4 @@ class BinaryClassificationMetrics:
         for kind, text in texts.items():
             if kind not in self._warned:
                 self._warned.add(kind)
-                warnings.warn(text, ThresholdWarning, stacklevel=2)
+                warn_once_per_run(text)

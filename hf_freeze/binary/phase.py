@@ -17,6 +17,8 @@ class TuningPhase:
     """
 
     def __init__(self, tune_on: str) -> None:
+        if not isinstance(tune_on, str):
+            raise FreezeError(f"tune_on={tune_on!r} is not the name of an eval set.")
         self.tune_on = tune_on
         self.frozen = False
         self._forced: bool | None = None

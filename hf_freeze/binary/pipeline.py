@@ -9,7 +9,7 @@ from transformers import TextClassificationPipeline
 from hf_freeze.binary.checkpoint import load_threshold
 from hf_freeze.binary.inference import predict_binary
 from hf_freeze.binary.labels import PositiveLabel
-from hf_freeze.binary.result import ThresholdResult
+from hf_freeze.binary.result import ThresholdResult, as_result
 from hf_freeze.errors import FreezeError
 
 
@@ -40,8 +40,7 @@ class BinaryClassificationPipeline(TextClassificationPipeline):
         threshold, labels = kwargs.pop("threshold", None), kwargs.pop("labels", None)
         preprocess, forward, postprocess = super()._sanitize_parameters(top_k=top_k, **kwargs)  # type: ignore[no-untyped-call]
         if threshold is not None:
-            given = isinstance(threshold, ThresholdResult)
-            postprocess["threshold"] = threshold if given else ThresholdResult(threshold=float(threshold))
+            postprocess["threshold"] = as_result(threshold)
         if labels is not None:
             postprocess["labels"] = labels
         return preprocess, forward, postprocess
@@ -57,7 +56,7 @@ class BinaryClassificationPipeline(TextClassificationPipeline):
         labels: tuple[str, str] | None = None,
     ) -> Any:
         """Return the label decided for, or with `top_k` both, as dicts of label and score."""
-        prediction = predict_binary(model_outputs["logits"], threshold, head="logits")
+        prediction = predict_binary(model_outputs["logits"], threshold, head=threshold.head)
         decided, probability = int(prediction.label[0]), float(prediction.probability[0])
         names = labels or _label_names(self.model.config)
         both = [

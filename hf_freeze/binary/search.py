@@ -6,6 +6,7 @@ threshold lies strictly above the next lower score; among equally good threshold
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -16,7 +17,7 @@ from hf_freeze.binary.counts import FloatArray, ScoreCounts
 from hf_freeze.binary.criterion import Criterion
 from hf_freeze.binary.diagnosis import diagnose, status_of
 from hf_freeze.binary.resampling import Resamples, resample
-from hf_freeze.binary.result import ThresholdCurve, ThresholdResult
+from hf_freeze.binary.result import ThresholdCurve, ThresholdResult, short
 from hf_freeze.errors import FreezeError
 
 Select: TypeAlias = Literal["exact", "bagged"]
@@ -25,6 +26,7 @@ RESOLUTION = 256
 """The curve and the re-tunings look at about this many candidates: more changed neither optimism nor interval."""
 
 _BLOCK = 1 << 15
+_MOST_RETUNINGS = 100_000
 
 
 class ThresholdError(FreezeError):
@@ -46,10 +48,15 @@ class ThresholdSearch:
 
     def __post_init__(self) -> None:
         """Raise `FreezeError` for settings that cannot be run."""
-        if self.select not in ("exact", "bagged"):
-            raise FreezeError(f'select={self.select!r} is not known. Give "exact" or "bagged".')
-        if self.n_boot < 0:
-            raise FreezeError(f"n_boot={self.n_boot!r} is negative. Give the number of re-tunings, or 0 for none.")
+        if not (isinstance(self.select, str) and self.select in ("exact", "bagged")):
+            raise FreezeError(f'select={short(self.select)} is not known. Give "exact" or "bagged".')
+        for name, given in (("n_boot", self.n_boot), ("seed", self.seed)):
+            if not isinstance(given, numbers.Integral) or isinstance(given, bool):
+                raise FreezeError(f"{name}={short(given)} is not a whole number.")
+            if given < 0:
+                raise FreezeError(f"{name}={short(given)} is negative. Give 0 or more.")
+        if self.n_boot > _MOST_RETUNINGS:
+            raise FreezeError(f"n_boot={self.n_boot} is more than {_MOST_RETUNINGS} re-tunings. n_boot=200 is enough.")
         if self.select == "bagged" and self.n_boot == 0:
             raise FreezeError('select="bagged" takes the median of n_boot re-tunings, but n_boot=0. Give n_boot=200.')
 

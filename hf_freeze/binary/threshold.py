@@ -12,7 +12,7 @@ from hf_freeze.binary.criterion import Criterion, Objective
 from hf_freeze.binary.diagnosis import ThresholdWarning, diagnose
 from hf_freeze.binary.margin import Head
 from hf_freeze.binary.result import ThresholdResult
-from hf_freeze.binary.rows import read_rows
+from hf_freeze.binary.rows import judged, read_rows
 from hf_freeze.binary.search import Select, ThresholdError, ThresholdSearch
 
 
@@ -59,10 +59,14 @@ def tune_threshold(  # noqa: PLR0913 - one declaration of a search; all but two 
         confidence=confidence,
     )
     search = ThresholdSearch(criterion=criterion, select=select, n_boot=n_boot, seed=seed)
-    rows = read_rows(scores, labels, head=head)
+    rows = judged(read_rows(scores, labels, head=head), head)
     if rows.n_nan:
         raise ThresholdError("nonfinite", f"{rows.n_nan} of {len(rows.margin)} scores are NaN. Did training diverge?")
-    result = replace(search.run(count_scores(rows.margin, rows.positive)), n_ignored=rows.n_ignored)
+    result = replace(
+        search.run(count_scores(rows.margin, rows.positive)),
+        n_ignored=rows.n_ignored,
+        head="probability" if head == "probability" else "logits",
+    )
     for text in diagnose(result).values():
         warnings.warn(text, ThresholdWarning, stacklevel=2)
     return result

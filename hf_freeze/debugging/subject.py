@@ -13,6 +13,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, default_data_collator
 
+from hf_freeze.binary.checkpoint import threshold_of
 from hf_freeze.binary.result import ThresholdResult
 from hf_freeze.errors import FreezeError
 from hf_freeze.label_columns import label_columns
@@ -187,8 +188,4 @@ def _threshold(given: Any, trainer: Any, model: nn.Module) -> ThresholdResult | 
     result = getattr(getattr(trainer, "compute_metrics", None), "result", None)
     if isinstance(result, ThresholdResult):
         return result
-    config = getattr(model, "config", None)
-    saved = getattr(config, "decision_threshold", None)
-    if saved is None:
-        return None
-    return ThresholdResult(threshold=saved, positive=getattr(config, "decision_positive", 1))
+    return threshold_of(model)

@@ -1,6 +1,6 @@
 """Where the Trainer and the decision threshold meet: when it is tuned, when applied, whose checkpoint it belongs to."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -8,11 +8,12 @@ from transformers import Trainer
 
 from hf_freeze.binary.checkpoint import (
     find_threshold,
-    load_threshold,
     set_config_threshold,
+    threshold_of,
     threshold_saved_with_weights,
 )
 from hf_freeze.binary.metrics import BinaryClassificationMetrics
+from hf_freeze.binary.served import logits_of, refuse_other_scores
 from hf_freeze.training.attributes import replaced
 
 if TYPE_CHECKING:
@@ -24,12 +25,13 @@ else:
 class ThresholdTrainerMixin(_Base):
     """Runs `compute_metrics=BinaryClassificationMetrics(...)` without a leak; leaves any other `compute_metrics` alone.
 
-    Only `train()`'s own evaluations of the designated set tune. The threshold is saved with every checkpoint, and read
-    back from the one that is resumed or that `load_best_model_at_end` loads.
+    Only `train()`'s own evaluations of the designated set tune, and only on the model's own logits. The threshold is
+    saved with every checkpoint, and read back from the one that is resumed or that `load_best_model_at_end` loads.
     """
 
     model: Any  # the Trainer's own annotation admits None, which it never is after construction
     _evaluates_for_training = False
+    _served: Sequence[Any] = ()
 
     @property
     def _threshold_metrics(self) -> BinaryClassificationMetrics | None:
@@ -44,6 +46,7 @@ class ThresholdTrainerMixin(_Base):
                 eval_sets=list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else None,
                 own_loss=self.compute_loss_func is not None,
             )
+            threshold_of(self.model)  # a broken one in the config is said before any work
         return super().train(*args, **kwargs)
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
@@ -75,13 +78,35 @@ class ThresholdTrainerMixin(_Base):
         if metrics is None:
             yield
             return
-        if (
-            metrics.result is None
-            and getattr(getattr(self.model, "config", None), "decision_threshold", None) is not None
-        ):
-            metrics.use(load_threshold(self.model))  # the model was saved with one
+        metrics.read_names(self.model)
+        # A threshold that the model was saved with is that of its weights until the first step.
+        if metrics.result is None and self.state.global_step == 0 and (saved := threshold_of(self.model)):
+            metrics.use(saved)
         with metrics.evaluation(metric_key_prefix, in_training=in_training):
             yield
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate as the Trainer does. Raises `FreezeError` for scores that are not the model's."""
+        metrics, preprocess = self._threshold_metrics, self.preprocess_logits_for_metrics
+        if metrics is None:
+            return super().evaluation_loop(*args, **kwargs)
+        head = metrics.head
+
+        def checked(logits: Any, labels: Any) -> Any:
+            given = logits if preprocess is None else preprocess(logits, labels)
+            served, self._served = [*self._served] or [logits], ()
+            refuse_other_scores(given, served, head=head, preprocessed=preprocess is not None)
+            return given
+
+        with replaced(self, preprocess_logits_for_metrics=checked):
+            return super().evaluation_loop(*args, **kwargs)
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Predict as the Trainer does, and keep the logits that the model itself gave."""
+        if self._threshold_metrics is None:
+            return super().prediction_step(model, inputs, *args, **kwargs)
+        with logits_of(model) as self._served:
+            return super().prediction_step(model, inputs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         """Save the model, and the threshold with it."""

@@ -102,7 +102,7 @@ def test_where_sidecar_and_config_disagree_the_config_is_right_and_it_is_said(tm
     set_config_threshold(model, tuned)
     model.save_pretrained(tmp_path)
     OLD.save(tmp_path / THRESHOLD_FILE)
-    with pytest.warns(ThresholdWarning, match=r"says -0.5, config.json 99.5.*interrupted"):
+    with pytest.warns(ThresholdWarning, match=r"says -0.5 for class 1, config.json 99.5 for class 1.*interrupted"):
         assert load_threshold(tmp_path).threshold == tuned.threshold
 
 

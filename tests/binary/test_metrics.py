@@ -154,11 +154,15 @@ def test_a_plain_call_tunes_until_frozen():
     assert not metrics.tunes
 
 
-def test_on_rows_that_were_not_tuned_on_f1_is_what_to_expect():
-    metrics = BinaryClassificationMetrics(threshold=-0.5)
-    figures = metrics(prediction(*rows()))
-    assert figures["f1_oob"] == figures["f1"]
-    assert figures["objective_oob"] == figures["objective"] == figures["f1"]
+@pytest.mark.filterwarnings("ignore::hf_freeze.binary.diagnosis.ThresholdWarning")
+def test_an_evaluation_that_does_not_tune_reports_nothing_out_of_bag():
+    applied = BinaryClassificationMetrics(threshold=-0.5)
+    tuned = BinaryClassificationMetrics()
+    tuned(prediction(*rows()))
+    with tuned.applying():
+        for figures in (applied(prediction(*rows())), applied((NAN, np.arange(100) % 2)), tuned(prediction(*rows()))):
+            assert not [name for name in figures if "oob" in name]
+            assert "objective" in figures
 
 
 @pytest.mark.parametrize(
@@ -437,13 +441,23 @@ def test_one_logit_that_trains_as_regression_is_named(make_model, problem_type):
     BinaryClassificationMetrics().prepare(make_model(num_labels=1, problem_type="multi_label_classification"))
 
 
-def test_probabilities_are_refused_at_the_first_evaluation_and_never_later():
+@pytest.mark.parametrize("earlier", [None, np.linspace(-1.0, 1.0, 100), np.linspace(0.45, 0.55, 100)])
+@pytest.mark.parametrize("batch", [100, 10])
+def test_probabilities_are_refused_at_every_evaluation_whatever_came_before(earlier, batch):
+    """An untrained model that ends in a sigmoid gives 0.5 for every row: what it is shows only later."""
     labels = np.arange(100) % 2
-    with pytest.raises(FreezeError, match="these are probabilities"):
-        BinaryClassificationMetrics()(prediction(np.linspace(0.01, 0.99, 100), labels))
     metrics = BinaryClassificationMetrics(n_boot=0)
-    metrics(prediction(np.linspace(-1.0, 1.0, 100), labels))
-    assert metrics(prediction(np.linspace(0.01, 0.99, 100), labels))["n_pos"] == 50
+    if earlier is not None:
+        metrics(prediction(earlier, labels))
+    before = metrics.result
+    for scores, message in ((np.linspace(0.01, 0.99, 100), "these are probabilities"), (labels, "these are class ids")):
+        with pytest.raises(FreezeError, match=message):
+            for start in range(0, 100, batch):
+                part = slice(start, start + batch)
+                metrics(prediction(scores[part], labels[part]), compute_result=start + batch == 100)
+        with pytest.raises(FreezeError, match=message):
+            metrics(prediction(np.split(scores, 100 // batch), np.split(labels, 100 // batch)))
+    assert metrics.result is before
     accepted = BinaryClassificationMetrics(head="probability", n_boot=0)
     assert accepted(prediction(np.linspace(0.01, 0.99, 100), labels))["f1_at_half"] > 0
 

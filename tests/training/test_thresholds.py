@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from hf_freeze import (
     BinaryClassificationMetrics,
+    FreezeError,
     FreezePlan,
     FreezeTrainer,
     FreezeTrainingArguments,
@@ -230,3 +231,19 @@ def test_a_loss_of_ones_own_is_not_warned_of_as_regression(tmp_path, recwarn):
     )
     trainer.train()
     assert not [warning for warning in recwarn if "regression" in str(warning.message)]
+
+
+def test_the_threshold_of_the_weights_before_training_is_not_applied_to_those_after(tmp_path) -> None:
+    made = made_with(tmp_path / "run", metrics_for_tests(), save_strategy="no")
+    made.train()
+    again = made_with(tmp_path / "again", metrics_for_tests(), model=made.model, eval_strategy="no", save_strategy="no")
+    again.train()
+    assert again.evaluate()["eval_threshold"] == 0.0
+
+
+def test_a_broken_threshold_in_the_models_config_is_said_before_the_first_step(tmp_path) -> None:
+    made = made_with(tmp_path, metrics_for_tests())
+    made.model.config.decision_threshold = "0.3"
+    with pytest.raises(FreezeError, match=r"The config of this Bert\w+ has a decision_threshold that cannot be used"):
+        made.train()
+    assert made.state.global_step == 0
