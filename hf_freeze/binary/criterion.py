@@ -123,7 +123,7 @@ class Criterion:
                 f"objective={short(self.objective)} {why}, so no threshold can maximise it. Give one of "
                 f"{', '.join(known)}, or a function of the arrays (tp, fp, fn, tn)."
             )
-        if not (is_number(self.beta) and 0.0 < self.beta < 1e100):
+        if not (is_number(self.beta) and 0.0 < self.beta < 1e30):
             raise FreezeError(f"beta={short(self.beta)} is not a positive number.")
         if self.beta != 1.0 and self.objective != "fbeta":
             raise FreezeError(f'beta={self.beta!r} has no effect on objective={self.name!r}. Say objective="fbeta".')
@@ -143,7 +143,7 @@ class Criterion:
         if self.objective != "cost":
             raise FreezeError(f'costs= has no effect on objective={self.name!r}. Say objective="cost".')
         given = dict(self.costs) if isinstance(self.costs, Mapping) else {}
-        if set(given) != {"fp", "fn"} or not all(is_number(cost) and 0.0 < cost < 1e100 for cost in given.values()):
+        if set(given) != {"fp", "fn"} or not all(is_number(cost) and 0.0 < cost < 1e30 for cost in given.values()):
             raise FreezeError(f'costs={short(self.costs)} must be two positive numbers: {{"fp": ..., "fn": ...}}.')
 
     @property
@@ -172,7 +172,7 @@ class Criterion:
             return self._named_value(tp, fp, fn, tn)
         try:
             with np.errstate(all="ignore"):
-                value = np.asarray(self.objective(tp, fp, fn, tn), dtype=np.float64)
+                value = np.asarray(self.objective(*(count.copy() for count in (tp, fp, fn, tn))), dtype=np.float64)
         except Exception as error:
             raise FreezeError(
                 f"objective {self.name!r} failed on arrays of counts ({type(error).__name__}: {error}). It is called "
@@ -193,7 +193,7 @@ class Criterion:
         if self.objective == "cost" and self.costs is not None:
             return ratio(-(self.costs["fp"] * fp + self.costs["fn"] * fn), tp + fp + fn + tn)
         if self.objective == "fbeta":
-            weight = self.beta**2
+            weight = float(self.beta) ** 2
             return ratio((1.0 + weight) * tp, (1.0 + weight) * tp + weight * fn + fp)
         return OBJECTIVES[str(self.objective)](tp, fp, fn, tn)
 

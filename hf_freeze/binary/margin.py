@@ -83,7 +83,7 @@ def read_margin(logits: Any, *, positive: int, head: Head) -> tuple[Any, ValueRa
 
 def check_head(head: Any) -> None:
     """Raise `FreezeError` for a reading of the model's outputs that does not exist."""
-    if head not in _HEADS:
+    if not (isinstance(head, str) and head in _HEADS):
         raise FreezeError(f"head={short(head)} is not known. Give one of {', '.join(map(repr, _HEADS))}.")
 
 
@@ -148,6 +148,8 @@ def _two_dimensional(values: Any) -> Any:
     """Return floating-point columns (n, 1) or (n, 2), of float32 at least."""
     columns: Any
     if isinstance(values, torch.Tensor):
+        if values.is_meta or values.layout != torch.strided:
+            raise FreezeError(f"Logits on {values.device} of layout {values.layout} cannot be read. Give dense values.")
         _refuse_dtype("b" if values.dtype == torch.bool else "c" if values.is_complex() else "f", values.dtype)
         columns = values.detach() if values.dtype == torch.float64 else values.detach().float()
     else:
@@ -167,7 +169,7 @@ def _two_dimensional(values: Any) -> Any:
 def _array(values: Any, what: str) -> NDArray[Any]:
     try:
         return as_numpy(values)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged rows; tensors without values
         raise FreezeError(f"{what} of type {type(values).__name__} cannot be read as an array: {error}") from error
 
 
@@ -248,7 +250,9 @@ def _log_odds_columns(probabilities: Any) -> Any:
 
 def _label_ids(labels: NDArray[Any], label2id: Mapping[str, int] | None) -> NDArray[Any]:
     if labels.dtype == object and all(isinstance(value, (numbers.Real, np.bool_)) for value in labels.ravel()):
-        labels = labels.astype(np.float64)
+        labels = np.array([float(value) if abs(value) < 1e9 else np.inf for value in labels.ravel()]).reshape(
+            labels.shape
+        )
     if labels.dtype.kind in "biuf":
         return labels
     if labels.dtype == object and any(value is None for value in labels.ravel()):

@@ -17,7 +17,7 @@ from hf_freeze.binary.figures import figures_at, figures_of_scores, finite, no_f
 from hf_freeze.binary.labels import PositiveLabel
 from hf_freeze.binary.margin import Head, check_head
 from hf_freeze.binary.phase import TuningPhase
-from hf_freeze.binary.result import ThresholdResult, as_result, sigmoid
+from hf_freeze.binary.result import ThresholdResult, as_result, short, sigmoid
 from hf_freeze.binary.rows import EvaluatedRows, join_rows, judged, read_rows
 from hf_freeze.binary.search import Select, ThresholdError, ThresholdSearch
 from hf_freeze.errors import FreezeError
@@ -192,7 +192,7 @@ class BinaryClassificationMetrics:
         With `batch_eval_metrics=True` the Trainer passes `compute_result`: batches are kept as one margin and one class
         per row until it is True, and until then the result is empty.
         """
-        logits, labels = eval_pred if isinstance(eval_pred, tuple) else (eval_pred.predictions, eval_pred.label_ids)
+        logits, labels = _logits_and_labels(eval_pred)
         rows = read_rows(logits, labels, positive=self._label.id, head=self._head, label2id=self._label.label2id)
         if compute_result is None:
             return self._figures(judged(rows, self._head))
@@ -281,3 +281,12 @@ class BinaryClassificationMetrics:
             if kind not in self._warned:
                 self._warned.add(kind)
                 warn_once_per_run(text)
+
+
+def _logits_and_labels(eval_pred: Any) -> tuple[Any, Any]:
+    if isinstance(eval_pred, tuple) and len(eval_pred) == 2:
+        return eval_pred
+    try:
+        return eval_pred.predictions, eval_pred.label_ids
+    except AttributeError:
+        raise FreezeError(f"{short(eval_pred)} is neither an EvalPrediction nor a pair (logits, labels).") from None

@@ -94,4 +94,5 @@ def _at(count: FloatArray, candidate: NDArray[np.intp]) -> FloatArray:
 def _margins(counts: ScoreCounts, kept: NDArray[np.intp]) -> FloatArray:
     """Return a finite threshold for each candidate: the middle of its gap."""
     low, high = counts.gaps(kept, kept)
-    return (low + high) / 2.0
+    largest = float(np.finfo(np.float32).max)
+    return np.clip((low + high) / 2.0, -largest, largest)  # a gap that ends at an infinite score has no middle

@@ -124,6 +124,8 @@ class ThresholdResult:
 
         Raises `FreezeError` for other keys, and for values of another kind than `to_dict` gives.
         """
+        if not isinstance(values, Mapping):
+            raise FreezeError(f"Not a threshold result: {short(values)}.")
         given = {name: value for name, value in values.items() if name != "probability"}
         unknown = sorted(set(given) - {f.name for f in fields(cls)})
         if unknown or "threshold" not in given:

@@ -191,6 +191,8 @@ def _with_optimism(result: ThresholdResult, criterion: Criterion, resamples: Res
     if result.value is None or resamples.oob_counts is None:
         return result
     oob_value = criterion.value_of(resamples.oob_counts)
+    if not (np.isfinite(oob_value) and np.isfinite(resamples.values).all()):
+        return result  # a function of the user's that is not finite everywhere
     spread = np.percentile(resamples.values, [2.5, 97.5]) - (result.value - oob_value)
     low, high = (float(end) for end in spread.clip(*criterion.bounds))
     thresholds = np.percentile(resamples.thresholds, [2.5, 97.5])
