@@ -87,10 +87,10 @@ class ThresholdTrainerMixin(_Base):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate as the Trainer does. Raises `FreezeError` for scores that are not the model's."""
-        metrics, preprocess = self._threshold_metrics, self.preprocess_logits_for_metrics
+        metrics = self._threshold_metrics
         if metrics is None:
             return super().evaluation_loop(*args, **kwargs)
-        head = metrics.head
+        head, preprocess = metrics.head, self.preprocess_logits_for_metrics
 
         def checked(logits: Any, labels: Any) -> Any:
             given = logits if preprocess is None else preprocess(logits, labels)
@@ -101,7 +101,7 @@ class ThresholdTrainerMixin(_Base):
         with replaced(self, preprocess_logits_for_metrics=checked):
             return super().evaluation_loop(*args, **kwargs)
 
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Predict as the Trainer does, and keep the logits that the model itself gave."""
         if self._threshold_metrics is None:
             return super().prediction_step(model, inputs, *args, **kwargs)
