@@ -46,7 +46,7 @@ def main() -> None:
     found, missed = ((actual == 1) & (spam.label == 1)).sum(), ((actual == 1) & (spam.label == 0)).sum()
     print(f"Accuracy {(spam.label == actual).mean():.2f}; of {found + missed} spam messages {found} found.\n")
 
-    debug_sample(trainer, index=0)  # one forward pass, and everything in it that could be wrong
+    print(debug_sample(trainer, index=0))  # one forward pass, and everything in it that could be wrong
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def main() -> None:
     )
     say(f"{trainable_summary(model)}\n")
     if script.debug_sample:
-        debug_sample(trainer, checks="full", backward=True, seed=args.seed)
+        debug_sample(trainer, checks="full", backward=True, seed=args.seed, quiet=False)
         say("")
     trained = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     predictions = {part: trainer.predict(parts[part]) for part in ("validation", "test")}

@@ -18,10 +18,11 @@ ARROWS = {
     "selection": set(),
     "plan": {"selection"},
     "binary": set(),
-    "debugging": {"binary"},
+    "model_inputs": {"binary"},
+    "debugging": {"model_inputs", "binary", "selection"},
     "features": set(),
     "training": {"plan", "selection", "binary", "features"},
-    "reporting": {"training", "plan", "selection", "binary", "debugging", "features"},
+    "reporting": {"training", "plan", "selection", "binary", "debugging", "features", "model_inputs"},
 }
 
 

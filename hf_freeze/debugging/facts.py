@@ -5,34 +5,69 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from hf_freeze.binary.inference import predict_binary
 from hf_freeze.binary.margin import binary_margin
-from hf_freeze.debugging.rows import Row
-from hf_freeze.debugging.subject import IDS, Subject
+from hf_freeze.debugging.losses import LossFinding
+from hf_freeze.debugging.outputs import squashed_by
 from hf_freeze.debugging.variants import has_tokens, real_tokens
+from hf_freeze.model_inputs.inspected_model import IDS, InspectedModel
+from hf_freeze.model_inputs.rows import Row
+
+if TYPE_CHECKING:
+    from hf_freeze.debugging.look import Look
 
 Facts = dict[str, Any]
 
 
-def sample_facts(subject: Subject, row: Row, batch: Mapping[str, Any], labels: torch.Tensor | None) -> Facts:
+def facts_of(look: Look) -> Facts:
+    """Return what a look has shown; asks for no pass that the checks have not made."""
+    found: Facts = {"sample": {"origin": look.row.origin, "index": look.row.index, "seed": look.row.seed}}
+    if look.batch:
+        found["sample"] = sample_facts(look.inspected, look.row, look.batch, look.label)
+        found["inputs"] = input_facts(look.batch)
+        if look.logits is not None:
+            squashed = squashed_by(look.scored.logits) is not None
+            head = "probability" if squashed else "logits"
+            found["output"] = output_facts(look.inspected, look.logits, kind=look.kind, head=head)
+        if look.loss_finding is not None:
+            found["loss"] = _loss_facts(look.loss_finding, look.logits_with_graph)
+    found["model"] = model_facts(look.model, look.flags)
+    found["cost"] = round(look.runner.cost, 2)
+    return found
+
+
+def _loss_facts(finding: LossFinding, logits: torch.Tensor) -> Facts:
+    columns = logits.shape[-1] if logits.ndim > 1 else 1
+    uniform = 2 if columns == 1 and (finding.kind or "").startswith("binary") else columns
+    return {
+        "value": finding.value,
+        "kind": finding.kind,
+        "recomputed": None if finding.plain is None else finding.plain.value,
+        "recomputed_as": None if finding.plain is None else finding.plain.kind,
+        "classes": uniform,
+        "uniform": math.log(uniform) if uniform > 1 else None,
+    }
+
+
+def sample_facts(inspected: InspectedModel, row: Row, batch: Mapping[str, Any], labels: torch.Tensor | None) -> Facts:
     """Return where the row comes from, its text, and its label by name."""
     facts: Facts = {"origin": row.origin, "index": row.index, "seed": row.seed}
     if has_tokens(batch):
-        ids, own = batch[IDS][0], real_tokens(subject, batch)
-        unknown = getattr(subject.tokenizer, "unk_token_id", None)
+        ids, own = batch[IDS][0], real_tokens(inspected, batch)
+        unknown = getattr(inspected.tokenizer, "unk_token_id", None)
         facts["tokens"] = int(own.sum())
         facts["padding"] = int((~own).sum())
         facts["unknown"] = None if unknown is None else int((ids == unknown).sum())
-        facts["text"] = None if subject.tokenizer is None else marked_text(subject.tokenizer, ids.tolist())
+        facts["text"] = None if inspected.tokenizer is None else marked_text(inspected.tokenizer, ids.tolist())
     if labels is not None:
         single = labels.numel() == 1
         facts["target"] = labels.item() if single else labels.flatten()[:8].tolist()
-        names = getattr(subject.config, "id2label", None) or {}
+        names = getattr(inspected.config, "id2label", None) or {}
         facts["target_name"] = names.get(facts["target"]) if single and not labels.is_floating_point() else None
     return facts
 
@@ -70,13 +105,13 @@ def _tensor_facts(value: torch.Tensor) -> Facts:
     return facts
 
 
-def output_facts(subject: Subject, logits: torch.Tensor, *, kind: str, head: Any = "logits") -> Facts:
+def output_facts(inspected: InspectedModel, logits: torch.Tensor, *, kind: str, head: Any = "logits") -> Facts:
     """Return what the logits say: margin, probability, and the label at 0.5 and at the tuned threshold."""
     facts: Facts = {**_tensor_facts(logits), "kind": kind}
     row = logits.detach().float().reshape(-1)
-    names = {int(i): str(name) for i, name in (getattr(subject.config, "id2label", None) or {}).items()}
+    names = {int(i): str(name) for i, name in (getattr(inspected.config, "id2label", None) or {}).items()}
     if kind == "binary" and bool(torch.isfinite(row).all()):
-        facts |= _binary_facts(subject, logits.detach().reshape(1, -1), head=head)
+        facts |= _binary_facts(inspected, logits.detach().reshape(1, -1), head=head)
     elif kind == "classes":
         shares = row.softmax(0)
         best = int(row.nan_to_num(nan=-math.inf).argmax())
@@ -88,8 +123,8 @@ def output_facts(subject: Subject, logits: torch.Tensor, *, kind: str, head: Any
     return facts
 
 
-def _binary_facts(subject: Subject, logits: torch.Tensor, *, head: Any) -> Facts:
-    tuned = subject.threshold
+def _binary_facts(inspected: InspectedModel, logits: torch.Tensor, *, head: Any) -> Facts:
+    tuned = inspected.threshold
     positive = 1 if tuned is None else tuned.positive
     margin = float(binary_margin(logits, positive=positive, head=head)[0])
     at_half = predict_binary(logits, positive=positive, head=head)
@@ -105,25 +140,25 @@ def _binary_facts(subject: Subject, logits: torch.Tensor, *, head: Any) -> Facts
     }
 
 
-def kind_of(subject: Subject, logits: torch.Tensor, labels: torch.Tensor | None, loss_kind: str | None) -> str:
+def kind_of(inspected: InspectedModel, logits: torch.Tensor, labels: torch.Tensor | None, loss_kind: str | None) -> str:
     """Tell what the logits are for: binary, classes, several labels, regression or tokens."""
     if logits.ndim > 2:
         return "tokens"
     columns = 1 if logits.ndim == 1 and len(logits) == 1 else logits.shape[-1]
-    problem = getattr(subject.config, "problem_type", None)
+    problem = getattr(inspected.config, "problem_type", None)
     several = labels is not None and labels.is_floating_point() and labels.numel() == columns > 1
     if columns > 1 and (several or problem == "multi_label_classification"):
         return "several labels"
     if columns > 1:
         return ("binary" if columns == 2 else "classes") if problem != "regression" else "values"
-    if (loss_kind or "").startswith("binary cross entropy") or subject.threshold is not None or is_binary(subject):
+    if (loss_kind or "").startswith("binary cross entropy") or inspected.threshold is not None or is_binary(inspected):
         return "binary"
     return "regression"
 
 
-def is_binary(subject: Subject) -> bool:
+def is_binary(inspected: InspectedModel) -> bool:
     """Whether the Trainer's metrics are those of a binary classifier with a threshold."""
-    metrics = getattr(subject.trainer, "compute_metrics", None)
+    metrics = getattr(inspected.trainer, "compute_metrics", None)
     return hasattr(metrics, "threshold") and hasattr(metrics, "search")
 
 

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
-from hf_freeze.debugging.check import Check, failed, ok, warning
+from hf_freeze.debugging.check import Check, CheckName, failed, ok, warning
 from hf_freeze.debugging.passes import all_finite, is_sharded
 
 GradientStatus: TypeAlias = Literal["ok", "zero", "missing", "not finite", "frozen", "unused"]
@@ -114,7 +114,8 @@ def _moved(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 def check_gradients(statuses: Mapping[str, GradientStatus], model: nn.Module) -> Check:
     """Judge the gradients, and explain those that are rightly zero or missing."""
-    name, counts = "gradients", Counter(statuses.values())
+    name: CheckName = "gradients"
+    counts = Counter(statuses.values())
     training = len(statuses) - counts["frozen"]
     if not training:
         return warning(name, "No parameter requires a gradient: nothing trains.")

@@ -9,25 +9,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_freeze.debugging.check import Check, failed, ok, warning
+from hf_freeze.debugging.check import Check, CheckName, failed, ok, warning
 from hf_freeze.debugging.passes import OutOfRange, all_finite
-from hf_freeze.debugging.rows import Row, length_of, positions
-from hf_freeze.debugging.subject import IDS, Subject
 from hf_freeze.debugging.variants import has_tokens, real_tokens
+from hf_freeze.model_inputs.inspected_model import IDS, InspectedModel
+from hf_freeze.model_inputs.rows import Row, length_of, positions
 
 UNKNOWN_SHARE = 0.3
-LARGEST_PIXEL = 20.0
 
 
-def check_modes(flags: Mapping[str, bool], model: nn.Module, deaf: Sequence[str]) -> Check:
+def check_modes(flags: Mapping[str, bool], model: nn.Module, ignores_eval: Sequence[str]) -> Check:
     """Hold the train and eval flags of the parts against each other."""
-    name = "modes"
-    deaf = [path for path in deaf if _minds_mode(model.get_submodule(path))]
-    if deaf:
+    name: CheckName = "modes"
+    ignores_eval = [path for path in ignores_eval if _minds_mode(model.get_submodule(path))]
+    if ignores_eval:
         return failed(
             name,
-            f"{deaf[0] or 'the model'} and {len(deaf) - 1} more stay in train mode after model.eval(): evaluation runs "
-            "with dropout or moving statistics there. Is train() or eval() overridden?",
+            f"{ignores_eval[0] or 'the model'} and {len(ignores_eval) - 1} more stay in train mode after model.eval(): "
+            "evaluation runs with dropout or moving statistics there. Is train() or eval() overridden?",
         )
     if not flags[""]:
         strays = [path for path, training in flags.items() if training and _minds_mode(model.get_submodule(path))]
@@ -75,24 +74,19 @@ def _floating(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def check_inputs(batch: Mapping[str, Any]) -> Check:
-    """Look at pixels and samples: finite, and scaled as pretrained models want them."""
+    """Look for NaN and infinity among pixels and samples."""
     for key, value in batch.items():
         if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.numel():
             continue
         if not bool(torch.isfinite(value).all()) and "mask" not in key:
             return failed("inputs", f"{key} holds NaN or infinite values. Look at the row and its preprocessing.")
-        if key == "pixel_values" and float(value.abs().max()) > LARGEST_PIXEL:
-            return warning(
-                "inputs",
-                f"pixel_values reach {float(value.abs().max()):.4g}: images seem neither rescaled nor normalised. Run "
-                "them through the model's image processor.",
-            )
     return ok("inputs", "The inputs are finite.")
 
 
-def check_vocabulary(subject: Subject, batch: Mapping[str, Any], error: Exception | None) -> Check | None:
+def check_vocabulary(inspected: InspectedModel, batch: Mapping[str, Any], error: Exception | None) -> Check | None:
     """Hold token ids and the tokenizer against the embedding."""
-    table, name = subject.input_embedding, "vocabulary"
+    table = inspected.input_embedding
+    name: CheckName = "vocabulary"
     if isinstance(error, OutOfRange) and not (error.is_counting and error.module is not table):
         return failed(
             name,
@@ -102,22 +96,22 @@ def check_vocabulary(subject: Subject, batch: Mapping[str, Any], error: Exceptio
         )
     if table is None or not has_tokens(batch):
         return None
-    if subject.tokenizer is not None and len(subject.tokenizer) > table.num_embeddings:
+    if inspected.tokenizer is not None and len(inspected.tokenizer) > table.num_embeddings:
         return failed(
             name,
-            f"The tokenizer knows {len(subject.tokenizer):,} tokens and the embedding {table.num_embeddings:,}: the "
+            f"The tokenizer knows {len(inspected.tokenizer):,} tokens and the embedding {table.num_embeddings:,}: the "
             "others will raise. model.resize_token_embeddings(len(tokenizer)), or take the model's own tokenizer.",
         )
     ids = batch[IDS]
     return ok(name, f"Ids from {int(ids.min())} to {int(ids.max())} lie in the embedding's {table.num_embeddings:,}.")
 
 
-def check_length(subject: Subject, batch: Mapping[str, Any], error: Exception | None) -> Check | None:
+def check_length(inspected: InspectedModel, batch: Mapping[str, Any], error: Exception | None) -> Check | None:
     """Hold the number of tokens against the positions of the model."""
     if not has_tokens(batch):
         return None
-    length, limit = batch[IDS].shape[1], positions(subject)
-    counting = isinstance(error, OutOfRange) and error.is_counting and error.module is not subject.input_embedding
+    length, limit = batch[IDS].shape[1], positions(inspected)
+    counting = isinstance(error, OutOfRange) and error.is_counting and error.module is not inspected.input_embedding
     if counting or (limit is not None and length > limit):
         return failed(
             "length",
@@ -127,11 +121,12 @@ def check_length(subject: Subject, batch: Mapping[str, Any], error: Exception | 
     return ok("length", f"{length} tokens" + (f" fit {limit} positions." if limit else "."))
 
 
-def check_truncated(subject: Subject, row: Row, batch: Mapping[str, Any]) -> Check | None:
+def check_truncated(inspected: InspectedModel, row: Row, batch: Mapping[str, Any]) -> Check | None:
     """Tell whether tokens were cut off: for certain where the text is known, else by where other rows end."""
     if not has_tokens(batch):
         return None
-    name, length = "truncated", int(real_tokens(subject, batch).sum())
+    name: CheckName = "truncated"
+    length = int(real_tokens(inspected, batch).sum())
     if row.untruncated is not None:
         if row.untruncated <= length:
             return ok(name, f"The whole text is in, {length} tokens.")
@@ -143,8 +138,10 @@ def check_truncated(subject: Subject, row: Row, batch: Mapping[str, Any]) -> Che
     lengths = [found for other in row.others if (found := length_of(other)) is not None]
     if len(lengths) > 1 and len(set(lengths)) == 1:
         return ok(name, f"{length} tokens, as in every row: texts come in pieces of one length.")
-    told = getattr(getattr(subject.tokenizer, "backend_tokenizer", None), "truncation", None) or {}
-    limits = {told.get("max_length"), getattr(subject.tokenizer, "model_max_length", None), positions(subject)} - {None}
+    told = getattr(getattr(inspected.tokenizer, "backend_tokenizer", None), "truncation", None) or {}
+    limits = {told.get("max_length"), getattr(inspected.tokenizer, "model_max_length", None), positions(inspected)} - {
+        None
+    }
     piled = _piled_up(length, lengths)
     if length in limits or piled:
         why = (
@@ -167,21 +164,21 @@ def _piled_up(length: int, lengths: Sequence[int]) -> int:
     return piled if piled >= 5 and piled > 2 * max(counts.values()) else 0
 
 
-def check_unknown(subject: Subject, batch: Mapping[str, Any]) -> Check | None:
+def check_unknown(inspected: InspectedModel, batch: Mapping[str, Any]) -> Check | None:
     """Count tokens that the tokenizer did not know."""
-    unknown = getattr(subject.tokenizer, "unk_token_id", None)
+    unknown = getattr(inspected.tokenizer, "unk_token_id", None)
     if unknown is None or not has_tokens(batch):
         return None
-    special = {i for i in (getattr(subject.tokenizer, "all_special_ids", None) or ()) if i != unknown}
+    special = {i for i in (getattr(inspected.tokenizer, "all_special_ids", None) or ()) if i != unknown}
     ids = [i for i in batch[IDS][0].tolist() if i not in special]
     count = ids.count(unknown)
     if not ids:
         return warning("tokens", "The row holds special tokens only: is the text empty?")
-    eos = getattr(subject.tokenizer, "eos_token_id", None)
+    eos = getattr(inspected.tokenizer, "eos_token_id", None)
     if count > UNKNOWN_SHARE * len(ids) and unknown != eos:
         return warning(
             "tokens",
-            f"{count} of {len(ids)} tokens are {subject.tokenizer.unk_token!r}: the tokenizer does not know this "
+            f"{count} of {len(ids)} tokens are {inspected.tokenizer.unk_token!r}: the tokenizer does not know this "
             "language, alphabet or vocabulary. Is it the model's own?",
         )
     return ok("tokens", f"{count} of {len(ids)} tokens are unknown to the tokenizer.")

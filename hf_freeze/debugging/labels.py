@@ -8,21 +8,31 @@ from typing import Any
 import torch
 
 from hf_freeze.binary.margin import IGNORED_LABEL
-from hf_freeze.debugging.check import Check, failed, ok, warning
-from hf_freeze.debugging.rows import Row
-from hf_freeze.debugging.subject import Subject
+from hf_freeze.debugging.check import Check, CheckName, failed, ok, warning
+from hf_freeze.model_inputs.inspected_model import InspectedModel
+from hf_freeze.model_inputs.rows import Row
+
+REMEDY = "Load the model with num_labels= the number of classes, and number them from 0."
 
 
-def label_in(subject: Subject, batch: Mapping[str, Any]) -> torch.Tensor | None:
+def label_in(inspected: InspectedModel, batch: Mapping[str, Any]) -> torch.Tensor | None:
     """Return the label tensor of a batch."""
-    found = [batch[name] for name in subject.label_names if isinstance(batch.get(name), torch.Tensor)]
+    found = [batch[name] for name in inspected.label_names if isinstance(batch.get(name), torch.Tensor)]
     return found[0] if found else None
 
 
-def check_present(subject: Subject, row: Row, batch: Mapping[str, Any]) -> Check | None:
+def no_number(inspected: InspectedModel, label: str | None) -> Check:
+    """Say that the label of the row is a text, or missing."""
+    if label is None:
+        return failed("labels", "The label of the row is None. Leave such rows out, or give them a label.")
+    known = sorted(getattr(inspected.config, "label2id", None) or {})
+    return failed("label_dtype", f"The label is the text {label!r}; losses take ids. Map it by label2id ({known}).")
+
+
+def check_present(inspected: InspectedModel, row: Row, batch: Mapping[str, Any]) -> Check | None:
     """Tell whether the label of the row reaches the model."""
-    in_batch = [name for name in subject.label_names if batch.get(name) is not None]
-    in_row = [name for name in subject.label_names if isinstance(row.value, Mapping) and name in row.value]
+    in_batch = [name for name in inspected.label_names if batch.get(name) is not None]
+    in_row = [name for name in inspected.label_names if isinstance(row.value, Mapping) and name in row.value]
     if in_batch:
         return ok("labels", f"The label reaches the model as {in_batch[0]!r}.")
     if in_row:
@@ -32,12 +42,12 @@ def check_present(subject: Subject, row: Row, batch: Mapping[str, Any]) -> Check
             "remove_unused_columns does; keep the column, or name it in label_names=.",
         )
     given = row.origin.startswith("the sample") or row.origin.startswith("the text")
-    if subject.trainer is None or given:
+    if inspected.trainer is None or given:
         return None
     return failed(
         "labels",
         f"The row has no label: its columns are {_columns(row.value)}. The Trainer computes no loss without "
-        f"{subject.label_names[0]!r}; rename the column, or set label_names=.",
+        f"{inspected.label_names[0]!r}; rename the column, or set label_names=.",
     )
 
 
@@ -45,20 +55,13 @@ def _columns(value: Any) -> list[str] | str:
     return sorted(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
 
 
-def text_label(subject: Subject, row: Row) -> str | None:
-    """Return a label that is still a text, which no collator turns into a tensor."""
-    if not isinstance(row.value, Mapping):
-        return None
-    return next((row.value[name] for name in subject.label_names if isinstance(row.value.get(name), str)), None)
-
-
-def unfit_dtype(subject: Subject, labels: torch.Tensor, logits: torch.Tensor) -> str | None:
+def unfit_dtype(inspected: InspectedModel, labels: torch.Tensor, logits: torch.Tensor) -> str | None:
     """Say what is unusual about the type or shape of a label under these logits; None for what fits."""
     if logits.ndim > 2 or labels.ndim > 2:
         return "labels of single tokens must be integers" if labels.is_floating_point() else None
     columns = 1 if logits.ndim == 1 else logits.shape[-1]
     whole = not labels.is_floating_point()
-    dtype, problem = str(labels.dtype).removeprefix("torch."), getattr(subject.config, "problem_type", None)
+    dtype, problem = str(labels.dtype).removeprefix("torch."), getattr(inspected.config, "problem_type", None)
     if columns == 1:
         if whole:
             reads = "binary cross entropy needs floats" if problem == "multi_label_classification" else "regression"
@@ -75,16 +78,17 @@ def unfit_dtype(subject: Subject, labels: torch.Tensor, logits: torch.Tensor) ->
     return None
 
 
-def check_dtype(subject: Subject, labels: torch.Tensor, logits: torch.Tensor, error: Exception | None) -> Check | None:
+def check_dtype(
+    inspected: InspectedModel, labels: torch.Tensor, logits: torch.Tensor, error: Exception | None
+) -> Check | None:
     """Judge the label's dtype: by rule for transformers' own losses, by what was raised for others'."""
-    unfit = unfit_dtype(subject, labels, logits)
-    if unfit and (error is not None or not subject.own_loss):
+    unfit = unfit_dtype(inspected, labels, logits)
+    if unfit and (error is not None or not inspected.own_loss):
         raised = f" The loss raised: {str(error).splitlines()[0]:.90}." if error is not None else ""
         return failed(
             "label_dtype",
             f"{unfit[0].upper()}{unfit[1:]}.{raised} Two or more logits take class ids (int64); one logit takes "
-            "floats, "
-            "(n,) for regression, or (n, 1) with problem_type='multi_label_classification' for two classes.",
+            "floats, (n,) for regression, or (n, 1) with problem_type='multi_label_classification' for two classes.",
         )
     return ok("label_dtype", f"{str(labels.dtype).removeprefix('torch.')} labels fit {_head(logits)}.")
 
@@ -94,44 +98,35 @@ def _head(logits: torch.Tensor) -> str:
     return f"{columns:,} logits" if columns > 1 else "one logit"
 
 
-def check_range(subject: Subject, row: Row, labels: torch.Tensor, logits: torch.Tensor) -> Check | None:
-    """Hold the label, and those of the rows around it, against the number of classes."""
+def check_range(inspected: InspectedModel, labels: torch.Tensor, logits: torch.Tensor) -> Check | None:
+    """Hold the label of the row against the number of classes."""
     columns = 1 if logits.ndim == 1 else logits.shape[-1]
+    if logits.ndim == 2 and columns > 1 and labels.numel() not in (1, columns) and not inspected.own_loss:
+        return failed(
+            "label_range",
+            f"The row has {labels.numel()} labels and the head {columns} logits. Give one label, or one per logit.",
+        )
     if columns == 1 or labels.is_floating_point() or (logits.ndim == 2 and labels.numel() != 1):
         return None
-    name = "label_range"
+    name: CheckName = "label_range"
     strange = sorted({int(value) for value in labels.flatten() if not _fits(int(value), columns)})
     if strange:
         return failed(
-            name, f"Label {strange[0]} is no class of a head with {columns:,} logits (0 to {columns - 1:,}). {_REMEDY}"
+            name, f"Label {strange[0]} is no class of a head with {columns:,} logits (0 to {columns - 1:,}). {REMEDY}"
         )
     if bool((labels == IGNORED_LABEL).all()):
         return warning(name, "Every label is -100, which the loss leaves out: this row teaches nothing.")
-    if logits.ndim == 2:
-        others = sorted({value for other in row.others for value in _ids(subject, other) if not _fits(value, columns)})
-        if others:
-            return failed(name, f"Label {others[0]} occurs in the data set; the head has {columns} logits. {_REMEDY}")
-        if len(row.class_names) > columns:
-            return failed(name, f"The data has {len(row.class_names)} classes and the head {columns} logits. {_REMEDY}")
     return ok(name, f"Labels lie in the {columns:,} classes of the head.")
-
-
-_REMEDY = "Load the model with num_labels= the number of classes, and number them from 0."
 
 
 def _fits(value: int, columns: int) -> bool:
     return 0 <= value < columns or value == IGNORED_LABEL
 
 
-def _ids(subject: Subject, row: Mapping[str, Any]) -> list[int]:
-    values = [row[name] for name in subject.label_names if name in row]
-    return [int(value) for value in values[:1] if isinstance(value, int) or getattr(value, "ndim", 1) == 0]
-
-
-def check_names(subject: Subject, row: Row) -> Check | None:
+def check_names(inspected: InspectedModel, row: Row) -> Check | None:
     """Hold the names of the classes in the data against those in the model's config."""
-    names = {int(i): str(name) for i, name in (getattr(subject.config, "id2label", None) or {}).items()}
-    back = {str(name): int(i) for name, i in (getattr(subject.config, "label2id", None) or {}).items()}
+    names = {int(i): str(name) for i, name in (getattr(inspected.config, "id2label", None) or {}).items()}
+    back = {str(name): int(i) for name, i in (getattr(inspected.config, "label2id", None) or {}).items()}
     if not names:
         return None
     for i, name in names.items():
@@ -139,8 +134,7 @@ def check_names(subject: Subject, row: Row) -> Check | None:
             return failed(
                 "label_names",
                 f"config.id2label calls class {i} {name!r}, config.label2id gives {name!r} the id {back.get(name)}. "
-                "Set "
-                "both from one list of names.",
+                "Set both from one list of names.",
             )
     theirs = row.class_names
     differs = [i for i, name in enumerate(theirs) if names.get(i) != name]

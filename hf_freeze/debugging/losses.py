@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from hf_freeze.debugging.check import Check, failed, ok, warning
-from hf_freeze.debugging.subject import Subject
+from hf_freeze.debugging.check import Check, CheckName, failed, ok, warning
+from hf_freeze.model_inputs.inspected_model import InspectedModel
 
 _PROBABILITY_LOSS = "BinaryCrossEntropyBackward0"
 _NODES_TO_READ = 40
@@ -39,16 +39,16 @@ class LossFinding:
         return None if self.explained is None else self.explained.kind
 
 
-def explain(subject: Subject, logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor) -> LossFinding:
+def explain(inspected: InspectedModel, logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor) -> LossFinding:
     """Compute the loss again in every way that is usual for such logits and labels, and see which fits."""
     value = float(loss.detach())
     hints = _hints(loss)
     z, y = logits.detach().float(), labels.detach().to(logits.device)
     try:
-        readings = list(_readings(subject, z, y, hints))
+        readings = list(_readings(inspected, z, y, hints))
     except (RuntimeError, ValueError, IndexError):
         readings = []
-    tolerance = (3e-2 if _is_half(subject, logits) else 1e-3) * abs(value) + 1e-5
+    tolerance = (3e-2 if _is_half(inspected, logits) else 1e-3) * abs(value) + 1e-5
     fitting = [reading for reading in readings if abs(reading.value - value) <= tolerance]
     sound = [reading for reading in fitting if reading.fault is None]
     options: list[Reading] = sound or fitting
@@ -57,9 +57,9 @@ def explain(subject: Subject, logits: torch.Tensor, labels: torch.Tensor, loss: 
     return LossFinding(value, readings[0] if readings else None, explained)
 
 
-def _is_half(subject: Subject, logits: torch.Tensor) -> bool:
-    mixed = getattr(getattr(subject.trainer, "accelerator", None), "mixed_precision", "no")
-    half = any(p.is_floating_point() and p.element_size() == 2 for p in subject.model.parameters())
+def _is_half(inspected: InspectedModel, logits: torch.Tensor) -> bool:
+    mixed = getattr(getattr(inspected.trainer, "accelerator", None), "mixed_precision", "no")
+    half = any(p.is_floating_point() and p.element_size() == 2 for p in inspected.model.parameters())
     return logits.element_size() < 4 or half or mixed not in ("no", None)
 
 
@@ -81,10 +81,10 @@ def _hints(loss: torch.Tensor) -> dict[str, Any]:
     return hints
 
 
-def _readings(subject: Subject, z: torch.Tensor, y: torch.Tensor, hints: dict[str, Any]) -> Iterator[Reading]:
+def _readings(inspected: InspectedModel, z: torch.Tensor, y: torch.Tensor, hints: dict[str, Any]) -> Iterator[Reading]:
     columns = 1 if z.ndim == 1 else z.shape[-1]
     if z.ndim == 3:
-        yield from _of_tokens(subject, z, y)
+        yield from _of_tokens(inspected, z, y)
     elif columns == 1:
         yield from _of_one_logit(z, y, hints)
     elif y.numel() == columns and y.is_floating_point():
@@ -92,13 +92,15 @@ def _readings(subject: Subject, z: torch.Tensor, y: torch.Tensor, hints: dict[st
         yield Reading("cross entropy", float(functional.cross_entropy(z, y.view_as(z))))
         yield Reading("mean squared error", float(functional.mse_loss(z, y.view_as(z).float())))
     elif y.numel() == 1:
-        yield from _of_classes(subject, z.view(1, -1), y.long().view(1), hints)
+        yield from _of_classes(inspected, z.view(1, -1), y.long().view(1), hints)
 
 
-def _of_classes(subject: Subject, z: torch.Tensor, y: torch.Tensor, hints: dict[str, Any]) -> Iterator[Reading]:
+def _of_classes(
+    inspected: InspectedModel, z: torch.Tensor, y: torch.Tensor, hints: dict[str, Any]
+) -> Iterator[Reading]:
     plain = float(functional.cross_entropy(z, y))
     yield Reading("cross entropy", plain)
-    smoothing = _smoothing(subject)
+    smoothing = _smoothing(inspected)
     if smoothing:
         smooth = float(functional.cross_entropy(z, y, label_smoothing=smoothing))
         yield Reading(f"cross entropy with label smoothing {smoothing:g}", smooth)
@@ -117,13 +119,13 @@ def _of_classes(subject: Subject, z: torch.Tensor, y: torch.Tensor, hints: dict[
             yield Reading(
                 f"cross entropy of class {other}", value, f"the loss is that of class {other}, the label is {int(y)}"
             )
-    for parts in {getattr(getattr(subject.trainer, "args", None), "gradient_accumulation_steps", 1)} - {1}:
+    for parts in {getattr(getattr(inspected.trainer, "args", None), "gradient_accumulation_steps", 1)} - {1}:
         fault = f"the loss is divided by gradient_accumulation_steps={parts}, and the Trainer does so again"
         yield Reading("cross entropy, divided", plain / parts, fault)
 
 
-def _smoothing(subject: Subject) -> float:
-    found = getattr(getattr(subject.trainer, "args", None), "label_smoothing_factor", 0.0)
+def _smoothing(inspected: InspectedModel) -> float:
+    found = getattr(getattr(inspected.trainer, "args", None), "label_smoothing_factor", 0.0)
     return float(found or 0.0)
 
 
@@ -152,23 +154,23 @@ def _of_one_logit(z: torch.Tensor, y: torch.Tensor, hints: dict[str, Any]) -> It
 _NO_PROBABILITY = "binary cross entropy takes labels from 0 to 1"
 
 
-def _of_tokens(subject: Subject, z: torch.Tensor, y: torch.Tensor) -> Iterator[Reading]:
+def _of_tokens(inspected: InspectedModel, z: torch.Tensor, y: torch.Tensor) -> Iterator[Reading]:
     if z.shape[:2] != y.shape:
         return
     flat = z.flatten(0, 1)
-    smoothing = _smoothing(subject)
+    smoothing = _smoothing(inspected)
     next_token = functional.cross_entropy(z[:, :-1].flatten(0, 1), y[:, 1:].flatten())
     per_token = functional.cross_entropy(flat, y.flatten())
     shifted = Reading("cross entropy of the next token", float(next_token))
     aligned = Reading("cross entropy per token", float(per_token))
-    yield from (shifted, aligned) if "CausalLM" in type(subject.task_model).__name__ else (aligned, shifted)
+    yield from (shifted, aligned) if "CausalLM" in type(inspected.task_model).__name__ else (aligned, shifted)
     if smoothing:
         yield Reading(f"cross entropy with label smoothing {smoothing:g}", float("nan"))
 
 
-def check_loss(subject: Subject, found: LossFinding, loss: Any, *, binary: bool, warned: tuple[str, ...]) -> Check:
+def check_loss(inspected: InspectedModel, found: LossFinding, *, binary: bool, warned: tuple[str, ...]) -> Check:
     """Say what the loss is, and whether that is what the logits and the label give."""
-    name = "loss"
+    name: CheckName = "loss"
     if broadcast := next((text for text in warned if "target size" in text), None):
         return failed(
             name, f"The loss broadcasts: {broadcast.splitlines()[0]:.150} Bring logits and labels to one shape."
@@ -193,9 +195,9 @@ def check_loss(subject: Subject, found: LossFinding, loss: Any, *, binary: bool,
     if plain is None:
         return ok(name, f"The loss is {value:.4g}; for such outputs it is not recomputed.")
     times = f", {value / plain.value:.3g} times that" if plain.value else ""
-    if subject.own_loss or _adds_to_loss(subject):
+    if inspected.own_loss or _adds_to_loss(inspected):
         return ok(name, f"The loss is {value:.4g}, the {plain.kind} {plain.value:.4g}: a loss of its own{times}.")
-    smoothed = _smoothing(subject)
+    smoothed = _smoothing(inspected)
     if smoothed:
         return ok(
             name, f"The loss is {value:.4g} with label smoothing {smoothed:g}, the {plain.kind} {plain.value:.4g}."
@@ -208,10 +210,10 @@ def check_loss(subject: Subject, found: LossFinding, loss: Any, *, binary: bool,
     )
 
 
-def _adds_to_loss(subject: Subject) -> bool:
-    config = subject.config
+def _adds_to_loss(inspected: InspectedModel) -> bool:
+    config = inspected.config
     adds = any(getattr(config, name, None) for name in ("router_aux_loss_coef", "output_router_logits"))
-    return adds or not type(subject.task_model).__name__.endswith(
+    return adds or not type(inspected.task_model).__name__.endswith(
         ("ForSequenceClassification", "ForImageClassification")
     )
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_freeze.debugging.check import Check, failed, ok, warning
+from hf_freeze.debugging.check import Check, CheckName, failed, ok, warning
 from hf_freeze.debugging.passes import Pass, Runner, distance, noise, reads_labels
-from hf_freeze.debugging.subject import Subject
+from hf_freeze.model_inputs.inspected_model import InspectedModel
 
 # What a graph may go through without changing values.
 _TRANSPARENT = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "ToCopy", "Select", "Slice", "Alias", "Clone")
@@ -20,14 +20,24 @@ _SQUASHES = {"SigmoidBackward0": "sigmoid", "SoftmaxBackward0": "softmax"}
 NEW_HEAD_EXCESS, ANY_HEAD_EXCESS = 1.5, 10.0
 
 
+def no_logits(error: Exception | None) -> Check:
+    """Say that the model did not run, or returned nothing to look at."""
+    if error is None:
+        return failed(
+            "forward", "The model returned no floating-point tensor that could be logits. What does forward return?"
+        )
+    said = str(error).splitlines()[0] if str(error) else ""
+    return failed("forward", f"The model raised {type(error).__name__}: {said:.200}")
+
+
 def check_finite(runner: Runner, batch: Mapping[str, Any], logits: torch.Tensor) -> Check:
     """Look for NaN and infinity among the logits, and for where they begin."""
     if bool(torch.isfinite(logits).all()):
         return ok("logits_finite", "Every logit is finite.")
-    with _first_overflow(runner.subject.model) as places:
+    with _first_overflow(runner.inspected.model) as places:
         runner.run(batch, score=False)
     place = f" They begin in {places[0]}." if places else ""
-    half = any(p.dtype == torch.float16 for p in runner.subject.model.parameters()) or logits.dtype == torch.float16
+    half = any(p.dtype == torch.float16 for p in runner.inspected.model.parameters()) or logits.dtype == torch.float16
     cause = (
         "float16 ends at 65,504: use bfloat16 or float32."
         if half
@@ -85,7 +95,7 @@ def check_sensitive(one: torch.Tensor, other: torch.Tensor) -> Check:
 def check_no_probabilities(logits: torch.Tensor, seen: list[torch.Tensor], *, loss_kind: str | None) -> Check:
     """Tell whether the model squashes what should be logits."""
     last_layer = squashed_by(logits) or _sums_to_one([logits, *seen])
-    name = "logits_not_probabilities"
+    name: CheckName = "logits_not_probabilities"
     if last_layer is None:
         return ok(name, "The logits are no probabilities.")
     if loss_kind == "binary cross entropy of probabilities":
@@ -103,9 +113,9 @@ def check_no_probabilities(logits: torch.Tensor, seen: list[torch.Tensor], *, lo
     )
 
 
-def squashed_by(logits: torch.Tensor) -> str | None:
+def squashed_by(logits: torch.Tensor | None) -> str | None:
     """Return what made the logits, where their graph shows that it was a sigmoid or a softmax."""
-    node = logits.grad_fn
+    node = None if logits is None else logits.grad_fn
     while node is not None and node.name().startswith(_TRANSPARENT):
         node = node.next_functions[0][0] if node.next_functions else None
     return None if node is None else _SQUASHES.get(node.name())
@@ -120,9 +130,9 @@ def _sums_to_one(seen: list[torch.Tensor]) -> str | None:
     return "softmax" if inside else None
 
 
-def check_initial_loss(subject: Subject, logits: torch.Tensor, *, is_classifier: bool) -> Check | None:
+def check_initial_loss(inspected: InspectedModel, logits: torch.Tensor, *, is_classifier: bool) -> Check | None:
     """Hold the loss, averaged over all labels the row could have, against ln(classes): what a new head gives."""
-    step = getattr(getattr(subject.trainer, "state", None), "global_step", 0)
+    step = getattr(getattr(inspected.trainer, "state", None), "global_step", 0)
     if not is_classifier or step or logits.ndim > 2 or not bool(torch.isfinite(logits).all()):
         return None
     row = logits.detach().float().flatten()
@@ -131,7 +141,7 @@ def check_initial_loss(subject: Subject, logits: torch.Tensor, *, is_classifier:
         mean = float(nn.functional.softplus(row.abs()) - row.abs() / 2)
     else:
         mean = float(row.logsumexp(0) - row.mean())
-    new = _head_is_new(subject.model, len(row))
+    new = _head_is_new(inspected.model, len(row))
     excess = mean - math.log(classes)
     if excess > (NEW_HEAD_EXCESS if new else ANY_HEAD_EXCESS):
         kind = "a new head" if new else "any head before training"
@@ -161,7 +171,7 @@ def check_neighbours(
         key: torch.cat([value, other[key]]) if isinstance(value, torch.Tensor) and value.ndim else value
         for key, value in batch.items()
     }
-    made = runner.run(both, score=reads_labels(runner.subject))
+    made = runner.run(both, score=reads_labels(runner.inspected))
     if made.logits is None or logits is None or made.logits[:1].shape != logits.shape:
         return None
     moved = distance(logits, made.logits[:1])
@@ -177,7 +187,8 @@ def check_neighbours(
 
 def check_train_mode(made: Pass, has_loss: bool) -> Check | None:
     """Judge a pass in train mode."""
-    name, error = "train_mode", made.error
+    name: CheckName = "train_mode"
+    error = made.error
     if error is not None and "more than 1 value per channel" in str(error):
         return None  # one row has no batch statistics
     if error is not None:

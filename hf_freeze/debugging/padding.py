@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 
-from hf_freeze.debugging.check import Check, failed, ok, warning
+from hf_freeze.debugging.check import Check, CheckName, failed, ok, warning
 from hf_freeze.debugging.passes import Runner, distance, noise
-from hf_freeze.debugging.rows import Row
-from hf_freeze.debugging.subject import IDS, Subject
 from hf_freeze.debugging.variants import (
     MASK,
     Padded,
@@ -22,6 +20,8 @@ from hf_freeze.debugging.variants import (
     same_row,
     without_padding,
 )
+from hf_freeze.model_inputs.inspected_model import IDS, InspectedModel
+from hf_freeze.model_inputs.rows import Row
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class PaddingRoom:
+class PaddingContext:
     """What the checks of padding share: the row alone, its logits, and how far other contents move them."""
 
     runner: Runner
@@ -50,48 +50,48 @@ class PaddingRoom:
     sensitivity: float
 
     @property
-    def subject(self) -> Subject:
+    def inspected(self) -> InspectedModel:
         """What is looked at."""
-        return self.runner.subject
+        return self.runner.inspected
 
 
-def check_padding(room: PaddingRoom, *, judge_moves: bool) -> list[Check]:
+def check_padding(context: PaddingContext, *, judge_moves: bool) -> list[Check]:
     """Pad the row as training will (or take its padding away), and compare its logits with those it has alone.
 
     `judge_moves=False` where two equal passes differ anyway: then only what can be seen without comparing is judged.
     """
-    if not has_tokens(room.batch):
+    if not has_tokens(context.batch):
         return []
-    found = [missing] if (missing := _missing_pad_token(room)) else []
-    padded = None if found else _padded(room)
-    masked = _check_mask(room, padded)
+    found = [missing] if (missing := _missing_pad_token(context)) else []
+    padded = None if found else _padded(context)
+    masked = _check_mask(context, padded)
     if padded is None:
         return [*found, *([masked] if masked else [])]
-    probe = _probe(room, padded)
+    probe = _probe(context, padded)
     if probe.error is not None and "pad" in str(probe.error) and not found:
-        return [_no_pad_token(room.subject, probe.error)]
+        return [_no_pad_token(context.inspected, probe.error)]
     if probe.error is not None or probe.moved is None or not judge_moves:
         return [*found, *([masked] if masked else [])]
-    return [*found, *_judge(room, probe, masked)]
+    return [*found, *_judge(context, probe, masked)]
 
 
-def _missing_pad_token(room: PaddingRoom) -> Check | None:
+def _missing_pad_token(context: PaddingContext) -> Check | None:
     """A decoder that classifies finds the last token by its pad token, and refuses batches without one."""
-    subject = room.subject
-    config = getattr(subject.config, "get_text_config", lambda: subject.config)()
-    classifies = type(subject.task_model).__name__.endswith("ForSequenceClassification")
+    inspected = context.inspected
+    config = getattr(inspected.config, "get_text_config", lambda: inspected.config)()
+    classifies = type(inspected.task_model).__name__.endswith("ForSequenceClassification")
     if not classifies or getattr(config, "pad_token_id", 0) is not None:
         return None
     two = {
         key: torch.cat([value, value]) if hasattr(value, "ndim") and value.ndim else value
-        for key, value in room.batch.items()
+        for key, value in context.batch.items()
     }
-    error = room.runner.run(two, score=False).error
-    return None if error is None else _no_pad_token(subject, error)
+    error = context.runner.run(two, score=False).error
+    return None if error is None else _no_pad_token(inspected, error)
 
 
-def _no_pad_token(subject: Subject, error: Exception) -> Check:
-    eos = getattr(subject.tokenizer, "eos_token_id", None) or getattr(subject.config, "eos_token_id", None)
+def _no_pad_token(inspected: InspectedModel, error: Exception) -> Check:
+    eos = getattr(inspected.tokenizer, "eos_token_id", None) or getattr(inspected.config, "eos_token_id", None)
     return failed(
         "pad_token",
         f"A batch of two rows raised: {str(error).splitlines()[0]:.90} Set tokenizer.pad_token and "
@@ -99,35 +99,36 @@ def _no_pad_token(subject: Subject, error: Exception) -> Check:
     )
 
 
-def _padded(room: PaddingRoom) -> Padded | None:
+def _padded(context: PaddingContext) -> Padded | None:
     """The row with other padding than it has: freed of it, in a longer batch, or (where masked) padded by hand."""
-    subject, batch = room.subject, room.batch
-    found = without_padding(subject, batch) or padded_by_collator(subject, room.row.value)
+    inspected, batch = context.inspected, context.batch
+    found = without_padding(inspected, batch) or padded_by_collator(inspected, context.row.value)
     if found is not None:
         return found
-    pad_id = pad_id_of(subject)
+    pad_id = pad_id_of(inspected)
     if MASK not in batch or pad_id is None:
         return None
-    return padded_by_hand(subject, batch, _side(subject), pad_id)
+    return padded_by_hand(inspected, batch, _side(inspected), pad_id)
 
 
-def _side(subject: Subject) -> Any:
-    return getattr(subject.tokenizer, "padding_side", "right")
+def _side(inspected: InspectedModel) -> Any:
+    return getattr(inspected.tokenizer, "padding_side", "right")
 
 
-def _check_mask(room: PaddingRoom, padded: Padded | None) -> Check | None:
+def _check_mask(context: PaddingContext, padded: Padded | None) -> Check | None:
     """Judge the mask by looking at it."""
-    mask, name = room.batch.get(MASK), "attention_mask"
-    takes = MASK in room.subject.accepts
+    mask = context.batch.get(MASK)
+    name: CheckName = "attention_mask"
+    takes = MASK in context.inspected.accepts
     if mask is None:
-        given = isinstance(room.row.value, Mapping) and MASK in room.row.value
+        given = isinstance(context.row.value, Mapping) and MASK in context.row.value
         if given and takes:
             return failed(name, "The row has an attention_mask and the batch does not. Which collator drops it?")
         return ok(name, "No attention_mask, and no padding that would need one.") if takes else None
     if mask.shape[:1] and not bool(mask.any()):
         return failed(name, "The attention_mask is zero everywhere: the model sees nothing. Is it inverted?")
-    shown = room.batch if padded is None or not padded.by_collator else padded.batch
-    if padded is not None and mask.ndim == 2 and (unmasked := _unmasked(room, padded, shown)):
+    shown = context.batch if padded is None or not padded.by_collator else padded.batch
+    if padded is not None and mask.ndim == 2 and (unmasked := _unmasked(context, padded, shown)):
         return failed(
             name,
             f"The attention_mask is 1 on {unmasked} pad tokens: the model reads them. Take the mask from the "
@@ -137,7 +138,7 @@ def _check_mask(room: PaddingRoom, padded: Padded | None) -> Check | None:
     return ok(name, f"The attention_mask covers {int(mask.ne(0).sum())} of {mask.numel()} tokens.")
 
 
-def _unmasked(room: PaddingRoom, padded: Padded, shown: Mapping[str, Any]) -> int:
+def _unmasked(context: PaddingContext, padded: Padded, shown: Mapping[str, Any]) -> int:
     mask = shown.get(MASK)
     if not isinstance(mask, torch.Tensor) or mask.shape != shown[IDS].shape:
         return 0
@@ -147,46 +148,48 @@ def _unmasked(room: PaddingRoom, padded: Padded, shown: Mapping[str, Any]) -> in
     return int(mask[0][rest].ne(0).sum())
 
 
-def _probe(room: PaddingRoom, padded: Padded) -> Probe:
-    reference, logits = room.batch, room.logits
+def _probe(context: PaddingContext, padded: Padded) -> Probe:
+    reference, logits = context.batch, context.logits
     if padded.reference is not None:
-        alone = room.runner.run(padded.reference, score=_scored(room))
+        alone = context.runner.run(padded.reference, score=_scored(context))
         if alone.logits is None:
             return Probe(padded, None, 0.0)
         reference, logits = padded.reference, alone.logits
-    made = room.runner.run(padded.batch, score=_scored(room))
+    made = context.runner.run(padded.batch, score=_scored(context))
     if made.logits is None:
         return Probe(padded, None, 0.0, made.error)
     pair = same_row(logits, made.logits, padded, reference)
     if pair is None:
         return Probe(padded, None, 0.0)
     # Rounding is judged by what the contents of the row do to the logits: those of a new model are small.
-    share = {1: 0.5, 2: 0.2}.get(_bytes(room), 1e-3)
-    return Probe(padded, distance(*pair), max(noise(pair[0]) if _bytes(room) > 2 else 0.0, share * room.sensitivity))
+    share = {1: 0.5, 2: 0.2}.get(_bytes(context), 1e-3)
+    return Probe(
+        padded, distance(*pair), max(noise(pair[0]) if _bytes(context) > 2 else 0.0, share * context.sensitivity)
+    )
 
 
-def _bytes(room: PaddingRoom) -> int:
-    mixed = getattr(getattr(room.subject.trainer, "accelerator", None), "mixed_precision", "no")
-    fast = torch.backends.cuda.matmul.allow_tf32 and room.logits.is_cuda
-    weights = [p.element_size() for p in room.subject.model.parameters() if p.is_floating_point()]
-    return 2 if mixed not in ("no", None) or fast else min([room.logits.element_size(), *weights])
+def _bytes(context: PaddingContext) -> int:
+    mixed = getattr(getattr(context.inspected.trainer, "accelerator", None), "mixed_precision", "no")
+    fast = torch.backends.cuda.matmul.allow_tf32 and context.logits.is_cuda
+    weights = [p.element_size() for p in context.inspected.model.parameters() if p.is_floating_point()]
+    return 2 if mixed not in ("no", None) or fast else min([context.logits.element_size(), *weights])
 
 
-def _scored(room: PaddingRoom) -> bool:
+def _scored(context: PaddingContext) -> bool:
     """An encoder-decoder reads its decoder's inputs from the labels."""
-    return bool(getattr(room.subject.config, "is_encoder_decoder", False))
+    return bool(getattr(context.inspected.config, "is_encoder_decoder", False))
 
 
-def _judge(room: PaddingRoom, probe: Probe, masked: Check | None) -> list[Check]:
+def _judge(context: PaddingContext, probe: Probe, masked: Check | None) -> list[Check]:
     checks = [] if masked is None else [masked]
     if masked is not None and masked.status != "ok":
         return checks
-    token = _wrong_token(room.subject, probe)
+    token = _wrong_token(context.inspected, probe)
     if not probe.harmful:
         return [*checks, *token, ok("padding", "Padding does not move the logits.")]
     if token:
         return [*checks, *token]
-    takes, has = MASK in room.subject.accepts, MASK in room.batch
+    takes, has = MASK in context.inspected.accepts, MASK in context.batch
     if takes and not has:
         return [
             failed(
@@ -196,7 +199,7 @@ def _judge(room: PaddingRoom, probe: Probe, masked: Check | None) -> list[Check]
             )
         ]
     side = probe.padded.side
-    if has and _harmless(room, "left" if side == "right" else "right", probe):
+    if has and _harmless(context, "left" if side == "right" else "right", probe):
         other = "left" if side == "right" else "right"
         return [
             *checks,
@@ -229,32 +232,34 @@ def _by(probe: Probe) -> str:
     return f"moves the logits by {probe.moved:.3g}"
 
 
-def _harmless(room: PaddingRoom, side: Any, probe: Probe) -> bool:
+def _harmless(context: PaddingContext, side: Any, probe: Probe) -> bool:
     if probe.padded.pad_id is None:
         return False
-    by_hand = padded_by_hand(room.subject, _unpadded(room, probe), side, probe.padded.pad_id)
+    by_hand = padded_by_hand(context.inspected, _unpadded(context, probe), side, probe.padded.pad_id)
     if by_hand is None:
         return False
-    again = _probe(_alone(room, probe), by_hand)
+    again = _probe(_alone(context, probe), by_hand)
     return again.moved is not None and not again.harmful
 
 
-def _unpadded(room: PaddingRoom, probe: Probe) -> Mapping[str, Any]:
+def _unpadded(context: PaddingContext, probe: Probe) -> Mapping[str, Any]:
     """The row without padding: what came out of the trimming, or the row itself."""
-    trimmed = len(probe.padded.before) < room.batch[IDS].shape[1] and probe.padded.reference is None
-    return probe.padded.batch if trimmed else room.batch
+    trimmed = len(probe.padded.before) < context.batch[IDS].shape[1] and probe.padded.reference is None
+    return probe.padded.batch if trimmed else context.batch
 
 
-def _alone(room: PaddingRoom, probe: Probe) -> PaddingRoom:
-    batch = _unpadded(room, probe)
-    if batch is room.batch:
-        return room
-    logits = room.runner.run(batch, score=_scored(room)).logits
-    return room if logits is None else PaddingRoom(room.runner, room.row, batch, logits, room.sensitivity)
+def _alone(context: PaddingContext, probe: Probe) -> PaddingContext:
+    batch = _unpadded(context, probe)
+    if batch is context.batch:
+        return context
+    logits = context.runner.run(batch, score=_scored(context)).logits
+    return (
+        context if logits is None else PaddingContext(context.runner, context.row, batch, logits, context.sensitivity)
+    )
 
 
-def _wrong_token(subject: Subject, probe: Probe) -> list[Check]:
-    config = getattr(subject.config, "get_text_config", lambda: subject.config)()
+def _wrong_token(inspected: InspectedModel, probe: Probe) -> list[Check]:
+    config = getattr(inspected.config, "get_text_config", lambda: inspected.config)()
     expected, used = getattr(config, "pad_token_id", None), probe.padded.pad_id
     if expected is None or used is None or expected == used:
         return []

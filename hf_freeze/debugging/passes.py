@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_freeze.debugging.subject import Subject
+from hf_freeze.model_inputs.inspected_model import InspectedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +33,20 @@ class OutOfRange(Exception):  # noqa: N818 - it never leaves this room
         super().__init__(f"{path} has {module.num_embeddings} rows and was asked for {self.smallest} to {self.largest}")
 
 
+def out_of_range(error: Exception | None) -> OutOfRange | None:
+    """Return the error of an embedding; torch's own is read as ours where nobody watched the embedding."""
+    if isinstance(error, OutOfRange):
+        return error
+    if isinstance(error, IndexError) and "index out of range in self" in str(error):
+        return OutOfRange("an embedding", nn.Embedding(1, 1), torch.tensor([0]))
+    return None
+
+
 @dataclass
 class Runner:
-    """Runs batches through a subject and counts them."""
+    """Runs batches through an inspected model and counts them."""
 
-    subject: Subject
+    inspected: InspectedModel
     passes: int = 0
     cost: float = 0.0
     """Rows run, each weighted by its length relative to the first one's: what all of it cost in forward passes."""
@@ -46,13 +55,13 @@ class Runner:
     def run(self, batch: Mapping[str, Any], *, gradients: bool = False, count: Any = None, score: bool = True) -> Pass:
         """Run one batch. `count` is handed to the loss as num_items_in_batch; `score=False` leaves the loss out."""
         self._count(batch)
-        labels = [name for name in batch if name in self.subject.label_names]
-        score = score and bool(labels) and (self.subject.trainer is not None or _takes(self.subject, labels))
+        labels = [name for name in batch if name in self.inspected.label_names]
+        score = score and bool(labels) and (self.inspected.trainer is not None or _takes(self.inspected, labels))
         inputs = dict(batch) if score else {key: value for key, value in batch.items() if key not in labels}
         try:
             with warnings.catch_warnings(record=True) as caught, torch.set_grad_enabled(gradients):
                 warnings.simplefilter("always")
-                with self.subject.autocast(), _guarded(self.subject.model):
+                with self.inspected.autocast(), _guarded(self.inspected.model):
                     loss, output = self._call(inputs, score=score, count=count)
         except Exception as error:
             return Pass(error=error)
@@ -68,27 +77,27 @@ class Runner:
         self.cost += size / self._first
 
     def _call(self, inputs: dict[str, Any], *, score: bool, count: Any) -> tuple[Any, Any]:
-        trainer, model = self.subject.trainer, self.subject.model
+        trainer, model = self.inspected.trainer, self.inspected.model
         if not score or trainer is None:
-            output = model(**_with_decoder_start(self.subject, inputs))
+            output = model(**_with_decoder_start(self.inspected, inputs))
             return (loss_in(output) if score else None), output
         options = {} if count is None else {"num_items_in_batch": count}
         found = trainer.compute_loss(model, inputs, return_outputs=True, **options)
         return found if isinstance(found, tuple) else (found, None)
 
 
-def _takes(subject: Subject, labels: list[str]) -> bool:
-    return subject.takes_anything or bool(subject.accepts & set(labels))
+def _takes(inspected: InspectedModel, labels: list[str]) -> bool:
+    return inspected.takes_anything or bool(inspected.accepts & set(labels))
 
 
-def _with_decoder_start(subject: Subject, inputs: dict[str, Any]) -> dict[str, Any]:
+def _with_decoder_start(inspected: InspectedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     """Give an encoder-decoder without labels the one token that generation starts from."""
-    start: Any = getattr(subject.config, "decoder_start_token_id", None)
-    is_decoded = getattr(subject.config, "is_encoder_decoder", False) and start is not None
-    labelled = any(name in inputs for name in (*subject.label_names, "decoder_input_ids"))
-    if not is_decoded or labelled or "ForConditionalGeneration" not in type(subject.task_model).__name__:
+    start: Any = getattr(inspected.config, "decoder_start_token_id", None)
+    is_decoded = getattr(inspected.config, "is_encoder_decoder", False) and start is not None
+    labelled = any(name in inputs for name in (*inspected.label_names, "decoder_input_ids"))
+    if not is_decoded or labelled or "ForConditionalGeneration" not in type(inspected.task_model).__name__:
         return inputs
-    return {**inputs, "decoder_input_ids": torch.full((_rows_in(inputs), 1), start, device=subject.device)}
+    return {**inputs, "decoder_input_ids": torch.full((_rows_in(inputs), 1), start, device=inspected.device)}
 
 
 def _rows_in(inputs: Mapping[str, Any]) -> int:
@@ -142,10 +151,10 @@ def _guard(path: str) -> Callable[[Any, tuple[Any, ...]], None]:
 def set_eval(model: nn.Module) -> list[str]:
     """Put every module into eval mode as evaluation does; return the paths of those that `eval()` did not reach."""
     model.eval()
-    deaf = [path for path, module in model.named_modules() if module.training]
+    ignores_eval = [path for path, module in model.named_modules() if module.training]
     for module in model.modules():
         module.training = False
-    return deaf
+    return ignores_eval
 
 
 def set_train(model: nn.Module) -> None:
@@ -156,10 +165,10 @@ def set_train(model: nn.Module) -> None:
             module.eval()
 
 
-def reads_labels(subject: Subject) -> bool:
+def reads_labels(inspected: InspectedModel) -> bool:
     """An encoder-decoder that generates makes its decoder's inputs from the labels."""
-    return bool(getattr(subject.config, "is_encoder_decoder", False)) and not type(
-        subject.task_model
+    return bool(getattr(inspected.config, "is_encoder_decoder", False)) and not type(
+        inspected.task_model
     ).__name__.endswith("ForSequenceClassification")
 
 

@@ -68,7 +68,7 @@ class SampleReport:
 
     def __getitem__(self, name: str) -> Check:
         """Return the check of this name."""
-        return {check.name: check for check in self.checks}[name]
+        return {str(check.name): check for check in self.checks}[name]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything in JSON-able values; numbers that JSON does not know become texts."""

@@ -8,13 +8,15 @@ from typing import Any, Literal
 
 import torch
 
-from hf_freeze.debugging.examination import Examination
+from hf_freeze.debugging.facts import facts_of
+from hf_freeze.debugging.look import Look
+from hf_freeze.debugging.optimizer_checks import stale_gradients
 from hf_freeze.debugging.report import SampleReport
-from hf_freeze.debugging.rows import pick_row
-from hf_freeze.debugging.subject import Subject, subject_of
-from hf_freeze.debugging.training import stale_gradients
+from hf_freeze.debugging.table import run
 from hf_freeze.debugging.untouched import untouched
 from hf_freeze.errors import FreezeError, SampleCheckError
+from hf_freeze.model_inputs.inspected_model import InspectedModel, inspect_model
+from hf_freeze.model_inputs.rows import pick_row
 
 
 def debug_sample(
@@ -30,7 +32,7 @@ def debug_sample(
     checks: Literal["fast", "full"] = "fast",
     seed: int | None = None,
     raise_on_failure: bool = False,
-    quiet: bool = False,
+    quiet: bool = True,
 ) -> SampleReport:
     """Run one sample through the model as training will, say what was seen and what is wrong, and leave no trace.
 
@@ -44,20 +46,22 @@ def debug_sample(
     `backward=True` adds a backward pass, and what became of every parameter's gradient.
     `checks="full"` adds passes in train mode and beside another row; all in all at most the cost of 12 forward passes.
 
-    The main process prints the report unless `quiet`; every process returns it. All processes may call it, and must
-    where the model is sharded. A failed check raises `SampleCheckError` only with `raise_on_failure=True`. What cannot
-    be run at all, such as an empty data set or a text without a tokenizer, raises `FreezeError`.
+    `print(debug_sample(...))` shows the report; `quiet=False` lets the main process alone print it, where several run.
+    Every process returns it. All processes may call it, and must where the model is sharded. A failed check raises
+    `SampleCheckError` only with `raise_on_failure=True`. What cannot be run at all, such as an empty data set or a text
+    without a tokenizer, raises `FreezeError`.
     """
     if checks not in ("fast", "full"):
         raise FreezeError(f'checks={checks!r} is not known. Give "fast" or "full".')
-    subject = subject_of(trainer_or_model, tokenizer=tokenizer, collator=collator, threshold=threshold)
-    stale = stale_gradients(subject.model)
-    seed = _seed(subject) if seed is None else seed
-    with untouched(subject.model, subject.trainer, tokenizer=subject.tokenizer):
+    inspected = inspect_model(trainer_or_model, tokenizer=tokenizer, collator=collator, threshold=threshold)
+    stale = stale_gradients(inspected.model)
+    seed = _seed(inspected) if seed is None else seed
+    with untouched(inspected.model, inspected.trainer, tokenizer=inspected.tokenizer):
         _seed_torch(seed)
-        row = pick_row(subject, sample, dataset=dataset, index=index, seed=seed)
-        report = Examination(subject, row, full=checks == "full", backward=backward, stale=stale).report()
-    if subject.is_main_process() and not quiet:
+        row = pick_row(inspected, sample, dataset=dataset, index=index, seed=seed)
+        look = Look(inspected, row, dataset=dataset, full=checks == "full", backward=backward, stale=stale)
+        report = _report_on(look)
+    if inspected.is_main_process() and not quiet:
         print(report)
     if raise_on_failure and not report.ok:
         said = "\n".join(f"{check.name}: {check.message}" for check in report.failed)
@@ -67,10 +71,17 @@ def debug_sample(
     return report
 
 
-def _seed(subject: Subject) -> int:
+def _report_on(look: Look) -> SampleReport:
+    """Ask every check, and gather what was seen on the way."""
+    checks = run(look)
+    logits = None if not look.batch or look.logits is None else look.logits.detach().cpu()
+    return SampleReport(checks, logits, look.statuses if look.batch else {}, facts_of(look))
+
+
+def _seed(inspected: InspectedModel) -> int:
     """A new seed for each call, but the same on all processes, which are not asked: not all of them may be here."""
-    if subject.processes > 1:
-        return int(subject.trainer.args.seed)
+    if inspected.processes > 1:
+        return int(inspected.trainer.args.seed)
     return random.SystemRandom().randrange(2**31)
 
 

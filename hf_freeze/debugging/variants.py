@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from hf_freeze.debugging.rows import length_of, positions
-from hf_freeze.debugging.subject import IDS, Subject
+from hf_freeze.model_inputs.inspected_model import IDS, InspectedModel
+from hf_freeze.model_inputs.rows import length_of, positions
 
 Side: TypeAlias = Literal["left", "right"]
 MASK = "attention_mask"
@@ -32,32 +32,32 @@ class Padded:
     reference: Mapping[str, Any] | None = None
 
 
-def pad_id_of(subject: Subject) -> int | None:
+def pad_id_of(inspected: InspectedModel) -> int | None:
     """Return the pad token that batches are filled with: the tokenizer's, else the model's."""
-    for owner in (subject.tokenizer, subject.config):
+    for owner in (inspected.tokenizer, inspected.config):
         found = getattr(owner, "pad_token_id", None)
         if isinstance(found, int) and found >= 0:
             return found
     return None
 
 
-def real_tokens(subject: Subject, batch: Mapping[str, Any]) -> torch.Tensor:
+def real_tokens(inspected: InspectedModel, batch: Mapping[str, Any]) -> torch.Tensor:
     """Return which positions of the first row hold tokens and no padding, as the ids tell."""
     ids = batch[IDS][0]
-    pad = pad_id_of(subject)
+    pad = pad_id_of(inspected)
     filled = torch.zeros_like(ids, dtype=torch.bool) if pad is None else ids == pad
     mask = batch.get(MASK)
     if isinstance(mask, torch.Tensor) and mask.shape == batch[IDS].shape and bool((mask[0] == 0).any()):
         filled = mask[0] == 0
-    elif pad is not None and pad in (getattr(subject.tokenizer, "eos_token_id", None), _eos(subject)):
+    elif pad is not None and pad in (getattr(inspected.tokenizer, "eos_token_id", None), _eos(inspected)):
         filled[-1] = False  # an end of the text that is also the pad token
     left = filled.long().cumprod(0).bool()
     right = filled.flip(0).long().cumprod(0).flip(0).bool()
     return ~(left | right)
 
 
-def _eos(subject: Subject) -> Any:
-    return getattr(subject.config, "eos_token_id", None)
+def _eos(inspected: InspectedModel) -> Any:
+    return getattr(inspected.config, "eos_token_id", None)
 
 
 def has_tokens(batch: Mapping[str, Any]) -> bool:
@@ -65,31 +65,31 @@ def has_tokens(batch: Mapping[str, Any]) -> bool:
     return isinstance(batch.get(IDS), torch.Tensor) and batch[IDS].ndim == 2
 
 
-def other_contents(subject: Subject, batch: Mapping[str, Any]) -> dict[str, Any] | None:
+def other_contents(inspected: InspectedModel, batch: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the batch with other tokens, pixels or samples; special tokens, padding and labels stay."""
     generator = torch.Generator().manual_seed(0)
     changed: dict[str, Any] = {}
     for key, value in batch.items():
         if not isinstance(value, torch.Tensor) or not value.numel() or any(word in key for word in _KEPT):
             continue
-        if key in subject.label_names or value.dtype == torch.bool:
+        if key in inspected.label_names or value.dtype == torch.bool:
             continue
         if value.is_floating_point():
             spread = value.float().std().nan_to_num().item() if value.numel() > 1 else 0.0
             added = torch.randn(value.shape, generator=generator) * (spread or 1.0)
             changed[key] = value + added.to(value.device, value.dtype)
         elif key == IDS or not has_tokens(batch):
-            changed[key] = _other_ids(subject, key, value, generator)
+            changed[key] = _other_ids(inspected, key, value, generator)
     changed = {key: value for key, value in changed.items() if not torch.equal(value, batch[key])}
     return {**batch, **changed} if changed else None
 
 
-def _other_ids(subject: Subject, key: str, ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    table = subject.input_embedding if key == IDS else None
+def _other_ids(inspected: InspectedModel, key: str, ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    table = inspected.input_embedding if key == IDS else None
     size = table.num_embeddings if table is not None else int(ids.max()) + 1
-    if subject.tokenizer is not None and key == IDS:
-        size = min(size, len(subject.tokenizer))
-    special = torch.tensor(sorted(special_ids(subject)), dtype=ids.dtype)
+    if inspected.tokenizer is not None and key == IDS:
+        size = min(size, len(inspected.tokenizer))
+    special = torch.tensor(sorted(special_ids(inspected)), dtype=ids.dtype)
     ordinary = torch.arange(size, dtype=ids.dtype)
     ordinary = ordinary[~torch.isin(ordinary, special)]
     if not len(ordinary):
@@ -98,18 +98,18 @@ def _other_ids(subject: Subject, key: str, ids: torch.Tensor, generator: torch.G
     return torch.where(torch.isin(ids, special.to(ids.device)), ids, drawn)
 
 
-def special_ids(subject: Subject) -> set[int]:
+def special_ids(inspected: InspectedModel) -> set[int]:
     """Return the ids that have a meaning to the model itself: separators, padding, placeholders for images."""
-    found = set(getattr(subject.tokenizer, "all_special_ids", None) or ())
-    for name, value in vars(subject.config).items() if hasattr(subject.config, "__dict__") else ():
+    found = set(getattr(inspected.tokenizer, "all_special_ids", None) or ())
+    for name, value in vars(inspected.config).items() if hasattr(inspected.config, "__dict__") else ():
         if name.endswith(("_token_id", "_token_index")) and isinstance(value, int) and value >= 0:
             found.add(value)
     return found
 
 
-def without_padding(subject: Subject, batch: Mapping[str, Any]) -> Padded | None:
+def without_padding(inspected: InspectedModel, batch: Mapping[str, Any]) -> Padded | None:
     """Return a row that came padded, without its padding; None when it has none."""
-    own = real_tokens(subject, batch)
+    own = real_tokens(inspected, batch)
     if bool(own.all()) or not bool(own.any()):
         return None
     side: Side = "left" if not bool(own[0]) else "right"
@@ -120,17 +120,17 @@ def without_padding(subject: Subject, batch: Mapping[str, Any]) -> Padded | None
     return Padded(trimmed, everything, positions_kept, side, pad_id)
 
 
-def padded_by_collator(subject: Subject, row: Any) -> Padded | None:
+def padded_by_collator(inspected: InspectedModel, row: Any) -> Padded | None:
     """Return the row in one batch with a longer one, as the collator makes it; None where it cannot."""
     length = length_of(row)
     if length is None or not isinstance(row, Mapping):
         return None
-    limit = positions(subject)
+    limit = positions(inspected)
     added = max(2, length // 4) if limit is None else min(max(2, length // 4), limit - length)
     longer, reference = (_longer(row, length, added), None) if added > 0 else (row, _shorter(row, length))
     try:
-        batch = subject.place(subject.collate([row if reference is None else reference, longer]))
-        alone = subject.place(subject.collate([reference])) if reference is not None else None
+        batch = inspected.place(inspected.collate([row if reference is None else reference, longer]))
+        alone = inspected.place(inspected.collate([reference])) if reference is not None else None
     except Exception:
         return None
     if not has_tokens(batch) or len(batch[IDS]) != 2:
@@ -154,17 +154,17 @@ def _where(batch: dict[str, Any], alone: Any, length: int, row: Any, reference: 
     return None
 
 
-def padded_by_hand(subject: Subject, batch: Mapping[str, Any], side: Side, pad_id: int) -> Padded | None:
+def padded_by_hand(inspected: InspectedModel, batch: Mapping[str, Any], side: Side, pad_id: int) -> Padded | None:
     """Return the row with a few pad tokens more on one side; None where there is no room."""
     length = batch[IDS].shape[1]
-    limit = positions(subject)
+    limit = positions(inspected)
     added = max(2, length // 4) if limit is None else min(max(2, length // 4), limit - length)
     if added <= 0:
         return None
     padded = dict(batch)
     for key, value in batch.items():
         if _per_token(value, batch):
-            filling = pad_id if key == IDS else -100 if key in subject.label_names else 0
+            filling = pad_id if key == IDS else -100 if key in inspected.label_names else 0
             extra = torch.full((1, added, *value.shape[2:]), filling, dtype=value.dtype, device=value.device)
             padded[key] = torch.cat([value, extra] if side == "right" else [extra, value], dim=1)
     before = torch.arange(length, device=batch[IDS].device)

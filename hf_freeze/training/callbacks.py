@@ -218,6 +218,15 @@ class FreezeCallback(TrainerCallback, ExportableState):
         """The stage that the run is in; None outside training."""
         return self._run.state.stage if self._run else None
 
+    def planned_now(self) -> list[frozenset[str]]:
+        """Return sets of names, one of which should be what requires gradients now; none before a model is known.
+
+        Between runs that is the set of any stage, or of all: what trains later stays trainable for the optimizer.
+        """
+        if self.resolved is None:
+            return []
+        return [*self.resolved.names, self.resolved.ever_trainable] if self._run is None else self._run.may_require_grad
+
     @property
     def steps_per_epoch(self) -> int | None:
         """Optimizer steps per epoch, where the data has a length."""

@@ -179,6 +179,12 @@ class FreezeRun:
         if self._proof:
             self._proof.see_step_done()
 
+    @property
+    def may_require_grad(self) -> list[frozenset[str]]:
+        """The names of this stage; where frozen weights are held by a rate of 0, also those of all stages."""
+        ever = [self.resolved.ever_trainable] if self._by_rate else []
+        return [self.resolved.names[self.state.stage], *ever]
+
     def evaluated(self, metrics: Mapping[str, Any], step: int) -> None:
         """Judge, after an evaluation, whether the plateau that the plan waits for is there.
 

@@ -113,7 +113,9 @@ def token_rows(count: int = 8) -> list[dict]:
 def tiny_lora(build=tiny_bert, **options):
     from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(build(), LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"], **options))
+    return get_peft_model(
+        build(), LoraConfig(**{"task_type": "SEQ_CLS", "r": 2, "target_modules": ["query", "value"], **options})
+    )
 
 
 def checkpoint_activations(model, *, reentrant=True):

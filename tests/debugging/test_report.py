@@ -9,7 +9,8 @@ from datasets import Dataset
 from torch.utils.data import IterableDataset
 
 from hf_freeze import BinaryClassificationMetrics, Check, FreezeError, SampleCheckError, SampleReport, debug_sample
-from hf_freeze.debugging.check import failed, ok, warning, without_consequences
+from hf_freeze.debugging.check import failed, ok, warning
+from hf_freeze.debugging.table import without_consequences
 from tests.debugging.subjects import named_rows, pooled, ragged_rows, tiny_lora, trainer_of, word_tokenizer
 from tests.models import image_rows, text_batch, text_rows, tiny_bert, tiny_gpt2_lm, tiny_vit
 
@@ -130,11 +131,12 @@ def test_a_warning_is_ok_and_does_not_raise():
     assert report.ok
 
 
-def test_the_report_is_printed_unless_quiet(capsys):
+def test_a_printed_report_is_on_the_screen_once(capsys):
     report = debug_sample(tiny_bert(), text_rows()[0])
+    print(report)
     assert capsys.readouterr().out == f"{report}\n"
-    debug_sample(tiny_bert(), text_rows()[0], quiet=True)
-    assert capsys.readouterr().out == ""
+    shown = debug_sample(tiny_bert(), text_rows()[0], quiet=False)
+    assert capsys.readouterr().out == f"{shown}\n"
     assert repr(report) == f"SampleReport(ok=True, checks={len(report.checks)}, not ok=[], label={report.label})"
 
 

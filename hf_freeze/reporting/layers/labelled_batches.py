@@ -11,10 +11,10 @@ from datasets import DatasetDict, IterableDatasetDict
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from hf_freeze.debugging.batch import make_batch
-from hf_freeze.debugging.rows import Row, pick_row
-from hf_freeze.debugging.subject import Subject, subject_of
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
+from hf_freeze.model_inputs.batch import make_batch
+from hf_freeze.model_inputs.inspected_model import InspectedModel, inspect_model
+from hf_freeze.model_inputs.rows import Row, pick_row
 from hf_freeze.reporting.layers.class_labels import Classes, Labels, label_column
 
 CLASSES = "labels"
@@ -47,7 +47,7 @@ class LabelledBatches:
     ) -> None:
         self.classes = Classes()
         self._collator = collator
-        self._subject: Subject = subject_of(model, tokenizer=tokenizer, collator=None, threshold=None)
+        self._inspected: InspectedModel = inspect_model(model, tokenizer=tokenizer, collator=None, threshold=None)
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, Any]:
         """Return a batch. Raises `FreezeError` where rows cannot be one, or hold no class."""
@@ -60,12 +60,12 @@ class LabelledBatches:
         """Raise `FreezeError` where what the model needs is not in a row; a collator's own rows are left to it."""
         if self._collator is None:
             value = self._tokens(row)
-            inputs = {k: v for k, v in value.items() if k not in self._subject.label_names}
-            make_batch(self._subject, Row(value=inputs, origin=""))
+            inputs = {k: v for k, v in value.items() if k not in self._inspected.label_names}
+            make_batch(self._inspected, Row(value=inputs, origin=""))
 
     def to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Move a batch to where the model is; the classes stay."""
-        return {**self._subject.place(batch), CLASSES: batch[CLASSES]}
+        return {**self._inspected.place(batch), CLASSES: batch[CLASSES]}
 
     def labels_ahead(self, dataset: Any, rows: Sequence[int], sample: Sequence[int], batch: Any) -> Labels | None:
         """Return the classes of `rows` where they can be read without the rest of the rows, else None.
@@ -73,7 +73,7 @@ class LabelledBatches:
         `batch`, made of the rows `sample`, tells whether the column is what the batches will hold: transforms and
         collators may make labels of their own.
         """
-        column, classes = _column(dataset, self._subject.label_names), deepcopy(self.classes)
+        column, classes = _column(dataset, self._inspected.label_names), deepcopy(self.classes)
         try:
             if column is None or [classes.number(column[row]) for row in sample] != batch[CLASSES].tolist():
                 return None
@@ -83,9 +83,9 @@ class LabelledBatches:
 
     def _stacked(self, rows: Sequence[Any]) -> dict[str, Any]:
         classes = [self._class_in(row) for row in rows]
-        inputs = [{k: v for k, v in self._tokens(row).items() if k not in self._subject.label_names} for row in rows]
+        inputs = [{k: v for k, v in self._tokens(row).items() if k not in self._inspected.label_names} for row in rows]
         try:
-            batch = dict(self._subject.collate(inputs))
+            batch = dict(self._inspected.collate(inputs))
         except (ValueError, TypeError, RuntimeError, KeyError) as error:
             raise FreezeError(self._why_not_stacked(inputs, error)) from error
         return {**batch, CLASSES: classes}
@@ -94,40 +94,40 @@ class LabelledBatches:
         assert self._collator is not None
         given = [self._with_numbers(row) for row in rows]
         batch = dict(self._collator(given))
-        named = [name for name in self._subject.label_names if batch.get(name) is not None]
+        named = [name for name in self._inspected.label_names if batch.get(name) is not None]
         if not named and not all(isinstance(row, Mapping) for row in rows):
             raise FreezeError(f"A batch holds {sorted(batch)}, and no labels to learn: name them 'labels'.")
         found = batch[named[0]] if named else None
         given_numbers = any(one is not row for one, row in zip(given, rows, strict=True))
         return {
-            **{name: value for name, value in batch.items() if name not in self._subject.label_names},
+            **{name: value for name, value in batch.items() if name not in self._inspected.label_names},
             CLASSES: None if found is None else list(map(int if given_numbers else self.classes.number, found)),
         }
 
     def _with_numbers(self, row: Any) -> Any:
         texts = (
-            {k: row[k] for k in self._subject.label_names if isinstance(row.get(k), str)}
+            {k: row[k] for k in self._inspected.label_names if isinstance(row.get(k), str)}
             if isinstance(row, Mapping)
             else {}
         )
         return {**row, **{name: self.classes.number(text) for name, text in texts.items()}} if texts else row
 
     def _class_in(self, row: Any) -> int:
-        return self.classes.number(_mapping(row)[label_column(_mapping(row), self._subject.label_names)])
+        return self.classes.number(_mapping(row)[label_column(_mapping(row), self._inspected.label_names)])
 
     def _tokens(self, row: Any) -> Mapping[str, Any]:
         """Return a row with token ids in place of its texts, where it has only these."""
         value: Mapping[str, Any] = _mapping(row)
-        inputs = {k: v for k, v in value.items() if k not in self._subject.label_names}
-        if self._subject.accepts & inputs.keys() or not any(isinstance(text, str) for text in inputs.values()):
+        inputs = {k: v for k, v in value.items() if k not in self._inspected.label_names}
+        if self._inspected.accepts & inputs.keys() or not any(isinstance(text, str) for text in inputs.values()):
             return value
-        tokenised: Mapping[str, Any] = pick_row(self._subject, inputs, dataset=None, index=None, seed=0).value
+        tokenised: Mapping[str, Any] = pick_row(self._inspected, inputs, dataset=None, index=None, seed=0).value
         return tokenised
 
     def _why_not_stacked(self, rows: Sequence[Mapping[str, Any]], error: Exception) -> str:
-        tokenizer = self._subject.tokenizer
+        tokenizer = self._inspected.tokenizer
         lengths = {name: {len(row[name]) for row in rows if hasattr(row.get(name), "__len__")} for name in rows[0]}
-        uneven = [name for name in lengths if len(lengths[name]) > 1 and name in self._subject.accepts]
+        uneven = [name for name in lengths if len(lengths[name]) > 1 and name in self._inspected.accepts]
         if uneven and (tokenizer is None or tokenizer.pad_token is None):
             found = f"{uneven[0]!r} has {min(lengths[uneven[0]])} to {max(lengths[uneven[0]])} values in a row"
             give = "tokenizer=, which pads them," if tokenizer is None else "the tokenizer a pad_token"

@@ -35,7 +35,7 @@ def in_training(folder: Path) -> dict:
     trainer = Trainer(
         tiny_bert(), args, train_dataset=rows, eval_dataset=rows, processing_class=word_tokenizer(), callbacks=[Look()]
     )
-    seen["before"] = found(debug_sample(trainer, checks="full", backward=True))
+    seen["before"] = found(debug_sample(trainer, checks="full", backward=True, quiet=False))
     if dist.get_rank() == 0:
         seen["alone"] = found(debug_sample(trainer, quiet=True))
     trainer.train()

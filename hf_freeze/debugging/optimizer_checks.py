@@ -10,12 +10,9 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from hf_freeze.debugging.check import Check, failed, ok, warning
+from hf_freeze.debugging.check import Check, CheckName, failed, ok, warning
 from hf_freeze.debugging.passes import Runner
-from hf_freeze.debugging.subject import Subject
-
-# What tells a Trainer that corrects the scale of its loss, without knowing the class.
-_CORRECTS_SCALE = "_count_is_ignored"
+from hf_freeze.model_inputs.inspected_model import InspectedModel
 
 
 def stale_gradients(model: nn.Module) -> list[str]:
@@ -23,9 +20,10 @@ def stale_gradients(model: nn.Module) -> list[str]:
     return [name for name, p in model.named_parameters() if not p.requires_grad and p.grad is not None]
 
 
-def check_plan(subject: Subject, stale: Sequence[str]) -> Check:
+def check_plan(inspected: InspectedModel, stale: Sequence[str]) -> Check:
     """Hold what requires a gradient against the plan of the Trainer's callbacks, if there is one."""
-    name, model = "plan", subject.model
+    name: CheckName = "plan"
+    model = inspected.model
     if stale:
         return failed(
             name,
@@ -41,11 +39,11 @@ def check_plan(subject: Subject, stale: Sequence[str]) -> Check:
             "nothing. Call requires_grad_(...), or hf_freeze.freeze.",
         )
     training = frozenset(path for path, p in model.named_parameters(remove_duplicate=False) if p.requires_grad)
-    allowed = _planned(subject, model)
+    allowed = _planned(inspected, model)
     if not training:
         return (
             failed(name, "Nothing requires a gradient. What should train?")
-            if subject.trainer
+            if inspected.trainer
             else ok(name, "Everything is frozen.")
         )
     if not allowed or training in allowed:
@@ -59,20 +57,27 @@ def check_plan(subject: Subject, stale: Sequence[str]) -> Check:
     return failed(name, f"{_shown(missing)} is frozen, and the plan trains it. Who set requires_grad since?")
 
 
-def _planned(subject: Subject, model: nn.Module) -> list[frozenset[str]]:
-    """Return the sets of names that a plan lets train: the one of its stage, or of any, while it does not run."""
-    handler = getattr(subject.trainer, "callback_handler", None)
-    for callback in getattr(handler, "callbacks", ()):
-        resolved = getattr(callback, "resolved", None)
-        names = getattr(resolved, "names", None)
-        if resolved is None or names is None:
-            continue
-        run = getattr(callback, "_run", None)
-        stages = [names[run.state.stage]] if run is not None else [*names, resolved.ever_trainable]
-        if run is not None and getattr(run, "_by_rate", False):
-            stages.append(resolved.ever_trainable)
-        return [_every_alias(stage, model) for stage in stages]
-    return []
+def ever_trainable(inspected: InspectedModel) -> tuple[frozenset[str], bool]:
+    """Return the names of what trains at any time, and whether a plan says so; else they require a gradient now."""
+    for callback in _planning_callbacks(inspected):
+        return _every_alias(callback.resolved.ever_trainable, inspected.model), True
+    return frozenset(name for name, p in inspected.model.named_parameters() if p.requires_grad), False
+
+
+def _planned(inspected: InspectedModel, model: nn.Module) -> list[frozenset[str]]:
+    """Return the sets of names that a plan lets train: those of its stage, or of any, while it does not run."""
+    return [
+        _every_alias(names, model)
+        for callback in _planning_callbacks(inspected)[:1]
+        for names in callback.planned_now()
+    ]
+
+
+def _planning_callbacks(inspected: InspectedModel) -> list[Any]:
+    """Return the callbacks that follow a plan and hold it against this model: they answer `planned_now()`."""
+    handler = getattr(inspected.trainer, "callback_handler", None)
+    found = [one for one in getattr(handler, "callbacks", ()) if callable(getattr(one, "planned_now", None))]
+    return [callback for callback in found if callback.planned_now()]
 
 
 def _every_alias(names: Iterable[str], model: nn.Module) -> frozenset[str]:
@@ -81,13 +86,13 @@ def _every_alias(names: Iterable[str], model: nn.Module) -> frozenset[str]:
     return frozenset(name for name, parameter in own.items() if id(parameter) in tensors)
 
 
-def check_optimizer(subject: Subject) -> Check | None:
+def check_optimizer(inspected: InspectedModel) -> Check | None:
     """Look for trainable parameters that the optimizer does not hold."""
-    groups = _groups(subject.trainer)
+    groups = _groups(inspected.trainer)
     if groups is None:
         return None
     held = {id(parameter) for parameter in groups}
-    training = {name: p for name, p in subject.model.named_parameters() if p.requires_grad}
+    training = {name: p for name, p in inspected.model.named_parameters() if p.requires_grad}
     left_out = [name for name, parameter in training.items() if id(parameter) not in held]
     if left_out:
         return failed(
@@ -127,20 +132,21 @@ def _builds_its_own(trainer: Any) -> bool:
 
 def check_loss_scale(runner: Runner, batch: Mapping[str, Any], loss: torch.Tensor) -> Check | None:
     """Tell whether accumulation and processes scale the gradients, as where the model drops num_items_in_batch."""
-    trainer, name = runner.subject.trainer, "loss_scale"
+    trainer = runner.inspected.trainer
+    name: CheckName = "loss_scale"
     if trainer is None or trainer.args.gradient_accumulation_steps * trainer.args.world_size == 1:
         return None
     parts = (
         f"gradient_accumulation_steps={trainer.args.gradient_accumulation_steps}, {trainer.args.world_size} processes"
     )
-    if hasattr(trainer, _CORRECTS_SCALE):
+    if getattr(trainer, "corrects_loss_scale", False):
         return ok(name, f"{parts}: this Trainer weights each micro-batch by its labels.")
     counted = trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None
     if not counted or getattr(trainer, "loss_is_scaled_for_ga", None) is False:
         return ok(name, f"{parts}: the Trainer divides the loss by its micro-batches.")
     if getattr(trainer, "loss_is_scaled_for_ga", None) is True:
         return ok(name, f"{parts}: compute_loss declares that it divides by the whole batch.")
-    items = torch.tensor(1_000, device=runner.subject.device)
+    items = torch.tensor(1_000, device=runner.inspected.device)
     counted_pass = runner.run(batch, count=items)
     if counted_pass.error is not None or not isinstance(counted_pass.loss, torch.Tensor):
         return None

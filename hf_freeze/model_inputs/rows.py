@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from hf_freeze.debugging.subject import IDS, Subject
 from hf_freeze.errors import FreezeError
+from hf_freeze.model_inputs.inspected_model import IDS, InspectedModel
 
 ROWS_TO_SCAN = 64
 
@@ -27,22 +27,23 @@ class Row:
     untruncated: int | None = None
     others: tuple[Mapping[str, Any], ...] = ()
     class_names: tuple[str, ...] = ()
+    dataset: Any = None
 
 
-def pick_row(subject: Subject, sample: Any, *, dataset: Any, index: int | None, seed: int) -> Row:
+def pick_row(inspected: InspectedModel, sample: Any, *, dataset: Any, index: int | None, seed: int) -> Row:
     """Return the row that the caller means. Raises `FreezeError` that says what to give instead."""
     if isinstance(sample, int) and not isinstance(sample, bool):
         sample, index = None, sample
     if sample is None:
-        return _from_dataset(subject, *_dataset(subject, dataset), index=index, seed=seed)
+        return _from_dataset(inspected, *_dataset(inspected, dataset), index=index, seed=seed)
     if isinstance(sample, str) or _is_pair(sample):
         texts = {"text": sample} if isinstance(sample, str) else dict(zip(("text", "text_pair"), sample, strict=True))
-        return _tokenized(subject, texts, Row(value=texts, origin="the text given"))
+        return _tokenized(inspected, texts, Row(value=texts, origin="the text given"))
     if isinstance(sample, Mapping):
         if not sample:
             raise FreezeError("sample={} has no keys. Give a row of the data set, or {'text': ..., 'label': ...}.")
         row = Row(value=dict(sample), origin="the sample given")
-        return _tokenized(subject, row.value, row) if _is_raw_text(row.value, subject.label_names) else row
+        return _tokenized(inspected, row.value, row) if _is_raw_text(row.value, inspected.label_names) else row
     raise FreezeError(
         f"sample={sample!r:.80} is a {type(sample).__name__}. Give an index, a row as a dict, a text, or a pair of "
         "texts."
@@ -61,13 +62,13 @@ def _texts(row: Mapping[str, Any], labels: Collection[str]) -> Iterator[tuple[st
     return ((key, value) for key, value in row.items() if isinstance(value, str) and key not in labels)
 
 
-def _dataset(subject: Subject, dataset: Any) -> tuple[Any, str]:
+def _dataset(inspected: InspectedModel, dataset: Any) -> tuple[Any, str]:
     """Return the data set and what to call it."""
-    trainer = subject.trainer
+    trainer = inspected.trainer
     if trainer is None:
         if dataset is None or isinstance(dataset, str):
             raise FreezeError(
-                f"A {type(subject.model).__name__} comes without data, and dataset={dataset!r} names none. Give "
+                f"A {type(inspected.model).__name__} comes without data, and dataset={dataset!r} names none. Give "
                 "dataset=the data set, or a sample: a row as a dict, or a text together with tokenizer=."
             )
         return dataset, "the data set given"
@@ -90,7 +91,25 @@ def _dataset(subject: Subject, dataset: Any) -> tuple[Any, str]:
     return sets[dataset], dataset
 
 
-def _from_dataset(subject: Subject, dataset: Any, name: str, *, index: int | None, seed: int) -> Row:
+def every_dataset(inspected: InspectedModel, dataset: Any) -> list[tuple[Any, str]]:
+    """Return the data set that is meant, and those that the Trainer trains and evaluates on, each with its name."""
+    found: list[tuple[Any, str]] = []
+    if dataset is not None and not isinstance(dataset, str):
+        found.append((dataset, "the data set given"))
+    evaluated = getattr(inspected.trainer, "eval_dataset", None)
+    sets = {"train": getattr(inspected.trainer, "train_dataset", None), "eval": evaluated}
+    if isinstance(evaluated, Mapping) and not hasattr(evaluated, "column_names"):
+        sets = {"train": sets["train"], **evaluated}
+    found += [(rows, name) for name, rows in sets.items() if rows is not None]
+    return [one for i, one in enumerate(found) if all(one[0] is not other[0] for other in found[:i])]
+
+
+def row_at(inspected: InspectedModel, dataset: Any, index: int) -> Row:
+    """Return a row by its index; texts are tokenized as for `pick_row`."""
+    return _from_dataset(inspected, dataset, "", index=index, seed=0)
+
+
+def _from_dataset(inspected: InspectedModel, dataset: Any, name: str, *, index: int | None, seed: int) -> Row:
     if hasattr(dataset, "keys") and not hasattr(dataset, "column_names"):
         raise FreezeError(f"dataset= is a dict of {sorted(dataset.keys())}. Give one of its sets.")
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
@@ -109,11 +128,12 @@ def _from_dataset(subject: Subject, dataset: Any, name: str, *, index: int | Non
             origin=f"{name}, {count:,} rows",
             index=drawn,
             seed=seed if index is None else None,
-            others=tuple(_some_rows(dataset, subject.label_names)),
-            class_names=_class_names(dataset, subject.label_names),
+            others=tuple(_some_rows(dataset)),
+            class_names=_class_names(dataset, inspected.label_names),
+            dataset=dataset,
         )
-    if subject.trainer is None and _is_raw_text(row.value, subject.label_names):
-        return _tokenized(subject, row.value, row)
+    if inspected.trainer is None and _is_raw_text(row.value, inspected.label_names):
+        return _tokenized(inspected, row.value, row)
     return row
 
 
@@ -127,25 +147,24 @@ def _first_of(dataset: Any, index: int) -> Any:
     if iterator is dataset:
         raise FreezeError(
             f"dataset={type(dataset).__name__} is an iterator, which would lose the row that is looked at. Give the "
-            "data "
-            "set itself, or the row as a sample."
+            "data set itself, or the row as a sample."
         )
     for row in islice(iterator, index, index + 1):
         return row
     raise FreezeError(f"The iterable data set ended before row {index}: it has no such row.")
 
 
-def _some_rows(dataset: Any, labels: Collection[str]) -> Iterator[Mapping[str, Any]]:
-    """Return rows spread over a data set that is cheap to read: token ids and labels alone."""
+def _some_rows(dataset: Any) -> Iterator[Mapping[str, Any]]:
+    """Return the token ids of rows spread over a data set, where they lie ready to be read."""
     columns = getattr(dataset, "column_names", None)
     if columns is not None and hasattr(dataset, "select_columns"):
-        dataset = dataset.select_columns([name for name in columns if name == IDS or name in labels])
+        dataset = dataset.with_format(None).select_columns([name for name in columns if name == IDS])
     elif not isinstance(dataset, (list, tuple)):
         return
     step = max(len(dataset) // ROWS_TO_SCAN, 1)
     for index in range(0, min(len(dataset), step * ROWS_TO_SCAN), step):
         if isinstance(row := dataset[index], Mapping):
-            yield {key: value for key, value in row.items() if key == IDS or key in labels}
+            yield {key: value for key, value in row.items() if key == IDS}
 
 
 def _class_names(dataset: Any, labels: Collection[str]) -> tuple[str, ...]:
@@ -156,10 +175,10 @@ def _class_names(dataset: Any, labels: Collection[str]) -> tuple[str, ...]:
     return ()
 
 
-def _tokenized(subject: Subject, value: Mapping[str, Any], row: Row) -> Row:
+def _tokenized(inspected: InspectedModel, value: Mapping[str, Any], row: Row) -> Row:
     """Turn the texts of a row into token ids."""
-    tokenizer = subject.tokenizer
-    given = dict(_texts(value, subject.label_names))
+    tokenizer = inspected.tokenizer
+    given = dict(_texts(value, inspected.label_names))
     if tokenizer is None:
         raise FreezeError(
             f"A text was given ({next(iter(given.values()))!r:.60}), and no tokenizer was found to read it with. Give "
@@ -167,39 +186,43 @@ def _tokenized(subject: Subject, value: Mapping[str, Any], row: Row) -> Row:
         )
     named = [given[name] for name in ("text", "text_pair") if name in given]
     texts = named if "text" in given else list(given.values())[:2]
-    limit = _limit(subject)
+    limit = _limit(inspected)
     whole = len(tokenizer(*texts, verbose=False)[IDS])
     encoded = dict(tokenizer(*texts, truncation=limit is not None, max_length=limit))
-    rest = {key: item for key, item in value.items() if not isinstance(item, str) or key in subject.label_names}
-    rest = {key: _label_id(subject, item) if key in subject.label_names else item for key, item in rest.items()}
+    rest = {key: item for key, item in value.items() if not isinstance(item, str) or key in inspected.label_names}
+    rest = {key: _label_id(inspected, item) if key in inspected.label_names else item for key, item in rest.items()}
     return Row(**{**vars(row), "value": {**rest, **encoded}, "untruncated": whole})
 
 
-def _label_id(subject: Subject, label: Any) -> Any:
+def _label_id(inspected: InspectedModel, label: Any) -> Any:
     """Return the id of a label that was given by its name."""
-    known = {str(name): int(i) for name, i in (getattr(subject.config, "label2id", None) or {}).items()}
+    known = {str(name): int(i) for name, i in (getattr(inspected.config, "label2id", None) or {}).items()}
     return known.get(label, label) if isinstance(label, str) else label
 
 
-def _limit(subject: Subject) -> int | None:
+def _limit(inspected: InspectedModel) -> int | None:
     """Return how many tokens fit: as the tokenizer was last told, as it was built, and as the model has positions."""
-    backend = getattr(subject.tokenizer, "backend_tokenizer", None)
+    backend = getattr(inspected.tokenizer, "backend_tokenizer", None)
     truncation = getattr(backend, "truncation", None) or {}
-    limits = [truncation.get("max_length"), getattr(subject.tokenizer, "model_max_length", None), positions(subject)]
+    limits = [
+        truncation.get("max_length"),
+        getattr(inspected.tokenizer, "model_max_length", None),
+        positions(inspected),
+    ]
     found = [limit for limit in limits if limit is not None and 0 < limit < 10**9]
     return min(found) if found else None
 
 
-def positions(subject: Subject) -> int | None:
+def positions(inspected: InspectedModel) -> int | None:
     """Return the number of positions that the model has, where they are learned and so cannot be exceeded."""
-    config = getattr(subject.config, "get_text_config", lambda: subject.config)()
+    config = getattr(inspected.config, "get_text_config", lambda: inspected.config)()
     limit = getattr(config, "max_position_embeddings", None)
     if not isinstance(limit, int):
         return None
-    for module in subject.model.modules():
+    for module in inspected.model.modules():
         if isinstance(module, torch.nn.Embedding) and limit <= module.num_embeddings <= limit + 2:
             offset = (module.padding_idx or -1) + 1 if module.num_embeddings == limit else 0
-            if module is not subject.input_embedding:
+            if module is not inspected.input_embedding:
                 return limit - offset
     return None
 

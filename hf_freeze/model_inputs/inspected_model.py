@@ -22,12 +22,13 @@ IDS = "input_ids"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class InspectedModel:
     """A model, and what surrounds it. `trainer` is None for a model alone."""
 
     model: nn.Module
     trainer: Any
     tokenizer: Any
+    processor: Any
     collator: Callable[[list[Any]], Any]
     threshold: ThresholdResult | None
     label_names: tuple[str, ...]
@@ -68,6 +69,20 @@ class Subject:
         except (NotImplementedError, AttributeError):
             return None
         return found if isinstance(found, nn.Embedding) else None
+
+    @property
+    def image_processor(self) -> Any:
+        """What makes pixels for the model, where it is at hand; else None."""
+        return self._part_with("image_processor", "image_mean")
+
+    @property
+    def feature_extractor(self) -> Any:
+        """What makes samples of sound for the model, where it is at hand; else None."""
+        return self._part_with("feature_extractor", "sampling_rate")
+
+    def _part_with(self, name: str, attribute: str) -> Any:
+        parts = (getattr(self.processor, name, None), self.processor)
+        return next((part for part in parts if hasattr(part, attribute)), None)
 
     @property
     def own_loss(self) -> bool:
@@ -116,7 +131,7 @@ class Subject:
         return 1 if self.trainer is None else int(self.trainer.args.world_size)
 
 
-def subject_of(trainer_or_model: Any, *, tokenizer: Any, collator: Any, threshold: Any) -> Subject:
+def inspect_model(trainer_or_model: Any, *, tokenizer: Any, collator: Any, threshold: Any) -> InspectedModel:
     """Read what there is from a Trainer or a model; what is given explicitly comes first."""
     trainer = trainer_or_model if hasattr(trainer_or_model, "compute_loss") else None
     model = trainer_or_model if trainer is None else trainer.model
@@ -125,16 +140,18 @@ def subject_of(trainer_or_model: Any, *, tokenizer: Any, collator: Any, threshol
             f"debug_sample was given {type(trainer_or_model).__name__}, which is neither a Trainer nor a torch module. "
             "Give the Trainer, or the loaded model together with dataset= or a sample."
         )
-    tokenizer = _tokenizer_in(tokenizer if tokenizer is not None else getattr(trainer, "processing_class", None))
+    processor = tokenizer if tokenizer is not None else getattr(trainer, "processing_class", None)
+    tokenizer = _tokenizer_in(processor)
     if collator is None:
         collator = getattr(trainer, "data_collator", None) or _default_collator(tokenizer)
     model = unwrapped(model)
     _refuse_unloaded(model)
     names = tuple(getattr(trainer, "label_names", None) or ())
-    return Subject(
+    return InspectedModel(
         model=model,
         trainer=trainer,
         tokenizer=tokenizer,
+        processor=processor,
         collator=collator,
         threshold=_threshold(threshold, trainer, model),
         label_names=label_columns(model, names),
@@ -158,8 +175,7 @@ def _refuse_unloaded(model: nn.Module) -> None:
             found = "not initialised (a lazy module)" if isinstance(parameter, lazy) else "on the meta device"
             raise FreezeError(
                 f"{name} of this {type(model).__name__} is {found}: there are no weights to run. Load the model, or "
-                "run "
-                "one batch through it, before debug_sample."
+                "run one batch through it, before debug_sample."
             )
 
 

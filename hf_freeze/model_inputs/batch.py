@@ -9,53 +9,57 @@ from typing import Any
 
 import torch
 
-from hf_freeze.debugging import labels
-from hf_freeze.debugging.check import Check, failed
-from hf_freeze.debugging.rows import Row
-from hf_freeze.debugging.subject import IDS, Subject
 from hf_freeze.errors import FreezeError
+from hf_freeze.model_inputs.inspected_model import IDS, InspectedModel
+from hf_freeze.model_inputs.rows import Row
 
 
-def make_batch(subject: Subject, row: Row) -> tuple[Row, Mapping[str, Any] | None, list[Check]]:
-    """Collate a row. Return the row that was used, the batch (None where there is none), and the checks that failed.
+class CollatorError(FreezeError):
+    """The collator raised, or made no batch."""
 
-    A label that is a text is named and left out. Raises `FreezeError` where the row lacks what the model needs.
-    """
-    wrong: list[Check] = []
-    if (text := labels.text_label(subject, row)) is not None:
-        known = sorted(getattr(subject.config, "label2id", None) or {})
-        wrong.append(
-            failed("label_dtype", f"The label is the text {text!r}; losses take ids. Map it by label2id ({known}).")
-        )
-        bare = {key: value for key, value in row.value.items() if key not in subject.label_names}
-        row = replace(row, value=bare)
-    is_batch = _is_batch(row.value)
+
+def labels_of(inspected: InspectedModel, row: Row) -> list[Any]:
+    """Return what a row holds under the names of labels."""
+    if not isinstance(row.value, Mapping):
+        return []
+    return [row.value[name] for name in inspected.label_names if name in row.value]
+
+
+def without_label(inspected: InspectedModel, row: Row) -> Row:
+    """Return the row without its label."""
+    return replace(row, value={key: value for key, value in row.value.items() if key not in inspected.label_names})
+
+
+def make_batch(inspected: InspectedModel, row: Row) -> dict[str, Any]:
+    """Collate a row. Raises `CollatorError`, and `FreezeError` where the row lacks what the model needs."""
     try:
-        made = row.value if is_batch else subject.collate([row.value])
+        made = row.value if _is_batch(row.value) else inspected.collate([row.value])
+    except FreezeError:
+        raise
     except Exception as error:
         said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        message = f"The collator raised {said:.160} It was given the keys {_keys(row.value)}."
-        return row, None, [*wrong, failed("collator", message)]
+        raise CollatorError(f"The collator raised {said:.160} It was given the keys {_keys(row.value)}.") from error
     if not isinstance(made, Mapping):
-        message = f"The collator returned {type(made).__name__}; the model is called with a dict of named inputs."
-        return row, None, [*wrong, failed("collator", message)]
-    _refuse_missing(subject, row, made)
-    return row, made, wrong
+        raise CollatorError(
+            f"The collator returned {type(made).__name__}; the model is called with a dict of named inputs."
+        )
+    _refuse_missing(inspected, row, made)
+    return dict(made)
 
 
 def _keys(value: Any) -> Any:
     return sorted(map(str, value)) if isinstance(value, Mapping) else f"of a {type(value).__name__}"
 
 
-def _refuse_missing(subject: Subject, row: Row, batch: Mapping[str, Any]) -> None:
-    task = subject.task_model
-    given = set(batch) - set(subject.label_names)
+def _refuse_missing(inspected: InspectedModel, row: Row, batch: Mapping[str, Any]) -> None:
+    task = inspected.task_model
+    given = set(batch) - set(inspected.label_names)
     variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     parameters = inspect.signature(task.forward).parameters.values()
     needed = [p.name for p in parameters if p.default is p.empty and p.kind not in variable and p.name not in batch]
     main = getattr(task, "main_input_name", None)
     if not needed and main is not None and not given & {main, "inputs_embeds", "encoder_outputs"}:
-        says_something = (given & subject.accepts) - {"attention_mask", "token_type_ids"}
+        says_something = (given & inspected.accepts) - {"attention_mask", "token_type_ids"}
         needed = [] if says_something else [main]
     if needed or not given:
         raise FreezeError(

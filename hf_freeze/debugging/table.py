@@ -1,0 +1,219 @@
+"""The checks of `debug_sample`: the name of each, what it needs to be asked at all, and what explains its failure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from hf_freeze.debugging import gradients, inputs, labels, losses, optimizer_checks, outputs
+from hf_freeze.debugging.check import Check, CheckName
+from hf_freeze.debugging.heads import check_head
+from hf_freeze.debugging.look import Look
+from hf_freeze.debugging.passes import out_of_range
+
+Need: TypeAlias = Callable[[Look], bool]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A check. `explained_by`: checks of a cause; where one of them is not ok, a failure here is its consequence."""
+
+    name: CheckName
+    check: Callable[[Look], Check | None]
+    needs: tuple[Need, ...] = ()
+    explained_by: tuple[CheckName, ...] = ()
+
+
+def run(look: Look) -> tuple[Check, ...]:
+    """Ask every check that can be asked, and name each cause once."""
+    asked = (entry for entry in TABLE if all(need(look) for need in entry.needs))
+    return without_consequences(check for entry in asked if (check := entry.check(look)) is not None)
+
+
+def without_consequences(checks: Iterable[Check]) -> tuple[Check, ...]:
+    """Leave out what is not ok only because of something else that is not ok.
+
+    >>> checks = [failed("inputs", ""), failed("logits_finite", ""), Check("plan", "ok", "")]
+    >>> [check.name for check in without_consequences(checks)]
+    ['inputs', 'plan']
+    """
+    checks = tuple(checks)
+    bad = {check.name for check in checks if check.status != "ok"}
+    explained = {entry.name for entry in TABLE if bad.intersection(entry.explained_by)}
+    return tuple(check for check in checks if check.status == "ok" or check.name not in explained)
+
+
+# --- what a check may need
+
+
+def a_batch(look: Look) -> bool:
+    """The collator made a batch."""
+    return bool(look.batch)
+
+
+def logits(look: Look) -> bool:
+    """The model ran, and returned logits."""
+    return bool(look.batch) and look.logits is not None
+
+
+def finite_logits(look: Look) -> bool:
+    """The logits are numbers."""
+    return bool(look.batch) and look.is_finite
+
+
+def a_label(look: Look) -> bool:
+    """The label reaches the model."""
+    return look.label is not None
+
+
+def a_loss(look: Look) -> bool:
+    """A loss came back."""
+    return look.loss is not None
+
+
+def finite_weights(look: Look) -> bool:
+    """The weights are numbers."""
+    return look.weights.status == "ok"
+
+
+def a_backward_pass(look: Look) -> bool:
+    """A backward pass was asked for, and there is something to differentiate."""
+    return look.backward and bool(look.statuses)
+
+
+def all_checks(look: Look) -> bool:
+    """The caller asked for all checks."""
+    return look.full
+
+
+def company(look: Look) -> bool:
+    """Another row to run beside, where padding has not run the row in a larger batch already."""
+    return look.changed is not None and look.is_repeatable and look.fault_of_padding("padding") is None
+
+
+# --- checks that put several looks together
+
+
+def _worst(*found: Check | None) -> Check | None:
+    """Return the first that is not ok, else the last: the later it is, the more it knows."""
+    checks = [check for check in found if check is not None]
+    return next((check for check in checks if check.status != "ok"), checks[-1] if checks else None)
+
+
+def _inputs(look: Look) -> Check | None:
+    return _worst(inputs.check_inputs(look.batch), look.media)
+
+
+def _labels(look: Look) -> Check | None:
+    if look.faults_of_row:
+        return look.fault_of_row("labels")
+    return _worst(look.fault_of_labels("labels"), labels.check_present(look.inspected, look.row, look.batch))
+
+
+def _vocabulary(look: Look) -> Check | None:
+    too_long = look.length is not None and look.length.status != "ok"
+    return inputs.check_vocabulary(look.inspected, look.batch, None if too_long else out_of_range(look.error))
+
+
+def _forward(look: Look) -> Check | None:
+    if look.logits is not None or (look.media is not None and look.media.status == "failed"):
+        return None
+    return outputs.no_logits(look.error)
+
+
+def _label_dtype(look: Look) -> Check | None:
+    return _worst(look.fault_of_row("label_dtype"), look.own_dtype, look.fault_of_labels("label_dtype"))
+
+
+def _loss(look: Look) -> Check | None:
+    inspected, found = look.inspected, look.loss_finding
+    if look.loss_error is not None and look.own_dtype is not None and look.own_dtype.status == "ok":
+        return losses.raises_in_loss(look.loss_error)
+    if found is not None:
+        return losses.check_loss(inspected, found, binary=look.is_binary, warned=look.scored.warned)
+    taken = inspected.trainer is not None or look.scored.loss is not None
+    if look.label_counts and taken and look.loss is None:
+        return losses.no_loss(inspected.trainer is not None, look.scored.loss)
+    return None
+
+
+def _no_probabilities(look: Look) -> Check:
+    kind = look.loss_finding.kind if look.loss_finding else None
+    seen = [] if look.other_logits is None else [look.other_logits]
+    return outputs.check_no_probabilities(look.logits_with_graph, seen, loss_kind=kind)
+
+
+def _initial_loss(look: Look) -> Check | None:
+    assert look.logits is not None
+    return outputs.check_initial_loss(look.inspected, look.logits, is_classifier=look.kind in ("binary", "classes"))
+
+
+def _logits_finite(look: Look) -> Check:
+    assert look.logits is not None
+    return outputs.check_finite(look.runner, look.batch, look.logits)
+
+
+def _loss_scale(look: Look) -> Check | None:
+    assert look.loss is not None
+    return optimizer_checks.check_loss_scale(look.runner, look.batch, look.loss)
+
+
+def _neighbours(look: Look) -> Check | None:
+    assert look.changed is not None
+    return outputs.check_neighbours(look.runner, look.batch, look.changed, look.logits, look.sensitivity)
+
+
+def _head(look: Look) -> Check | None:
+    names, planned = optimizer_checks.ever_trainable(look.inspected)
+    return check_head(look.inspected, names, planned=planned)
+
+
+_BROKEN: tuple[CheckName, ...] = ("weights_finite", "logits_finite", "inputs")
+TABLE: tuple[Entry, ...] = (
+    Entry("collator", lambda look: look.fault_of_row("collator")),
+    Entry("modes", lambda look: inputs.check_modes(look.flags, look.model, look.ignores_eval), (a_batch,)),
+    Entry("weights_finite", lambda look: look.weights, (a_batch,)),
+    Entry("inputs", _inputs, (a_batch,)),
+    Entry("truncated", lambda look: inputs.check_truncated(look.inspected, look.row, look.batch), (a_batch,)),
+    Entry("tokens", lambda look: inputs.check_unknown(look.inspected, look.batch), (a_batch,)),
+    Entry("labels", _labels),
+    Entry("label_names", lambda look: labels.check_names(look.inspected, look.row), (a_batch,)),
+    Entry("length", lambda look: look.length, (a_batch,)),
+    Entry("vocabulary", _vocabulary, (a_batch,)),
+    Entry("forward", _forward, (a_batch,), explained_by=("length", "vocabulary")),
+    Entry("label_range", lambda look: _worst(look.own_range, look.fault_of_labels("label_range")), (logits,)),
+    Entry("label_dtype", _label_dtype),
+    Entry("logits_finite", _logits_finite, (logits, finite_weights), explained_by=("weights_finite", "inputs")),
+    Entry("loss", _loss, (finite_logits, a_label), explained_by=(*_BROKEN, "label_range")),
+    Entry("repeatable", lambda look: look.repeatable, (finite_logits,)),
+    Entry("sensitive", lambda look: look.sensitive, (finite_logits,), explained_by=("attention_mask",)),
+    Entry("logits_not_probabilities", _no_probabilities, (finite_logits,)),
+    Entry("initial_loss", _initial_loss, (finite_logits,)),
+    Entry("attention_mask", lambda look: look.fault_of_padding("attention_mask"), (finite_logits,)),
+    Entry("pad_token", lambda look: look.fault_of_padding("pad_token"), (finite_logits,)),
+    Entry(
+        "padding_side",
+        lambda look: look.fault_of_padding("padding_side"),
+        (finite_logits,),
+        explained_by=("repeatable",),
+    ),
+    Entry("padding", lambda look: look.fault_of_padding("padding"), (finite_logits,), explained_by=("repeatable",)),
+    Entry("loss_scale", _loss_scale, (finite_logits, a_loss)),
+    Entry(
+        "gradients",
+        lambda look: gradients.check_gradients(look.statuses, look.model),
+        (finite_logits, a_backward_pass),
+        explained_by=(*_BROKEN, "label_range", "attention_mask", "sensitive"),
+    ),
+    Entry("neighbours", _neighbours, (finite_logits, all_checks, company), explained_by=("repeatable",)),
+    Entry(
+        "train_mode",
+        lambda look: outputs.check_train_mode(*look.in_train_mode),
+        (finite_logits, all_checks),
+        explained_by=(*_BROKEN, "label_range"),
+    ),
+    Entry("plan", lambda look: optimizer_checks.check_plan(look.inspected, look.stale)),
+    Entry("optimizer", lambda look: optimizer_checks.check_optimizer(look.inspected)),
+    Entry("head", _head),
+)
