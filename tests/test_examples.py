@@ -346,6 +346,24 @@ def test_the_comparison_shows_what_frozen_layers_cost_a_probe_that_is_trained_to
     assert float(partial[1]) < float(full[1])  # seconds
 
 
+TESTED.add("compare_sms.py")
+
+
+def test_the_command_compares_plans_on_sms_spam(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    flags = ["--rows", "120", "--plans", "linear-probe", "last-layers", "--max_length", "24", "--use_cpu"]
+    monkeypatch.setattr(sys, "argv", ["compare_sms.py", *flags])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(EXAMPLES / "compare_sms.py"), run_name="__main__")
+    assert ended.value.code == 0
+    table = capsys.readouterr().out
+    assert re.findall(r"^(linear-probe|last-layers) +([\d,]+)", table, flags=re.M) == [
+        ("linear-probe", "770"),
+        ("last-layers", "3,549,698"),
+    ]
+
+
 @example("common_mistakes.py")
 def test_every_mistake_is_named(printed) -> None:
     assert "bert.requires_grad = ... was set on a module: that is an attribute which torch never reads" in printed

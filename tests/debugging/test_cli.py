@@ -62,7 +62,7 @@ def test_an_adapter_folder_is_read_with_the_tokenizer_of_its_base(folder, tmp_pa
 
 def test_mistakes_are_exit_status_2_and_one_line(folder, tmp_path, capsys):
     assert main(["debug", str(folder), "--text", "w5", "--label", "eggs"]) == 2
-    assert "neither a number nor one of the model's labels ['ham', 'spam']" in capsys.readouterr().err
+    assert "neither a class id from 0 to 1 nor one of the model's labels ['ham', 'spam']" in capsys.readouterr().err
     assert main(["debug", str(tmp_path / "nowhere"), "--text", "w5"]) == 2
     assert capsys.readouterr().err.startswith("hf-freeze: ")
     with pytest.raises(SystemExit) as stopped:

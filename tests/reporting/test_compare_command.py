@@ -6,9 +6,9 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from hf_freeze.errors import FreezeError
 from hf_freeze.reporting.cli import main
-from hf_freeze.reporting.comparison import compare_command, labelled_texts
+from hf_freeze.reporting.comparison import compare_command
+from hf_freeze.reporting.comparison.comparison import Comparison
 from tests.debugging.subjects import word_tokenizer
 from tests.models import tiny_bert
 
@@ -53,7 +53,7 @@ def test_rows_that_are_only_evaluated_come_longest_first(folder, monkeypatch):
     lines = [{**line, "text": f"{line['text']} w{index + 6}"} for index, line in enumerate(lines)]
     (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     given = {}
-    monkeypatch.setattr(compare_command, "compare", lambda *_, **named: given.update(named))
+    monkeypatch.setattr(compare_command, "compare", lambda *_, **named: given.update(named) or Comparison(runs=[]))
     assert command(folder) == 0
     for part in ("eval_dataset", "test_dataset"):
         lengths = [len(row["input_ids"]) for row in given[part]]
@@ -75,14 +75,14 @@ def test_mistakes_are_one_line_and_exit_status_2(folder, capsys):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--rows", "0"], "--rows 0: give a number above 0."),
-        (["--rows", "-5"], "--rows -5: give a number above 0."),
-        (["--batch_size", "0"], "--batch_size 0: give a number above 0."),
-        (["--max_length", "0"], "--max_length 0: give a number above 0."),
-        (["--epochs", "0"], "--epochs 0.0: give a number above 0."),
-        (["--epochs", "inf"], "--epochs inf: give a number above 0."),
-        (["--learning_rate", "0"], "--learning_rate 0.0: give a number above 0."),
-        (["--learning_rate", "nan"], "--learning_rate nan: give a number above 0."),
+        (["--rows", "0"], "--rows 0: give a number above 0, at most 1,000,000,000,000."),
+        (["--rows", "-5"], "--rows -5: give a number above 0, at most 1,000,000,000,000."),
+        (["--batch_size", "0"], "--batch_size 0: give a number above 0, at most 1,000,000,000,000."),
+        (["--max_length", "0"], "--max_length 0: give a number above 0, at most 1,000,000,000,000."),
+        (["--epochs", "0"], "--epochs 0.0: give a number above 0, at most 1,000,000,000,000."),
+        (["--epochs", "inf"], "--epochs inf: give a number above 0, at most 1,000,000,000,000."),
+        (["--learning_rate", "0"], "--learning_rate 0.0: give a number above 0, at most 1,000,000,000,000."),
+        (["--learning_rate", "nan"], "--learning_rate nan: give a number above 0, at most 1,000,000,000,000."),
         (["--seeds", "1", "-1"], "--seeds -1: give numbers from 0 to 4294967295."),
     ],
 )
@@ -109,15 +109,17 @@ def test_a_comparison_of_a_csv_file_goes_on_too(folder, capsys):
     assert len(list((folder / "kept" / "runs").iterdir())) == 1
 
 
-def test_without_a_rate_it_is_that_of_the_model(folder, monkeypatch):
+def test_without_a_rate_it_is_the_trainers(folder, monkeypatch):
     given = {}
-    monkeypatch.setattr(compare_command, "compare", lambda *_, **named: given.update(named))
+    monkeypatch.setattr(compare_command, "compare", lambda *_, **named: given.update(named) or Comparison(runs=[]))
     files = [str(folder / "model"), str(folder / "texts.jsonl")]
     assert main(["compare", *files, "--use_cpu"]) == 0
     assert given["args"].learning_rate == 5e-5
 
 
-def test_without_a_model_that_of_the_quickstart_is_used_if_it_is_installed(monkeypatch):
-    monkeypatch.setattr(labelled_texts, "find_spec", lambda name: None)
-    with pytest.raises(FreezeError, match=r"hf_freeze\[examples\]"):
-        labelled_texts.packaged_model()
+@pytest.mark.parametrize("given", [[], ["model"]])
+def test_model_and_data_have_to_be_named(given, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", *given])
+    assert stopped.value.code == 2
+    assert "are required: " in capsys.readouterr().err

@@ -7,7 +7,7 @@ import pytest
 from datasets import ClassLabel, Dataset
 
 from hf_freeze.errors import FreezeError
-from hf_freeze.reporting.comparison import labelled_texts, text_files
+from hf_freeze.reporting.comparison import text_files
 from hf_freeze.reporting.comparison.labelled_texts import load_texts
 
 ROWS = [
@@ -65,15 +65,6 @@ def test_labels_that_are_not_two_are_refused(tmp_path):
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": str(i), "label": i % 3}) for i in range(30)))
     with pytest.raises(FreezeError, match="'label' has 3 values"):
         load_texts(str(tmp_path / "t.jsonl"), text="text", label="label", rows=None)
-
-
-def test_without_a_file_the_rows_of_the_quickstart_are_used(monkeypatch, tmp_path):
-    parts = load_texts(None, text="text", label="label", rows=200)
-    assert parts["train"].features["label"].names == ["ham", "spam"]
-    assert sum(map(len, parts.values())) == 200
-    monkeypatch.setattr(labelled_texts, "SMS_SPAM", tmp_path / "none")
-    with pytest.raises(FreezeError, match="in a clone of hf_freeze only"):
-        load_texts(None, text="text", label="label", rows=None)
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv"])

@@ -85,8 +85,8 @@ def test_a_mistake_is_one_line_and_exit_status_2(model, capsys, tmp_path, flags,
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ('{"model_type": "nonesuch"}', "'broken' has no configuration of a known model"),
-        ("{}", "'broken' has no configuration of a known model"),
+        ('{"model_type": "nonesuch"}', "The configuration in 'broken' cannot be loaded"),
+        ("{}", "The configuration in 'broken' cannot be loaded"),
         ('{"model_type": "bert", "hidden_size": 30, "num_attention_heads": 4}', "BertConfig does not make a model"),
         ("{", "hf-freeze: "),
     ],

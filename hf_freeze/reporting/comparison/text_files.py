@@ -39,17 +39,6 @@ def read_columns(path: Path, *, text: str, label: str) -> Dataset:
     return _checked(data, path, text=text, label=label)
 
 
-def read_lines(path: Path, columns: Sequence[str]) -> Dataset:
-    """Read a file of these columns, parted by tabs, that has no header and in which quotes mean nothing."""
-    table = csv.read_csv(
-        path,
-        read_options=csv.ReadOptions(column_names=list(columns), block_size=_LARGEST_ROW),
-        parse_options=csv.ParseOptions(delimiter="\t", quote_char=False),
-        convert_options=_as_written(columns),
-    )
-    return Dataset(table)
-
-
 def _read_csv(path: Path, delimiter: str, columns: Sequence[str]) -> Dataset:
     reading: dict[str, Any] = {
         "read_options": csv.ReadOptions(block_size=_LARGEST_ROW),

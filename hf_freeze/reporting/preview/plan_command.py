@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from contextlib import redirect_stdout
 from dataclasses import fields, replace
 from typing import Any
 
 from transformers import HfArgumentParser, logging
 
 from hf_freeze.reporting.figure import prepare_picture
-from hf_freeze.reporting.preview.named_model import base_of_adapters, named_model
+from hf_freeze.reporting.preview.named_model import named_model
 from hf_freeze.reporting.preview.plan_options import checked_arguments
 from hf_freeze.reporting.preview.plan_plot import plot_plan
 from hf_freeze.reporting.preview.preview import preview
 from hf_freeze.reporting.preview.preview_result import Preview
+from hf_freeze.reporting.saved_model import base_of_adapters
 from hf_freeze.training.arguments import FreezeArguments, FreezeTrainingArguments
 
 _LISTED = {field.name for field in fields(FreezeArguments)} | {
@@ -51,18 +50,16 @@ def add_plan(commands: Any) -> None:
     command.set_defaults(run=run_plan)
 
 
-def run_plan(options: argparse.Namespace) -> int:
-    """Run the sub-command; return its exit status."""
+def run_plan(options: argparse.Namespace) -> tuple[int, str]:
+    """Run the sub-command; return its exit status and what to print."""
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    with redirect_stdout(sys.stderr):  # DeepSpeed logs to standard output when it is imported
-        args = checked_arguments(options)
-        if options.plot:
-            prepare_picture("--plot", options.plot)
-        seen = _previewed(options, args)
-        if options.plot:
-            plot_plan(seen, options.plot)
-    print(json.dumps(seen.to_dict(), indent=2) if options.json else seen)
-    return 0
+    args = checked_arguments(options)
+    if options.plot:
+        prepare_picture("--plot", options.plot)
+    seen = _previewed(options, args)
+    if options.plot:
+        plot_plan(seen, options.plot)
+    return 0, json.dumps(seen.to_dict(), indent=2) if options.json else str(seen)
 
 
 def _previewed(options: argparse.Namespace, args: FreezeTrainingArguments) -> Preview:

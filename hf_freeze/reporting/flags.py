@@ -1,0 +1,16 @@
+"""Values that more than one sub-command takes, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from hf_freeze.errors import FreezeError
+
+LARGEST_COUNT = 10**12
+"""More than any run has of anything; what overflows the libraries lies far above."""
+
+_LARGEST_SEED = 2**32 - 1  # that numpy takes
+
+
+def check_seed(flag: str, seed: int) -> None:
+    """Raise `FreezeError` for a seed that not every generator of random numbers takes."""
+    if not 0 <= seed <= _LARGEST_SEED:
+        raise FreezeError(f"{flag} {seed!r}: give numbers from 0 to {_LARGEST_SEED}.")
