@@ -29,12 +29,12 @@ def main() -> None:
     print(f"{args.freeze_plan().resolve(model)}\n")
     trainer.train()
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
-    rates = [name for name in logged[0] if name.startswith("lr/") and "no_decay" not in name]
+    rates = dict.fromkeys(name for entry in logged for name in entry if name.startswith("lr/"))
     print(f"\n{'step':<24}" + "".join(f"{entry['step']:>10}" for entry in logged))
     for name in ("stage", "trainable_params", "loss"):
         print(f"{name:<24}" + "".join(f"{entry[name]:>10,.6g}" for entry in logged))
     for name in rates:
-        print(f"{name:<24}" + "".join(f"{entry[name]:>10.2g}" for entry in logged))
+        print(f"{name:<24}" + "".join(f"{entry.get(name, 0):>10.2g}" for entry in logged))
 
 
 if __name__ == "__main__":

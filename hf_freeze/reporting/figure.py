@@ -31,6 +31,27 @@ def prepare_picture(caller: str, path: str | Path) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
 
 
+def logarithmic(axes: Any) -> None:
+    """Make the upright axis logarithmic, with numbers at its ticks that are read at a glance."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator  # noqa: PLC0415 - an optional extra
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    # Powers of ten alone would leave less than a decade without a tick.
+    within_a_decade = high < 10 * low
+    few = (1, 3) if high < 1e4 * low else (1,)
+    axes.yaxis.set_major_locator(MaxNLocator(6) if within_a_decade else LogLocator(subs=few))
+    axes.yaxis.set_major_formatter(plain_numbers())
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def plain_numbers() -> Any:
+    """Write ticks as 0.62 and 3e-05, not as powers of ten."""
+    from matplotlib.ticker import FuncFormatter  # noqa: PLC0415 - an optional extra
+
+    return FuncFormatter(lambda value, _: f"{value:.3g}")
+
+
 def _figure_class(caller: str) -> Any:
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415 - an optional extra

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any, TypeAlias
 from transformers import Trainer
 
 from hf_freeze.errors import FreezeError
-from hf_freeze.reporting.figure import new_figure
+from hf_freeze.reporting.figure import logarithmic, new_figure
 from hf_freeze.reporting.logged_run import Entries, logged_entries
-from hf_freeze.reporting.preview.plan_plot import rows_of_groups
 from hf_freeze.reporting.stage_axis import mark_stages
+from hf_freeze.training.group_names import from_the_head_down, joined_names
 
 Series: TypeAlias = dict[str, list[tuple[int, float]]]
 
@@ -44,11 +45,10 @@ def plot_history(
     losses = _series(entries, [name for name in _names(entries) if name == "loss" or name.endswith("_loss")])
     if not losses:
         raise FreezeError("The log has no loss: nothing to draw. Give the log_history of a run with logging_steps.")
-    rates = _series(entries, _rates(entries))
     parts = {
         "loss": losses,
         "metrics": _series(entries, _metrics(entries) if metrics is None else _named(entries, metrics)),
-        "learning rate": {label: rates[group] for label, group in rows_of_groups(rates).items()},
+        "learning rate": _rates(entries),
     }
     shown = {title: series for title, series in parts.items() if series}
     figure = new_figure("plot_history", width=9, height=0.8 + 2.1 * len(shown), path=path)
@@ -80,9 +80,18 @@ def _series(entries: Entries, names: Sequence[str]) -> Series:
     return {name: points for name, points in found.items() if name != "train_loss" or len(points) > 1}
 
 
-def _rates(entries: Entries) -> list[str]:
-    names = _names(entries)
-    return [name for name in names if name.startswith("lr/")] or [name for name in names if name == "learning_rate"]
+def _rates(entries: Entries) -> Series:
+    """The rate of every group where it trains; of a group that is frozen there is none in the log."""
+    names = [name for name in _names(entries) if name.startswith("lr/")]
+    if not names:
+        return _series(entries, [name for name in _names(entries) if name == "learning_rate"])
+    logged = [entry for entry in entries if any(name in entry for name in names)]
+    # A rate of 0 has no place on a logarithmic axis either.
+    rates = {
+        name.removeprefix("lr/"): [(entry["step"], entry.get(name) or math.nan) for entry in logged] for name in names
+    }
+    shown = joined_names(rates)
+    return {label: rates[shown[label]] for label in sorted(shown, key=from_the_head_down)}
 
 
 def _metrics(entries: Entries) -> list[str]:
@@ -132,13 +141,11 @@ def _shade(axes: Any, stages: Sequence[tuple[int, int, int]]) -> None:
 def _draw(axes: Any, title: str, series: Series) -> None:
     for index, (name, points) in enumerate(series.items()):
         steps, values = zip(*points, strict=True)
-        # A frozen group's rate of 0 has no place on a logarithmic axis: its line begins where it thaws.
-        drawn = [value or float("nan") for value in values] if title == "learning rate" else values
         marker = "o" if name.startswith("eval_") or len(points) == 1 else ""
-        label = name.removeprefix("lr/") if title != "metrics" else name.removeprefix("eval_")
-        axes.plot(steps, drawn, marker=marker, ms=3.5, lw=1.4, ls=_STYLES[index // 10 % len(_STYLES)], label=label)
+        label = name.removeprefix("eval_") if title == "metrics" else name
+        axes.plot(steps, values, marker=marker, ms=3.5, lw=1.4, ls=_STYLES[index // 10 % len(_STYLES)], label=label)
     if title == "learning rate":
-        axes.set_yscale("log")
+        logarithmic(axes)
     axes.set_ylabel(title)
     axes.grid(alpha=0.25)
     if len(series) <= _MOST_LABELS:

@@ -25,6 +25,7 @@ from hf_freeze.plan.tables import part_labels
 from hf_freeze.selection.language import evaluate
 from hf_freeze.selection.model_map import ModelMap, unwrap
 from hf_freeze.training.freezing import plan_as_it_is
+from hf_freeze.training.group_names import group_name
 
 _PLAN = "freeze_plan"
 """Under which key a group holds the fingerprint of the plan that `param_groups` was given."""
@@ -151,7 +152,13 @@ def group_specs(
         rung = rungs[names[0]]
         asked_to_decay = "weight_decay" in rung.options and order not in splits
         no_decay = undecayed and not asked_to_decay
-        specs.append(_spec(rung, names, base.weight_decay, no_decay, stages * (len(times[order]) > 1)))
+        name = group_name(
+            rung.label, decays=not no_decay, stages=stages * (len(times[order]) > 1), of=len(resolved.stages)
+        )
+        options = {"weight_decay": base.weight_decay, **rung.options}
+        if no_decay:
+            options["weight_decay"] = 0.0
+        specs.append(GroupSpec(name=name, parameters=tuple(names), options=options, has_own_rate=rung.is_named))
     return specs
 
 
@@ -169,26 +176,6 @@ def _between(changes: Sequence[int], end: int) -> tuple[int, ...]:
     """The stages from each thaw to the freeze after it: (1, 3, 5) of 7 -> 1, 2, 5, 6."""
     bounds = [*changes, end]
     return tuple(stage for first, last in zip(bounds[::2], bounds[1::2], strict=False) for stage in range(first, last))
-
-
-def _spec(rung: _Rung, names: list[str], weight_decay: float, undecayed: bool, stages: tuple[int, ...]) -> GroupSpec:
-    label = f"{rung.label}@{_ranges(stages)}" if stages else rung.label
-    options = {"weight_decay": weight_decay, **rung.options}
-    if undecayed:
-        options["weight_decay"] = 0.0
-    name = f"{label}.no_decay" if undecayed else label
-    return GroupSpec(name=name, parameters=tuple(names), options=options, has_own_rate=rung.is_named)
-
-
-def _ranges(stages: Sequence[int]) -> str:
-    """The stages in which a group trains: (1, 2, 3) -> 1-3, (0, 2) -> 0,2."""
-    runs: list[list[int]] = []
-    for stage in stages:
-        if runs and runs[-1][-1] == stage - 1:
-            runs[-1].append(stage)
-        else:
-            runs.append([stage])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _ladder(words: ModelMap, rate: float, decay: float) -> dict[str, _Rung]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from hf_freeze.errors import UnsupportedSetupError
 from hf_freeze.selection.model_map import unwrap
+from hf_freeze.training.group_names import LOW_RANK, NO_DECAY
 
 OTHERS = "others"
 """The group of what the Trainer trains beside the model, such as the parameters of a loss."""
@@ -70,7 +71,7 @@ def _split(
         if left:
             pieces.insert(0, {**group, "params": [*left.values()]})
         for index, piece in enumerate(pieces):
-            suffix = ".low_rank" if "rank" in piece else f".{index}" if index else ""
+            suffix = LOW_RANK if "rank" in piece else f".{index}" if index else ""
             yield {**piece, "name": f"{group['name']}{suffix}"}
 
 
@@ -82,7 +83,7 @@ def _others(brought: Sequence[dict[str, Any]], own: Collection[int]) -> Iterator
     names: set[str] = set()
     for theirs in brought:
         parameters = [parameter for parameter in theirs["params"] if id(parameter) not in own]
-        name = f"{OTHERS}.no_decay" if theirs.get("weight_decay") == 0 and names else OTHERS
+        name = f"{OTHERS}{NO_DECAY}" if theirs.get("weight_decay") == 0 and names else OTHERS
         while name in names:
             name += "'"
         if parameters:

@@ -167,11 +167,10 @@ class FreezeRun:
         }
 
     def optimizer_steps(self) -> dict[str, float]:
-        """Return the learning rates of the step that the optimizer is about to make."""
+        """Return what to log of the step that the optimizer is about to make: the rate of every group that trains."""
         if self._proof:
             self._proof.see_step_coming(self._optimizer)
-        groups = enumerate(self._optimizer.param_groups)
-        return {f"lr/{group.get('name', f'group_{index}')}": float(group["lr"]) for index, group in groups}
+        return {f"lr/{name}": rate for name, rate in self._gate.rates().items()}
 
     def optimizer_stepped(self) -> None:
         """Give the scheduler its rates back, and note what moved."""

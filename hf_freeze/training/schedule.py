@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.training.backends import group_members, steps_copies
+from hf_freeze.training.group_names import joined_names
 
 
 def warmup_steps(warmup: float, max_steps: int) -> int:
@@ -57,6 +58,7 @@ class RateGate:
         self._warmup = warmup
         self._trains = _trains_by_group(optimizer, resolved, model, warmup)
         self._closed: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._frozen: list[bool] = [False] * len(optimizer.param_groups)
 
     def close(self, begins: Sequence[int], step: int) -> None:
         """Set every group to its rate of this step; a frozen one has no weight decay either."""
@@ -70,13 +72,25 @@ class RateGate:
                 + (f": {extra!r} was added. " if extra else ". ")
                 + "Declare what trains later as a stage of the plan; its groups are there from the start."
             )
+        self._frozen = []
         for group, trains in zip(groups, self._trains, strict=True):
             scheduled: dict[str, Any] = {option: group[option] for option in ("lr", "weight_decay") if option in group}
             factor = rate_factor(trains, begins, step, self._warmup)
+            self._frozen.append(not factor)
             group["lr"] = group["lr"] * factor
             if not factor and "weight_decay" in group:
                 group["weight_decay"] = 0.0
             self._closed.append((scheduled, {option: group[option] for option in scheduled}))
+
+    def rates(self) -> dict[str, float]:
+        """Return name -> rate of the groups that train; of a group and its part without weight decay once if equal."""
+        groups = self._optimizer.param_groups
+        rates = {
+            str(group.get("name", f"group_{index}")): float(group["lr"])
+            for index, (group, frozen) in enumerate(zip(groups, self._frozen, strict=False))
+            if not frozen
+        }
+        return {shown: rates[name] for shown, name in joined_names(rates).items()}
 
     def open(self) -> None:
         """Put the scheduler's rates back, but where a new scheduler has set others since."""

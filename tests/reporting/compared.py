@@ -25,7 +25,7 @@ def run(name="probe", **given):
         "parameters": 1000,
         "trainable": 10,
         "training_losses": (0.7, 0.6, 0.3, 0.28, 0.11, 0.1, 0.11, 0.1),
-        "evaluations": (evaluation(), evaluation(4, loss=0.4, f1=0.8), evaluation(8, loss=0.3, f1=0.9)),
+        "evaluations": (evaluation(), evaluation(40, loss=0.4, f1=0.8), evaluation(80, loss=0.3, f1=0.9)),
         "interval": (0.85, 0.95),
         "at_half": {"accuracy": 0.95, "recall": 0.9},
         "n_pos": 200,

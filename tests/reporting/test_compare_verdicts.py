@@ -287,3 +287,18 @@ def test_remarks_are_put_together_where_they_say_the_same():
 def test_plans_of_like_names_have_rows_of_their_own():
     text = str(Comparison(runs=(run("a/b"), run("a_b"), run("a b"))))
     assert [line.split("  ")[0] for line in text.splitlines()[1:4]] == ["a/b", "a_b", "a b"]
+
+
+def test_a_low_recall_of_a_short_run_is_put_down_to_its_length():
+    def of(steps, name="probe"):
+        last = (evaluation(), evaluation(steps, loss=0.6, f1=0.3))
+        return run(name, at_half=COLLAPSED, evaluations=last)
+
+    short = Comparison(runs=[of(14), of(14, "full"), run("good")]).verdicts
+    assert not any("collapsed" in sentence for sentence in short)
+    (said,) = [sentence for sentence in short if "short" in sentence]
+    assert said.startswith("The run was short, 14 steps: 'probe', 'full' find few of the positives")
+    assert "at least 50 steps" in said
+    long = Comparison(runs=[of(50), run("good")]).verdicts
+    assert any(sentence.startswith("Recall collapsed in 'probe'") for sentence in long)
+    assert not any("short" in sentence for sentence in [*long, *Comparison(runs=[run()]).verdicts])

@@ -1,6 +1,8 @@
 """plot_plan and plot_history draw what training does and did."""
 
 import json
+import math
+import re
 import sys
 from itertools import pairwise
 
@@ -15,8 +17,9 @@ from hf_freeze.reporting.layers.layers_plot import plot_layers
 from hf_freeze.reporting.layers.suggestion import DepthScore, LayerSuggestion
 from hf_freeze.reporting.preview.plan_plot import FROZEN, RATE_0
 from hf_freeze.reporting.threshold_plot import plot_threshold
+from hf_freeze.training.group_names import joined_names
 from tests.models import text_rows, tiny_bert
-from tests.reporting.compared import run
+from tests.reporting.compared import evaluation, run
 from tests.training.runs import arguments, freeze_trainer, training_logs
 
 PLAN = FreezePlan(
@@ -65,7 +68,9 @@ def test_the_rates_ahead_are_bit_equal_to_those_that_training_logs(tmp_path, kin
     assert len(logs) == schedule.max_steps == 12
     for log in logs:
         logged = {name.removeprefix("lr/"): rate for name, rate in log.items() if name.startswith("lr/")}
-        assert schedule.rates(log["step"] - 1) == logged
+        ahead = schedule.rates(log["step"] - 1)
+        trains = {name: rate for name, rate in ahead.items() if schedule.trains[name][log["stage"]]}
+        assert {shown: trains[name] for shown, name in joined_names(trains).items()} == logged
 
 
 @pytest.mark.parametrize(
@@ -341,3 +346,65 @@ def test_without_matplotlib_the_errors_name_the_extra(monkeypatch, tmp_path):
         plot_plan(seen)
     with pytest.raises(FreezeError, match=r"plot_history needs matplotlib"):
         plot_history([{"step": 1, "loss": 0.5}])
+
+
+def test_the_head_stands_above_the_layers_and_layers_in_the_order_of_their_numbers(tmp_path):
+    pytest.importorskip("matplotlib")
+    plan = FreezePlan(trainable="all")
+    args = arguments(tmp_path, **{**RUN, "layer_lr_decay": 0.9}, group_lrs={"head": 1e-2})
+    seen = preview(tiny_bert(layers=12), args, plan=plan, rows=16)
+    wanted = ["head", "rest", *(f"layers.{index}" for index in reversed(range(12))), "embeddings"]
+    axes = plot_plan(seen).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == wanted
+    assert axes.yaxis_inverted()
+    saved = [{"step": step, "loss": 0.5, **{f"lr/{name}": 1e-3 for name in sorted(wanted)}} for step in (1, 2)]
+    legend = plot_history(saved).axes[-1].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == wanted
+
+
+def test_a_group_that_is_frozen_in_between_has_no_line_there():
+    pytest.importorskip("matplotlib")
+    logged = [{"lr/a": 1e-3, "lr/b": 1e-3}, {"lr/a": 1e-3}, {"lr/a": 0.0, "lr/b": 1e-3}]
+    figure = plot_history([{"step": step, "loss": 0.5, **entry} for step, entry in enumerate(logged)])
+    lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[-1].lines}
+    assert lines["b"] == pytest.approx([1e-3, math.nan, 1e-3], nan_ok=True)
+    assert lines["a"] == pytest.approx([1e-3, 1e-3, math.nan], nan_ok=True)
+
+
+@pytest.mark.parametrize("losses", [(0.69, 0.62), (0.7, 0.3), (0.9, 0.02), (3.0, 1e-5)])
+def test_losses_have_ticks_that_are_read_at_a_glance(losses):
+    pytest.importorskip("matplotlib")
+    stretches = [losses[0], *[losses[1]] * 7]
+    ends = (evaluation(0, loss=losses[0]), evaluation(80, loss=losses[1]))
+    figure = plot_comparison(Comparison(runs=[run(training_losses=stretches, evaluations=ends)]))
+    figure.draw_without_rendering()
+    for axes in figure.axes[:2]:
+        low, high = axes.get_ylim()
+        shown = [
+            text.get_text()
+            for text in (*axes.get_yticklabels(), *axes.get_yticklabels(minor=True))
+            if text.get_text() and low <= text.get_position()[1] <= high
+        ]
+        assert len(shown) > 2
+        assert all(re.fullmatch(r"[\d.]+(e-\d+)?", text) for text in shown), shown
+
+
+@pytest.mark.parametrize("depths", [3, 17, 49, 97])
+def test_the_names_of_depths_do_not_touch(depths):
+    pytest.importorskip("matplotlib")
+    scores = tuple(DepthScore(depth=depth, folds=(0.8, 0.9)) for depth in range(depths))
+    figure = plot_layers(
+        LayerSuggestion(
+            scores=scores,
+            layers=depths - 1,
+            scoring="accuracy",
+            reads=("mean",),
+            rows=10,
+            extraction_seconds=1.0,
+            probe_seconds=1.0,
+        )
+    )
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert len(boxes) > 2
+    assert all(left.x1 + 2 < right.x0 for left, right in pairwise(boxes))

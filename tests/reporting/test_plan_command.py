@@ -41,7 +41,9 @@ def test_json_and_picture(model, capsys, tmp_path):
     printed = json.loads(capsys.readouterr().out)
     assert [stage["step"] for stage in printed["stages"]] == [0, 4]
     assert (printed["max_steps"], printed["batch"]) == (12, "4 rows of 5 tokens")
-    assert {group["name"]: group["learning_rate"] for group in printed["stages"][1]["groups"]}["layers.1@1"] == 0.005
+    assert {group["name"]: group["learning_rate"] for group in printed["stages"][1]["groups"]}[
+        "layers.1 from stage 1"
+    ] == 0.005
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "pictures"]
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["plan.png"]
 

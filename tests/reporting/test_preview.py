@@ -340,7 +340,7 @@ def test_the_table_has_a_row_per_group_and_says_what_the_estimates_are_of():
     assert any("(frozen)" in line for line in lines)
     assert any(line.lstrip().startswith("1  step 2 (step 2)") for line in lines)
     assert "3 rows of 7 tokens" in str(seen)
-    assert json.loads(json.dumps(seen.to_dict()))["stages"][1]["groups"][0]["name"] == "trainable@0-1"
+    assert json.loads(json.dumps(seen.to_dict()))["stages"][1]["groups"][0]["name"] == "trainable in stages 0-1"
 
 
 def test_texts_are_no_longer_than_the_model_takes():

@@ -15,11 +15,13 @@ RATE = 1e-2
 PLAN = FreezePlan(
     trainable="head", stages=[Stage(step=3, unfreeze="layers[-1]"), Stage(step=8, unfreeze="all", freeze="layers[-1]")]
 )
+FROZEN = 0  # what the rate of a frozen group is taken for; nothing is logged of it
+
 # Step (0 is the first) -> factor of the group that trains in these stages, with a warmup of 2 steps.
 GATES = {
-    "trainable@0-2": [1.0] * 12,
-    "trainable@1": [0, 0, 0, 0.5, 1, 1, 1, 1, 0, 0, 0, 0],
-    "trainable@2": [0] * 8 + [0.5, 1, 1, 1],
+    "trainable from the start": [1.0] * 12,
+    "trainable in stage 1": [0, 0, 0, 0.5, 1, 1, 1, 1, 0, 0, 0, 0],
+    "trainable from stage 2": [0] * 8 + [0.5, 1, 1, 1],
 }
 
 
@@ -57,8 +59,8 @@ SCHEDULES = {
 
 def rates(made: Trainer) -> dict[str, list[float]]:
     entries = [entry for entry in made.state.log_history if "loss" in entry]
-    names = [name for name in entries[0] if name.startswith("lr/")]
-    return {name.removeprefix("lr/"): [entry[name] for entry in entries] for name in names}
+    names = dict.fromkeys(name for entry in entries for name in entry if name.startswith("lr/"))
+    return {name.removeprefix("lr/"): [entry.get(name, FROZEN) for entry in entries] for name in names}
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -76,11 +78,33 @@ def test_every_group_follows_the_schedule_times_its_gate(tmp_path, name) -> None
     made.train()
 
     found = rates(made)
-    assert {group.removesuffix(".no_decay") for group in found} == GATES.keys()
+    assert found.keys() == GATES.keys()
     for group, trace in found.items():
-        gate = GATES[group.removesuffix(".no_decay")]
+        gate = GATES[group]
         expected = [RATE * schedule(step) * gate[step] for step in range(STEPS)]
         assert trace == pytest.approx(expected, rel=1e-6, abs=1e-12), group
+
+
+def test_what_is_frozen_has_no_rate_in_the_log_and_what_trains_at_a_rate_of_0_has(tmp_path) -> None:
+    made = trainer(tmp_path, plan=PLAN, lr_scheduler_type="linear", warmup_steps=2, learning_rate=RATE)
+    made.train()
+    entries = [entry for entry in made.state.log_history if "loss" in entry]
+    logged = [sorted(name for name in entry if name.startswith("lr/")) for entry in entries]
+    gated = [sorted(f"lr/{group}" for group, gate in GATES.items() if gate[step]) for step in range(STEPS)]
+    assert logged == gated
+    assert entries[0]["lr/trainable from the start"] == 0  # the first step of the warmup
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_group_and_its_part_without_decay_are_logged_once_if_their_rates_are_equal(tmp_path, same) -> None:
+    made = trainer(tmp_path, plan=None, trainable=["head"], lr_scheduler_type="constant", learning_rate=RATE)
+    made.create_optimizer()
+    if not same:
+        (part,) = [group for group in made.optimizer.param_groups if group["name"].endswith(".no_decay")]
+        part["lr"] = RATE / 2
+    made.train()
+    expected = {"trainable": [RATE] * STEPS} | ({} if same else {"trainable.no_decay": [RATE / 2] * STEPS})
+    assert rates(made) == expected
 
 
 def test_reduce_on_plateau_lowers_every_group_and_the_gate_stays_on_top(tmp_path) -> None:
@@ -100,7 +124,7 @@ def test_reduce_on_plateau_lowers_every_group_and_the_gate_stays_on_top(tmp_path
     # No loss is 1e9 better: the first evaluation (step 4) sets the best, the second (step 8) halves the rate.
     schedule = [1.0] * 8 + [0.5] * 4
     for group, trace in rates(made).items():
-        gate = GATES[group.removesuffix(".no_decay")]
+        gate = GATES[group]
         assert trace == pytest.approx([RATE * s * g for s, g in zip(schedule, gate, strict=True)]), group
 
 
@@ -124,7 +148,7 @@ def test_the_scheduler_never_sees_the_gate(tmp_path) -> None:
 def test_a_fraction_of_the_run_is_a_warmup_too(tmp_path) -> None:
     made = trainer(tmp_path, plan=PLAN, unfreeze_warmup=1 / 3, lr_scheduler_type="constant", learning_rate=RATE)
     made.train()
-    assert rates(made)["trainable@1"][3:8] == pytest.approx([RATE * k / 4 for k in (1, 2, 3, 4, 4)])
+    assert rates(made)["trainable in stage 1"][3:8] == pytest.approx([RATE * k / 4 for k in (1, 2, 3, 4, 4)])
 
 
 def test_a_warmup_over_groups_that_mix_stages_is_refused(tmp_path) -> None:

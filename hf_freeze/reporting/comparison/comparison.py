@@ -24,6 +24,7 @@ from hf_freeze.reporting.comparison.verdicts import (
     is_told,
     mean,
     recall_collapsed,
+    too_short,
 )
 
 _NOT_TOLD = "-"
@@ -55,7 +56,7 @@ class Comparison:
         blocked = frozen_layers_block(sound)
         helping = [_freezing_helps(runs, sound) for runs in sound if runs[0].name not in blocked]
         said = [*map(diverged, plans), *helping, *blocked.values(), *map(recall_collapsed, sound)]
-        said += [as_good_for_less(sound)]
+        said += [too_short(sound), as_good_for_less(sound)]
         return [sentence for sentence in said if sentence is not None]
 
     def __str__(self) -> str:

@@ -10,7 +10,7 @@ from hf_freeze.errors import FreezeError
 from hf_freeze.reporting.comparison.comparison import Comparison
 from hf_freeze.reporting.comparison.runs import Run
 from hf_freeze.reporting.comparison.verdicts import interval
-from hf_freeze.reporting.figure import new_figure
+from hf_freeze.reporting.figure import logarithmic, new_figure
 
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#222222", "#8c6d31")
 _LETTERS = 190  # that fit into one line of the legend
@@ -36,8 +36,10 @@ def plot_comparison(comparison: Comparison, path: str | Path | None = None) -> A
             label = name if run is runs[0] else None
             _draw_losses(training, validation, run, color=colour, label=label)
         _draw_outcome(outcome, runs, height=len(plans) - index, colour=colour)
-    training.set(xlabel="share of the run", ylabel="training loss", title="Training loss", yscale="log")
-    validation.set(xlabel="share of the run", title="Validation loss", yscale="log")
+    training.set(xlabel="share of the run", ylabel="training loss", title="Training loss")
+    validation.set(xlabel="share of the run", title="Validation loss")
+    for axes in (training, validation):
+        logarithmic(axes)
     figure.legend(*validation.get_legend_handles_labels(), loc="outside upper center", ncols=columns, fontsize=8)
     outcome.set(xlabel="F1 on fresh rows, 95 % interval", title="F1 against its cost", ylim=(0.4, len(plans) + 0.6))
     outcome.set_yticks(range(len(plans), 0, -1), [_cost(name, runs) for name, runs in plans.items()], fontsize=8)

@@ -16,6 +16,9 @@ from hf_freeze.binary.criterion import wilson_bound
 from hf_freeze.binary.diagnosis import recall_below_accuracy
 from hf_freeze.reporting.comparison.runs import Evaluation, Run
 
+SHORT = 50
+"""Optimizer steps below which a low recall says little: at first most heads call everything negative at 0.5."""
+
 _TURNED = 1.05
 _ONE_SIDED_2_5_PERCENT = 1.96
 
@@ -76,7 +79,7 @@ def freezing_helps(runs: Sequence[Run], freer: Sequence[Run]) -> str | None:
     before, after = _mean_of(runs, 0), _mean_of(runs, -1)
     if not all(map(_learns, runs)) or not before.f1 < _least_f1(runs) or is_better(freer, runs):
         return None
-    if recall_collapsed(runs) is not None:
+    if _all_collapsed(runs):
         return None
     share = 1 - runs[0].trainable / runs[0].parameters
     return (
@@ -118,9 +121,10 @@ def _learns(run: Run) -> bool:
 def recall_collapsed(runs: Sequence[Run]) -> str | None:
     """Say that a good accuracy at probability 0.5 hides that most positives are missed, and what the threshold does.
 
-    In every seed, and so that the 95 % interval of the recall (Wilson, 1927) ends below one half.
+    In every seed, and so that the 95 % interval of the recall (Wilson, 1927) ends below one half. Nothing is said of
+    short runs; see `too_short`.
     """
-    if not runs or any(not run.at_half or not _collapsed(run) for run in runs):
+    if not _all_collapsed(runs) or _is_short(runs):
         return None
     accuracy = mean(runs, lambda run: run.at_half["accuracy"])
     found, positives = sum(map(_found_at_half, runs)), sum(run.n_pos for run in runs)
@@ -131,6 +135,27 @@ def recall_collapsed(runs: Sequence[Run]) -> str | None:
         f"{mean(runs, lambda run: run.last.recall):.3f}, average precision "
         f"{mean(runs, lambda run: run.last.average_precision):.3f}{over(runs)}."
     )
+
+
+def too_short(plans: Sequence[Sequence[Run]]) -> str | None:
+    """Say of which plans nothing can be said yet: of short runs that find few positives at probability 0.5."""
+    low = [runs for runs in plans if _all_collapsed(runs) and _is_short(runs)]
+    if not low:
+        return None
+    names = ", ".join(repr(runs[0].name) for runs in low)
+    steps = max(run.last.step for runs in low for run in runs)
+    return (
+        f"The run was short, {steps} steps: {names} {'find' if len(low) > 1 else 'finds'} few of the positives at "
+        f"probability 0.5, which may only mean that training has just begun. Train for at least {SHORT} steps to judge."
+    )
+
+
+def _all_collapsed(runs: Sequence[Run]) -> bool:
+    return bool(runs) and all(run.at_half and _collapsed(run) for run in runs)
+
+
+def _is_short(runs: Sequence[Run]) -> bool:
+    return min(run.last.step for run in runs) < SHORT
 
 
 def _found_at_half(run: Run) -> int:

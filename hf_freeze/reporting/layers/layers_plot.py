@@ -8,6 +8,8 @@ from typing import Any
 from hf_freeze.reporting.figure import new_figure
 from hf_freeze.reporting.layers.suggestion import LayerSuggestion
 
+_MOST_LABELS = 32
+
 
 def plot_layers(suggestion: LayerSuggestion, path: str | Path | None = None) -> Any:
     """Draw the score of a linear probe at every depth, the standard error below the best, and the depth that suffices.
@@ -31,8 +33,13 @@ def plot_layers(suggestion: LayerSuggestion, path: str | Path | None = None) -> 
     )
     axes.axvline(chosen, color="#c1272d", lw=1.5, ls="--", label=f"depth {chosen} suffices")
     axes.plot([best.depth], [best.mean], "*", color="#222222", ms=12, label=f"best: depth {best.depth}")
-    axes.set_xticks(depths, ["embed-\ndings", *(f"layers\n[{depth - 1}]" for depth in depths[1:])], fontsize=8)
-    axes.set(xlabel="features after", ylabel=f"{suggestion.scoring}, {len(best.folds)} folds")
+    every = 1 + (len(depths) - 1) // _MOST_LABELS
+    names = ["emb.", *(str(depth - 1) for depth in depths[1:])]
+    axes.set_xticks(depths[::every], names[::every], fontsize=8)
+    axes.set(
+        xlabel="features after the embeddings, and after layers[...]",
+        ylabel=f"{suggestion.scoring}, {len(best.folds)} folds",
+    )
     axes.set_title(f"{suggestion.rows:,} rows; plan: {suggestion.plan.to_dict()}", fontsize=9)
     axes.legend(fontsize=8, loc="best")
     axes.grid(alpha=0.25)

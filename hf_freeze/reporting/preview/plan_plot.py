@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from hf_freeze.errors import FreezeError
-from hf_freeze.reporting.figure import new_figure
+from hf_freeze.reporting.figure import new_figure, plain_numbers
 from hf_freeze.reporting.preview.preview_result import Preview
 from hf_freeze.reporting.preview.rates import RateSchedule
 from hf_freeze.reporting.stage_axis import mark_stages
+from hf_freeze.training.group_names import from_the_head_down, joined_names
 
 _MOST_COLUMNS = 1500
 _WIDTH = 9.0
@@ -56,28 +57,15 @@ def plot_plan(preview: Preview, path: str | Path | None = None) -> Any:
     mark_stages(axes, begins, [f"{stage.index}: {stage.starts}" for stage in begun], end=schedule.max_steps)
     figure.suptitle("\n".join(title), fontsize=10)
     if image is not None:
-        figure.colorbar(image, ax=axes, label="learning rate", extend="min")
+        figure.colorbar(image, ax=axes, label="learning rate", extend="min", format=plain_numbers())
     if path is not None:
         figure.savefig(Path(path))
     return figure
 
 
-def rows_of_groups(same: Mapping[str, Any]) -> dict[str, str]:
-    """Return row -> group: a group without weight decay joins the one that is otherwise the same.
-
-    >>> rows_of_groups({"head": 1, "head.no_decay": 1, "rest": 1, "norms.no_decay": 1})
-    {'head': 'head', 'rest': 'rest', 'norms': 'norms.no_decay'}
-    """
-    rows: dict[str, str] = {}
-    for name, value in same.items():
-        row = name.removesuffix(".no_decay")
-        joins = row not in rows or same[rows[row]] == value
-        rows.setdefault(row if joins else name, name)
-    return rows
-
-
 def _joined(schedule: RateSchedule) -> dict[str, str]:
-    return rows_of_groups({name: (rate, schedule.trains[name]) for name, rate in schedule.base_rates.items()})
+    rows = joined_names({name: (rate, schedule.trains[name]) for name, rate in schedule.base_rates.items()})
+    return {row: rows[row] for row in sorted(rows, key=from_the_head_down)}
 
 
 def _draw_rates(axes: Any, schedule: RateSchedule, drawn: Mapping[str, str]) -> Any:
