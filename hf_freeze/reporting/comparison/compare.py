@@ -20,14 +20,15 @@ from tqdm.auto import tqdm
 from hf_freeze.binary.metrics import BinaryClassificationMetrics
 from hf_freeze.errors import FreezeError, PlanError, UnsupportedSetupError
 from hf_freeze.features.untouched import random_states_kept
-from hf_freeze.reporting.comparison.compared_data import check_rows, check_sets
 from hf_freeze.reporting.comparison.comparison import Comparison, line_of
 from hf_freeze.reporting.comparison.contenders import Contender, Plan
+from hf_freeze.reporting.comparison.data_checks import check_rows, check_sets
 from hf_freeze.reporting.comparison.fitting import fitting_contenders
 from hf_freeze.reporting.comparison.fresh_model import check_model_init, weights_of
 from hf_freeze.reporting.comparison.run_key import shared_settings
 from hf_freeze.reporting.comparison.runs import Run, digest, path_of, read_run, write_run
-from hf_freeze.reporting.comparison.trial import FEATURES, WORK, Task, run_arguments, train
+from hf_freeze.reporting.comparison.task import Task
+from hf_freeze.reporting.comparison.trial import FEATURES, WORK, run_arguments, train
 from hf_freeze.training.arguments import FreezeTrainingArguments
 
 logger = logging.getLogger(__name__)

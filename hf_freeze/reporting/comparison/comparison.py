@@ -12,7 +12,7 @@ from typing import Any
 
 from hf_freeze.plan.tables import as_table
 from hf_freeze.reporting.comparison.blocked_learning import frozen_layers_block
-from hf_freeze.reporting.comparison.comparison_notes import notes
+from hf_freeze.reporting.comparison.notes import notes
 from hf_freeze.reporting.comparison.runs import Run
 from hf_freeze.reporting.comparison.verdicts import (
     as_good_for_less,

@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_freeze.errors import FreezeError, PlanError
 from hf_freeze.reporting.comparison.contenders import Contender, Plan, default_contenders, read_contenders
-from hf_freeze.reporting.comparison.trial import Task
+from hf_freeze.reporting.comparison.task import Task
 from hf_freeze.reporting.preview.rates import rate_schedule
 from hf_freeze.training.groups import param_groups
 

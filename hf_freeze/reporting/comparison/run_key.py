@@ -15,7 +15,8 @@ from hf_freeze.features.fingerprint import digest_data
 from hf_freeze.features.untouched import random_states_kept, seed_all
 from hf_freeze.reporting.comparison.described import describe
 from hf_freeze.reporting.comparison.sampled_rows import collated
-from hf_freeze.reporting.comparison.trial import EVALUATED, LOGGED, Task
+from hf_freeze.reporting.comparison.task import Task
+from hf_freeze.reporting.comparison.trial import EVALUATED, LOGGED
 
 logger = logging.getLogger(__name__)
 

@@ -1,30 +1,28 @@
-"""Train one contender with one seed."""
+"""Train one contender with one seed, and keep its course and the figures of its last evaluation."""
 
 from __future__ import annotations
 
 import copy
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from hf_freeze.binary.counts import count_scores
 from hf_freeze.binary.diagnosis import ThresholdWarning
-from hf_freeze.binary.metrics import BinaryClassificationMetrics
-from hf_freeze.binary.result import ThresholdResult
+from hf_freeze.binary.figures import figures_at
+from hf_freeze.binary.labels import PositiveLabel
+from hf_freeze.binary.rows import read_rows
 from hf_freeze.reporting.comparison.contenders import Contender
-from hf_freeze.reporting.comparison.outcome import read_outcome
 from hf_freeze.reporting.comparison.peak_memory import peak_memory
-from hf_freeze.reporting.comparison.runs import Run
+from hf_freeze.reporting.comparison.runs import Evaluation, Run
+from hf_freeze.reporting.comparison.task import ComparedTrainer, Task
 from hf_freeze.training.arguments import FreezeTrainingArguments
-from hf_freeze.training.trainer import FreezeTrainer
 
 LOGGED = 40
 """The training loss is noted so many times a run."""
@@ -36,80 +34,6 @@ WORK = "work"
 """Where runs keep, below the folder of the comparison, what is gone when all are finished."""
 
 FEATURES = "frozen_features"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What all contenders are trained on and with."""
-
-    model_init: Callable[[], nn.Module]
-    args: FreezeTrainingArguments
-    train_dataset: Any
-    eval_dataset: Any
-    test_dataset: Any = None
-    processing_class: Any = None
-    data_collator: Any = None
-    positive: int | str = 1
-
-    @property
-    def sets(self) -> dict[str, Any]:
-        """Name -> the rows of that set; a test set only where there is one."""
-        test = {} if self.test_dataset is None else {"test": self.test_dataset}
-        return {"train": self.train_dataset, "eval": self.eval_dataset, **test}
-
-    def trainer(self, model: nn.Module, args: TrainingArguments, **given: Any) -> ComparedTrainer:
-        """Build the trainer of a run."""
-        return ComparedTrainer(
-            model,
-            args,
-            train_dataset=self.train_dataset,
-            eval_dataset=self.eval_dataset,
-            processing_class=self.processing_class,
-            data_collator=self.data_collator,
-            compute_metrics=BinaryClassificationMetrics("f1", positive=self.positive),
-            **given,
-        )
-
-    def loaders(self, trainer: ComparedTrainer) -> dict[str, DataLoader[Any]]:
-        """Return, by the name of its set, what hands the rows to a trainer."""
-        test = {} if self.test_dataset is None else {"test": trainer.get_test_dataloader(self.test_dataset)}
-        return {"train": trainer.get_train_dataloader(), "eval": trainer.get_eval_dataloader(), **test}
-
-
-class ComparedTrainer(FreezeTrainer):
-    """Notes what the last evaluation gave, which stages trained, and whether training went over stored features."""
-
-    last_outputs: tuple[Any, Any] = (None, None)
-    last_tuned: ThresholdResult | None = None
-    """What the last evaluation tuned; None where it could tune nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.stages_trained: set[int] = set()
-        self.steps_on_features: set[bool] = set()
-
-    @property
-    def trained(self) -> frozenset[str]:
-        """The names of the parameters that trained in a stage which began."""
-        names = self._freezing.prepare(self.args, self.model).names
-        return frozenset().union(*(names[stage] for stage in self.stages_trained))
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate as the Trainer does."""
-        metrics: Any = self.compute_metrics
-        before = metrics.result
-        found = super().evaluation_loop(*args, **kwargs)
-        self.last_outputs = found.predictions, found.label_ids
-        self.last_tuned = None if metrics.result is before else metrics.result
-        return found
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Step as the Trainer does."""
-        kept = [] if self._cache is None else self._cache.kept
-        self.steps_on_features.add(self._name_of(self.train_dataset) in kept)
-        if self._freezing.stage is not None:
-            self.stages_trained.add(self._freezing.stage)
-        return super().training_step(*args, **kwargs)
 
 
 def run_arguments(
@@ -146,7 +70,7 @@ def train(name: str, contender: Contender, task: Task, *, seed: int, folder: Pat
         began = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - began
-    return read_outcome(name, trainer, task, seconds=seconds, peak_bytes=peak.bytes)
+    return _outcome(name, trainer, task, seconds=seconds, peak_bytes=peak.bytes)
 
 
 class _Watch(TrainerCallback):
@@ -165,3 +89,74 @@ class _Watch(TrainerCallback):
     ) -> None:
         if state.global_step >= state.max_steps and args.eval_strategy == IntervalStrategy.EPOCH:
             control.should_evaluate = True
+
+
+def _outcome(name: str, trainer: ComparedTrainer, task: Task, *, seconds: float, peak_bytes: int) -> Run:
+    """Read a run off its trainer, and judge the test set; `seconds` are those of training with its evaluations."""
+    history = trainer.state.log_history
+    entries = [entry for entry in history if "eval_f1_oob" in entry]
+    evaluations = tuple(map(_evaluation, entries))
+    positive = PositiveLabel(task.positive).with_names_from(getattr(trainer.model, "config", None))
+    n_pos, at_half = _at_half(trainer, positive.id)
+    tuned = trainer.last_tuned
+    parameters = dict(trainer.model.named_parameters())
+    trained = trainer.trained
+    return Run(
+        name=name,
+        seed=trainer.args.seed,
+        parameters=sum(parameter.numel() for parameter in parameters.values()),
+        trainable=sum(parameter.numel() for own, parameter in parameters.items() if own in trained),
+        training_losses=tuple(entry["loss"] for entry in history if "loss" in entry),
+        evaluations=evaluations,
+        interval=None if tuned is None else tuned.interval,
+        at_half=at_half,
+        n_pos=n_pos,
+        remark=_remark(trainer, evaluations[-1]),
+        tested=_tested(trainer, task),
+        seconds=seconds - sum(entry["eval_runtime"] for entry in entries),
+        peak_bytes=peak_bytes,
+        device=trainer.args.device.type,
+        stored_features=trainer.steps_on_features == {True},
+        highest_rate=max(group["initial_lr"] for group in getattr(trainer.optimizer, "param_groups", ())),
+    )
+
+
+def _evaluation(entry: Mapping[str, Any]) -> Evaluation:
+    return Evaluation(
+        step=int(entry["step"]),
+        loss=entry["eval_loss"],
+        average_precision=entry["eval_average_precision"],
+        f1=entry["eval_f1_oob"],
+        accuracy=entry["eval_accuracy"],
+        recall=entry["eval_recall"],
+    )
+
+
+def _remark(trainer: ComparedTrainer, last: Evaluation) -> str:
+    """What there is to say of the last evaluation."""
+    if not math.isfinite(last.loss):
+        return f"it diverged: the validation loss at the end is {last.loss}"
+    if trainer.last_tuned is not None:
+        return trainer.last_tuned.message
+    metrics: Any = trainer.compute_metrics
+    return f"no threshold could be tuned at the end; the figures are at margin {metrics.threshold:.3g}"
+
+
+def _at_half(trainer: ComparedTrainer, positive: int) -> tuple[int, dict[str, float]]:
+    """Count positives, and return accuracy and recall at probability 0.5, of the last evaluation."""
+    logits, labels = trainer.last_outputs
+    rows = read_rows(logits, labels, positive=positive)
+    if rows.n_nan:
+        return rows.n_pos, {}
+    figures = figures_at(0.0, count_scores(rows.margin, rows.positive))
+    return rows.n_pos, {what: figures[what] for what in ("accuracy", "recall")}
+
+
+def _tested(trainer: ComparedTrainer, task: Task) -> dict[str, float] | None:
+    """Judge the test set; comes last, for it is an evaluation as well."""
+    if task.test_dataset is None:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ThresholdWarning)
+        figures = trainer.predict(task.test_dataset).metrics
+    return {name: figures[f"test_{name}"] for name in ("loss", "f1", "average_precision", "accuracy", "recall")}

@@ -180,9 +180,9 @@ def as_good_for_less(plans: Sequence[Sequence[Run]]) -> str | None:
     top = f"{mean(best, f1):.3f}"
     if least is not best:
         return (
-            f"F1 does not tell {least[0].name!r}, {_f1_with_interval(least)}, from the best, {best[0].name!r}, {top}: "
-            f"it trains {least[0].trainable:,} parameters in place of {best[0].trainable:,}, in "
-            f"{mean(least, _seconds):.3g} s in place of {mean(best, _seconds):.3g}{over(least)}."
+            f"{least[0].name!r} (F1 {_f1_with_interval(least)}) cannot be told apart from the best plan, "
+            f"{best[0].name!r} ({top}), and trains {_millions(least)} instead of {_millions(best)} parameters in "
+            f"{mean(least, _seconds):.3g} s instead of {mean(best, _seconds):.3g} s{over(least)}."
         )
     if any(runs[0].trainable < best[0].trainable for runs in plans):
         return f"{best[0].name!r} has the best F1, {top}, and nothing that trains less comes near it{over(best)}."
@@ -203,6 +203,11 @@ def _mean_of(runs: Sequence[Run], index: int) -> Evaluation:
     own = [run.evaluations[index] for run in runs]
     names = ("loss", "average_precision", "f1", "accuracy", "recall")
     return Evaluation(step=own[0].step, **{name: fmean(getattr(one, name) for one in own) for name in names})
+
+
+def _millions(runs: Sequence[Run]) -> str:
+    count = runs[0].trainable
+    return f"{count / 1e6:.3g} M" if count >= 1e6 else f"{count:,}"
 
 
 def _seconds(run: Run) -> float:

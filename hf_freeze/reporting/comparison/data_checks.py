@@ -21,7 +21,7 @@ from hf_freeze.reporting.comparison.sampled_rows import collated, row_numbers
 from hf_freeze.reporting.preview.rates import steps_per_epoch
 
 if TYPE_CHECKING:
-    from hf_freeze.reporting.comparison.trial import ComparedTrainer, Task
+    from hf_freeze.reporting.comparison.task import ComparedTrainer, Task
 
 
 def check_sets(sets: Mapping[str, Any]) -> None:
