@@ -2,9 +2,8 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
-
-import yaml
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.stages import FreezePlan, Stage, TopDown
@@ -89,10 +88,8 @@ def recipe(text: str) -> FreezePlan:
 
 
 def _number(value: str, part: str, text: str, has: str) -> int | float:
-    try:
-        number = yaml.safe_load(value)
-    except yaml.YAMLError:
-        number = None
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        raise PlanError(f"{text}: {part!r} is not option=number, as in 'gradual:every_epochs=0.5'; {has}.")
-    return number
+    with suppress(ValueError):
+        return int(value)
+    with suppress(ValueError):  # not YAML, to which 1:30 is 90 and 1e-1 a text
+        return float(value)
+    raise PlanError(f"{text}: {part!r} is not option=number, as in 'gradual:every_epochs=0.5'; {has}.")

@@ -132,10 +132,10 @@ def test_recipes_mean_something_for_other_models_too(model):
         ("last-layers:k=0", r"k=0.*at least 1.*linear_probe"),
         ("last-layers:k=1.5", r"k=1.5.*whole number"),
         ("gradual:every_epochs=0", "every_epochs is above 0"),
-        ("gradual:every_epochs=.nan", "every_epochs is above 0"),
+        ("gradual:every_epochs=nan", "every_epochs is above 0"),
         ("gradual:layers_per_stage=1.5", "layers_per_stage.*whole number"),
         ("lp-ft:probe=1", "a fraction lies between 0 and 1"),
-        ("lp-ft:probe=.nan", "a fraction lies between 0 and 1"),
+        ("lp-ft:probe=nan", "a fraction lies between 0 and 1"),
         ("", "'' is no recipe"),
     ],
 )

@@ -4,18 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from hf_freeze.reporting.preview.operations import OperationCount
+from hf_freeze.reporting.preview.operations import operation_counter
 
 ROWS, CHANNELS, OUT, SIDE = 2, 8, 16, 12
 
 
 def counted(layer, inputs):
-    forward, backward = OperationCount(), OperationCount()
+    forward, backward = operation_counter(), operation_counter()
     with forward:
         out = layer(inputs)
     with backward:
         out.sum().backward()
-    return forward.count, backward.count
+    return forward.get_total_flops(), backward.get_total_flops()
 
 
 @pytest.mark.parametrize("groups", [1, 2, 8])

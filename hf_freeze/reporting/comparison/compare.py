@@ -21,7 +21,7 @@ from hf_freeze.binary.metrics import BinaryClassificationMetrics
 from hf_freeze.errors import FreezeError, PlanError, UnsupportedSetupError
 from hf_freeze.features.untouched import random_states_kept
 from hf_freeze.reporting.comparison.comparison import Comparison, line_of
-from hf_freeze.reporting.comparison.contenders import Contender, Plan
+from hf_freeze.reporting.comparison.contenders import Contender, ContenderLike
 from hf_freeze.reporting.comparison.data_checks import check_rows, check_sets
 from hf_freeze.reporting.comparison.fitting import fitting_contenders
 from hf_freeze.reporting.comparison.fresh_model import check_model_init, weights_of
@@ -37,7 +37,7 @@ _ALL = Contender(plan="full")
 
 
 def compare(
-    plans: Mapping[str, Plan] | None = None,
+    plans: Mapping[str, ContenderLike] | None = None,
     *,
     model_init: Callable[[], nn.Module],
     args: FreezeTrainingArguments,
@@ -118,7 +118,7 @@ def _check(task: Task, seeds: Sequence[int]) -> None:
 
 
 def _prepared(
-    plans: Mapping[str, Plan] | None, task: Task, seeds: Sequence[int], folder: Path
+    plans: Mapping[str, ContenderLike] | None, task: Task, seeds: Sequence[int], folder: Path
 ) -> tuple[dict[str, Contender], dict[str, Any]]:
     """Check everything that can be checked before the first hour of training; return what all runs have in common."""
     model, description = check_model_init(lambda: _ALL.model(task.model_init, seeds[0]))

@@ -14,7 +14,7 @@ from hf_freeze.errors import FreezeError
 from hf_freeze.features.extraction import by_length
 from hf_freeze.reporting.comparison.compare import compare
 from hf_freeze.reporting.comparison.comparison_plot import plot_comparison
-from hf_freeze.reporting.comparison.contenders import Plan, default_contenders
+from hf_freeze.reporting.comparison.contenders import ContenderLike, default_contenders
 from hf_freeze.reporting.comparison.labelled_texts import load_texts
 from hf_freeze.reporting.figure import prepare_picture
 from hf_freeze.reporting.flags import LARGEST_COUNT, check_seed
@@ -121,7 +121,9 @@ def _arguments(options: argparse.Namespace) -> FreezeTrainingArguments:
     )
 
 
-def _chosen(names: list[str] | None, model: Any, args: FreezeTrainingArguments, rows: int) -> dict[str, Plan] | None:
+def _chosen(
+    names: list[str] | None, model: Any, args: FreezeTrainingArguments, rows: int
+) -> dict[str, ContenderLike] | None:
     """Look names up among the ways that `compare` has; others are recipes."""
     if names is None:
         return None

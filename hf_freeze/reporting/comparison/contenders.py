@@ -80,10 +80,10 @@ class Contender:
         return plan.resolve(model).ever_trainable <= words.every_alias(evaluate("head", words).names)
 
 
-Plan: TypeAlias = PlanLike | PeftConfig | Contender
+ContenderLike: TypeAlias = PlanLike | PeftConfig | Contender
 
 
-def read_contenders(plans: Mapping[str, Plan]) -> dict[str, Contender]:
+def read_contenders(plans: Mapping[str, ContenderLike]) -> dict[str, Contender]:
     """Read what is to be compared. Raises `PlanError` for what is none of these, and for no or an empty mapping."""
     if not isinstance(plans, Mapping):
         raise PlanError(

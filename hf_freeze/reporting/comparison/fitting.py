@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from hf_freeze.errors import FreezeError, PlanError
-from hf_freeze.reporting.comparison.contenders import Contender, Plan, default_contenders, read_contenders
+from hf_freeze.reporting.comparison.contenders import Contender, ContenderLike, default_contenders, read_contenders
 from hf_freeze.reporting.comparison.task import Task
 from hf_freeze.reporting.preview.rates import rate_schedule
 from hf_freeze.training.groups import param_groups
@@ -17,7 +17,7 @@ from hf_freeze.training.groups import param_groups
 logger = logging.getLogger(__name__)
 
 
-def fitting_contenders(plans: Mapping[str, Plan] | None, task: Task, model: nn.Module) -> dict[str, Contender]:
+def fitting_contenders(plans: Mapping[str, ContenderLike] | None, task: Task, model: nn.Module) -> dict[str, Contender]:
     """Read the plans; without any, take those of the default set that fit this model and a run of this length.
 
     Raises `PlanError` or `SelectionError` for a given plan that does not fit. Of the default set such a one is left

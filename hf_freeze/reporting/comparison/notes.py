@@ -32,13 +32,13 @@ def _without_interval(runs: Sequence[Run]) -> list[str]:
     said = []
     if apart:
         said.append(
-            f"Every validation row was classified correctly: {_names(apart)}. With {_positives(apart)} that gives F1 no "
-            "interval."
+            f"Every validation row was classified correctly: {_names(apart)}. With {_positives(apart)} that gives F1 "
+            "no interval."
         )
     if untold:
         said.append(
-            f"F1 on fresh rows is unknown: {_names(untold)}. With {_positives(untold)} there are too few rows of a class "
-            "to tune on some and judge on others."
+            f"F1 on fresh rows is unknown: {_names(untold)}. With {_positives(untold)} there are too few rows of a "
+            "class to tune on some and judge on others."
         )
     return said
 

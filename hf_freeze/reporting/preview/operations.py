@@ -8,24 +8,14 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 _aten = torch.ops.aten
 
 
-class OperationCount(TorchDispatchMode):
-    """Counts floating-point operations while it is on."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if (flops := _FLOPS.get(func._overloadpacket)) is not None:
-            self.count += flops(*args, **kwargs, out_val=result)
-        return result
+def operation_counter() -> FlopCounterMode:
+    """Return torch's counter of floating-point operations, with formulas for what it lacks or counts wrongly."""
+    return FlopCounterMode(display=False, custom_mapping=_ADDED)
 
 
 class GroupedProductsOfAnyType(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -38,16 +28,16 @@ class GroupedProductsOfAnyType(TorchDispatchMode):  # type: ignore[no-untyped-ca
         return func(first.bfloat16(), second.bfloat16(), *rest, **(kwargs or {})).to(first.dtype)
 
 
-def _of_experts(first: torch.Tensor, second: torch.Tensor, *args: Any, out_val: Any = None, **kwargs: Any) -> int:
+def _of_experts(first: torch.Size, second: torch.Size, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     """Operations of a grouped product: each row meets the matrix of one group."""
-    groups = first.shape[0] if first.dim() == second.dim() == 3 else 1
-    return 2 * groups * first.shape[-2] * first.shape[-1] * second.shape[-1]
+    groups = first[0] if len(first) == len(second) == 3 else 1
+    return 2 * groups * first[-2] * first[-1] * second[-1]
 
 
 def _of_convolution_backward(
-    gradient: torch.Tensor,
-    inputs: torch.Tensor,
-    weight: torch.Tensor,
+    gradient: torch.Size,
+    inputs: torch.Size,
+    weight: torch.Size,
     bias_sizes: Any,
     stride: Any,
     padding: Any,
@@ -62,17 +52,21 @@ def _of_convolution_backward(
 
     The weight's shape has the channels of one group only. torch's formula of its gradient takes those of all groups.
     """
-    places = (inputs if transposed else gradient).shape[2:]
-    return 2 * inputs.shape[0] * math.prod(places) * weight.numel() * sum(wanted[:2])
+    places = (inputs if transposed else gradient)[2:]
+    return 2 * inputs[0] * math.prod(places) * math.prod(weight) * sum(wanted[:2])
 
 
-_FLOPS: dict[Any, Callable[..., int]] = {
-    **flop_registry,
+def _by_shape(operation: Any) -> Callable[..., int]:
+    formula: Callable[..., int] = flop_registry[operation].__wrapped__  # the counter wraps it once more
+    return formula
+
+
+_ADDED: dict[Any, Callable[..., int]] = {
     _aten.convolution_backward: _of_convolution_backward,
     _aten._grouped_mm: _of_experts,
     # The fused attention of the CPU, which torch's table leaves out, takes what that of the GPU does.
-    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+    _aten._scaled_dot_product_flash_attention_for_cpu: _by_shape(_aten._scaled_dot_product_flash_attention),
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _by_shape(
         _aten._scaled_dot_product_flash_attention_backward
-    ],
+    ),
 }

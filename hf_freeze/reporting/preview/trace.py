@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import TrainingArguments
 
-from hf_freeze.reporting.preview.operations import GroupedProductsOfAnyType, OperationCount
+from hf_freeze.reporting.preview.operations import GroupedProductsOfAnyType, operation_counter
 from hf_freeze.reporting.preview.stand_in import example_batches, moved_into_mode, stand_in
 from hf_freeze.training.freezing import hold_eval, release_eval, set_trainable
 from hf_freeze.training.recomputation import let_gradients_in
@@ -73,18 +73,18 @@ class ModelTracer:
         else:
             release_eval(self._model)
         self._model.train()
-        operations = OperationCount()
+        operations = operation_counter()
         with self._without_values(), operations:
             with AliveStorages(self._model) as storages:
                 output = self._forward(self._batch)
                 kept = storages.alive_bytes()
-            forward = operations.count
+            forward = operations.get_total_flops()
             loss = _what_is_differentiated(output)
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
         idle = frozenset(name for name, p in named.items() if p.requires_grad and p.grad is None)
         self._model.zero_grad(set_to_none=True)
-        backward = operations.count - forward
+        backward = operations.get_total_flops() - forward
         return StepTrace(forward=forward, backward=backward, kept_bytes=kept, without_gradient=idle)
 
     @contextmanager
