@@ -135,6 +135,17 @@ def test_a_config_of_the_users_own_carries_the_threshold_as_well():
     assert load_threshold(model) == OLD
 
 
+@pytest.mark.parametrize("positive", [0, 1])
+@pytest.mark.parametrize("head", ["logits", "probability"])
+def test_a_config_alone_says_all_that_decides(tmp_path, make_model, positive, head):
+    model, result = make_model(), ThresholdResult(threshold=0.25, positive=positive, head=head)
+    set_config_threshold(model, result)
+    model.save_pretrained(tmp_path)
+    assert load_threshold(model) == load_threshold(tmp_path) == result
+    set_config_threshold(model, OLD)
+    assert load_threshold(model) == OLD
+
+
 @pytest.mark.filterwarnings("ignore::hf_freeze.binary.diagnosis.ThresholdWarning")
 @pytest.mark.parametrize("damage", ["not UTF-8", "threshold a text", "positive 2", "curve a text"])
 @pytest.mark.parametrize("when", ["resume", "best"])

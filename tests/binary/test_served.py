@@ -17,6 +17,7 @@ from hf_freeze import (
     load_threshold,
     predict_binary,
 )
+from hf_freeze.binary.served import refuse_other_scores
 from tests.binary.conftest import WORDS
 from tests.binary.test_trainer import dataset
 
@@ -315,3 +316,11 @@ def test_the_metrics_alone_name_the_function_that_makes_probabilities():
     for scores in (torch.tensor(logits).softmax(-1), torch.tensor(logits).softmax(-1)[:, 1]):
         with pytest.raises(FreezeError, match="preprocess_logits_for_metrics"):
             metrics(EvalPrediction(scores.numpy(), np.arange(64) % 2))
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_the_rounding_of_log_probabilities_is_not_taken_for_another_score(size):
+    logits = size * torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
+    refuse_other_scores(logits.log_softmax(-1), [logits], head="auto", preprocessed=True)
+    with pytest.raises(FreezeError, match="not the model's"):
+        refuse_other_scores(1.001 * logits, [logits], head="auto", preprocessed=True)

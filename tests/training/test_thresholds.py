@@ -236,6 +236,8 @@ def test_a_loss_of_ones_own_is_not_warned_of_as_regression(tmp_path, recwarn):
 def test_the_threshold_of_the_weights_before_training_is_not_applied_to_those_after(tmp_path) -> None:
     made = made_with(tmp_path / "run", metrics_for_tests(), save_strategy="no")
     made.train()
+    made.save_model(str(tmp_path / "saved"))
+    assert made.model.config.decision_threshold != 0.0
     again = made_with(tmp_path / "again", metrics_for_tests(), model=made.model, eval_strategy="no", save_strategy="no")
     again.train()
     assert again.evaluate()["eval_threshold"] == 0.0
