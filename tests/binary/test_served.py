@@ -319,8 +319,9 @@ def test_the_metrics_alone_name_the_function_that_makes_probabilities():
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
-def test_the_rounding_of_log_probabilities_is_not_taken_for_another_score(size):
+def test_the_rounding_of_float32_is_not_taken_for_another_score(size):
     logits = size * torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
-    refuse_other_scores(logits.log_softmax(-1), [logits], head="auto", preprocessed=True)
+    for same in (logits.log_softmax(-1), logits - logits.mean(-1, keepdim=True)):
+        refuse_other_scores(same, [logits], head="auto", preprocessed=True)
     with pytest.raises(FreezeError, match="not the model's"):
         refuse_other_scores(1.001 * logits, [logits], head="auto", preprocessed=True)
