@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from hf_freeze.errors import PlanError
-from hf_freeze.plan.recipes import recipe
+from hf_freeze.plan.recipes import names_a_recipe, recipe
 from hf_freeze.plan.stages import FreezePlan
 
 PlanLike: TypeAlias = FreezePlan | Mapping[str, Any] | str | os.PathLike[str]
@@ -15,7 +15,7 @@ PlanLike: TypeAlias = FreezePlan | Mapping[str, Any] | str | os.PathLike[str]
 def as_plan(given: PlanLike, *, argument: str = "plan") -> FreezePlan:
     """Return the plan that was given: as itself, a mapping, a recipe's name, or the path of a YAML or JSON file.
 
-    Text is a path when it ends in .yaml, .yml or .json, holds a slash, or when such a file exists; else a recipe.
+    Text that names no recipe is a path when it ends in .yaml, .yml or .json, holds a slash, or when such a file exists.
     `argument` is what an error calls it. Raises `PlanError` and `SelectionError`.
 
     >>> as_plan("last-layers:2") == as_plan({"trainable": ["head", "rest", "layers[-2:]"]})
@@ -30,12 +30,15 @@ def as_plan(given: PlanLike, *, argument: str = "plan") -> FreezePlan:
     if isinstance(given, str):
         return recipe(given)
     raise PlanError(
-        f"{argument}={given!r:.200} is a {type(given).__name__}. Give a FreezePlan, its mapping, the name of a recipe "
-        "such as 'linear-probe', or the path of a YAML or JSON file."
+        f"{argument}={given!r:.200} is of type {type(given).__name__}. Give a FreezePlan, its mapping, the name of a "
+        "recipe such as 'linear-probe', or the path of a YAML or JSON file."
     )
 
 
 def _is_path(text: str) -> bool:
+    # A file that happens to be called `full` takes no recipe's place.
+    if names_a_recipe(text):
+        return False
     if text.lower().endswith((".yaml", ".yml", ".json")) or "/" in text or os.sep in text:
         return True
     # A text with a zero byte, or a very long one, is no file name.

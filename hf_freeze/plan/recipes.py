@@ -1,5 +1,6 @@
 """Named plans: the ways of fine-tuning that have a name in the literature."""
 
+import difflib
 import inspect
 from collections.abc import Callable
 from contextlib import suppress
@@ -66,11 +67,12 @@ def recipe(text: str) -> FreezePlan:
     Raises `PlanError` for an unknown name or option.
     """
     name, _, options = text.partition(":")
-    make = RECIPES.get(name.strip().replace("_", "-"))
+    make = RECIPES.get(_key(text))
     if make is None:
+        nearest = difflib.get_close_matches(_key(text).lower(), RECIPES, n=1)
         raise PlanError(
-            f"{text!r} is no recipe. The recipes are {', '.join(RECIPES)}. "
-            "The path of a file with a plan ends in .yaml, .yml or .json."
+            f"{text!r:.80} is no recipe.{' Nearest: ' + repr(nearest[0]) + '.' if nearest else ''} The recipes are "
+            f"{', '.join(RECIPES)}. The path of a file with a plan ends in .yaml, .yml or .json."
         )
     known = list(inspect.signature(make).parameters)
     has = f"{name.strip()!r} has {'the options ' + ', '.join(known) if known else 'no options'}"
@@ -85,6 +87,19 @@ def recipe(text: str) -> FreezePlan:
             raise PlanError(f"{text!r}: {key!r} is given twice; {has}.")
         given[key] = _number(value, part.strip(), f"{text!r}", has)
     return make(**given)
+
+
+def names_a_recipe(text: str) -> bool:
+    """Tell whether this text begins with the name of a recipe, whatever its options.
+
+    >>> names_a_recipe("last_layers:9=9"), names_a_recipe("plans/full.yaml")
+    (True, False)
+    """
+    return _key(text) in RECIPES
+
+
+def _key(text: str) -> str:
+    return text.partition(":")[0].strip().replace("_", "-")
 
 
 def _number(value: str, part: str, text: str, has: str) -> int | float:

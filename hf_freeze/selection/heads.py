@@ -4,7 +4,7 @@ In a model of transformers, alone or in a field of the user's own module, the he
 Where there is no such model inside, names and the order of registration decide, and where they do not, nothing does:
 
 - The head is the last run of modules named like one (`fc`, `classifier`, `head`, ...), each as a whole. What its name
-  says to be a convolution or a norm (`_conv_head`, `norm_head`) stands in front of it and is no part of it.
+  says to be a convolution, a norm or a pooler (`_conv_head`, `norm_head`) stands in front of it and is no part of it.
 - Without such a name, it is what comes after the module named like a body (`encoder`, `features`, ...), if all of that
   holds linear layers or is one module; without that either, a last linear layer.
 - Modules named like a head apart from each other, or with other weights after them, and convolutions or norms between
@@ -131,7 +131,7 @@ def _heads_of_custom(model: nn.Module) -> Iterator[str]:
         yield from _conventional_heads(children)
 
 
-_IN_FRONT = re.compile(r"(.*_)?(pre|conv\d*|norm|bn|ln)(_.*)?")
+_IN_FRONT = re.compile(r"(.*_)?(pre|conv\d*|norm|bn|ln|pool(er|ing)?)(_.*)?")
 
 
 def _conventional_heads(children: dict[str, nn.Module]) -> list[str]:
@@ -146,7 +146,8 @@ def _conventional_heads(children: dict[str, nn.Module]) -> list[str]:
         if len(after) > 1 and not all(_holds_linear(children[name]) for name in after):
             raise _Unclear([children[name] for name in after])
         return after
-    return names[-1:] if len(names) > 1 and isinstance(children[names[-1]], nn.Linear) else []
+    is_linear = len(names) > 1 and isinstance(children[names[-1]], nn.Linear)
+    return names[-1:] if is_linear and not _IN_FRONT.fullmatch(names[-1]) else []
 
 
 def _last_run(children: dict[str, nn.Module], heads: list[str]) -> list[str]:

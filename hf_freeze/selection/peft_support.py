@@ -7,7 +7,8 @@ from typing import TypeAlias
 
 import torch
 from peft import PeftModel
-from peft.tuners.adaption_prompt.layer import AdaptedAttention
+from peft.tuners.adaption_prompt.layer import AdaptedAttention, AdaptedAttentionGPT
+from peft.tuners.cpt import CPTEmbedding
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
@@ -81,7 +82,7 @@ def adapter_names(model: nn.Module) -> frozenset[str]:
 def _added(model: nn.Module, *, only_active: bool) -> Iterator[str]:
     for path, module in model.named_modules(remove_duplicate=False):
         whole: object = module  # BaseTunerLayer is no nn.Module to a type checker
-        if isinstance(whole, BaseTunerLayer | BaseTuner | AdaptedAttention | PeftModel):
+        if isinstance(whole, BaseTunerLayer | BaseTuner | AdaptedAttention | AdaptedAttentionGPT | PeftModel):
             attributes = set(_attributes(module))
             off = _switched_off(module, attributes) if only_active else ()
             yield from set(_owned(path, module, attributes)).difference(_owned(path, module, off))
@@ -118,7 +119,9 @@ def _of_layers(path: str, model: nn.Module) -> Iterator[str]:
 
 def _biases(path: str, model: PeftModel) -> Iterator[str]:
     """Biases of the base that the configuration of an active adapter trains: all, or those of adapted layers."""
-    told = {getattr(model.peft_config[name], "bias", "none") for name in model.active_adapters}
+    # The adapters that X-LoRA mixes are active, and not among the model's own.
+    active = [model.peft_config[name] for name in model.active_adapters if name in model.peft_config]
+    told = {getattr(config, "bias", "none") for config in active}
     for below, module in model.named_modules(remove_duplicate=False):
         adapted = isinstance(module, BaseTunerLayer)
         where = f"{path}.{below}" if path else below
@@ -139,6 +142,8 @@ def inactive_names(model: nn.Module) -> frozenset[str]:
             names.update(_owned(path, module, ("original_module",)))
         elif isinstance(module, BaseTunerLayer) and isinstance(module, nn.Module):
             names.update(_owned(path, module, module.other_param_names))
+        elif isinstance(module, CPTEmbedding):
+            names.update(_owned(path, module, ("embedding",)))  # the text, to which a difference is learned
         elif isinstance(module, PeftModel):
             # The tokens at the start of a cartridge, which stay as they are.
             added = _owned(path, module, ("prompt_encoder",))

@@ -70,8 +70,10 @@ def _search(path: str, module: nn.Module, outside: frozenset[str], leaves: bool 
         return
     children = {_join(path, name): child for name, child in module.named_children()}
     taken: set[str] = set()
-    runs = _run_of_blocks(path, module) if isinstance(module, nn.Sequential) else ()
-    for found in (*runs, *_numbered_siblings(children), *_parallel_lists(children)):
+    siblings = list(_numbered_siblings(children))
+    # The stages of torchvision's Swin stand beside a stem of their class, nn.Sequential, which is no block.
+    runs = _run_of_blocks(path, module) if isinstance(module, nn.Sequential) and not siblings else ()
+    for found in (*runs, *siblings, *_parallel_lists(children)):
         if not any(member in outside for member in found.members):
             taken.update(found.members)
             yield found

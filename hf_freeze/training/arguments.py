@@ -101,6 +101,7 @@ class FreezeArguments:
 
     def __post_init__(self) -> None:
         self.group_lrs = _read_group_lrs(self.group_lrs)
+        self.freeze_recipe = _plain_plan(self.freeze_recipe)
         self.cache_frozen = _read_bool_or_path(self.cache_frozen)
         if self.cache_frozen_dtype not in (None, "float32", "float16", "bfloat16"):
             raise PlanError(f"cache_frozen_dtype={self.cache_frozen_dtype!r} is none of float32, float16, bfloat16.")
@@ -151,6 +152,13 @@ def _read_group_lrs(value: Mapping[str, Any] | str | None) -> dict[str, Any] | N
     if value is not None and not isinstance(value, Mapping):
         raise PlanError(f"group_lrs={value!r} is no mapping of selections to learning rates, such as {{'head': 1e-3}}.")
     return None if value is None else dict(value)
+
+
+def _plain_plan(given: Any) -> Any:
+    """Turn a plan or a path into a value that arguments are saved as."""
+    if isinstance(given, FreezePlan):
+        return given.to_dict()
+    return fspath(given) if isinstance(given, PathLike) else given
 
 
 def _plain_stages(stages: Any) -> Any:

@@ -117,7 +117,7 @@ class FreezeCallback(TrainerCallback, ExportableState):
         built_anew = self._model is not None and self._model is not model
         resolved = self.prepare(args, model)
         if not self.managed and not state.global_step:
-            refuse_groups_of_another_plan(optimizer, resolved)
+            refuse_groups_of_another_plan(optimizer, model, resolved)
         if not self.managed and built_anew:
             _refuse_left_out(optimizer, model, resolved)
         is_running = while_training(self)

@@ -28,6 +28,7 @@ from hf_freeze.training.freezing import plan_as_it_is
 from hf_freeze.training.group_names import group_name
 
 _PLAN = "freeze_plan"
+_NO_PLAN = ""
 """Under which key a group holds the fingerprint of the plan that `param_groups` was given."""
 
 GroupLRs: TypeAlias = Mapping[str, float | Mapping[str, Any]]
@@ -104,17 +105,27 @@ def param_groups(
     resolved = (plan_as_it_is(model) if plan is None else as_plan(plan)).resolve(model)
     decayed = Trainer.get_decay_parameter_names(None, unwrap(model))  # type: ignore[arg-type] # reads nothing of self
     specs = group_specs(resolved, base, decayed=decayed, group_lrs=group_lrs or {}, layer_lr_decay=layer_lr_decay)
-    groups = with_parameters(specs, model)
-    return groups if plan is None else [{**group, _PLAN: resolved.fingerprint} for group in groups]
+    mark = _NO_PLAN if plan is None else resolved.fingerprint
+    return [{**group, _PLAN: mark} for group in with_parameters(specs, model)]
 
 
-def refuse_groups_of_another_plan(optimizer: torch.optim.Optimizer, resolved: ResolvedPlan) -> None:
-    """Raise `PlanError` where `param_groups` built the optimizer's groups for another plan than this one."""
+def refuse_groups_of_another_plan(optimizer: torch.optim.Optimizer, model: nn.Module, resolved: ResolvedPlan) -> None:
+    """Raise `PlanError` where `param_groups` built the optimizer's groups for something else than this plan."""
     theirs = {group[_PLAN] for group in optimizer.param_groups if _PLAN in group}
-    if theirs - {resolved.fingerprint}:
+    if theirs - {resolved.fingerprint, _NO_PLAN}:
         raise PlanError(
-            "Two plans: the optimizer's groups were built by param_groups(plan=...) for another plan than the "
-            f"callback's, {resolved.plan.to_dict()}. Give both the same one."
+            "Two plans: the optimizer's groups were built by param_groups(plan=...) for another plan than "
+            f"{resolved.plan.to_dict()}, which the Trainer goes by. Give both the same one."
+        )
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    names = {name: id(parameter) in held for name, parameter in unwrap(model).named_parameters()}
+    wrong = [name for name, is_held in names.items() if is_held != (name in resolved.ever_trainable)]
+    # Where FSDP or DeepSpeed keep weights in tensors of their own, none is held by name.
+    if _NO_PLAN in theirs and wrong and any(names.values()):
+        raise PlanError(
+            "Two plans: the optimizer's groups were built by param_groups without plan=, from what required a gradient "
+            f"then, and {'hold' if names[wrong[0]] else 'lack'} {wrong[0]!r}, which {resolved.plan.to_dict()} "
+            f"{'never trains' if names[wrong[0]] else 'trains'}. Give param_groups the same plan."
         )
 
 

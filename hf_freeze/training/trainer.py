@@ -21,7 +21,13 @@ from hf_freeze.training.arguments import FreezeArguments
 from hf_freeze.training.cached_features import CachedFeaturesTrainerMixin, CacheFeatures
 from hf_freeze.training.callbacks import FreezeCallback
 from hf_freeze.training.freezing import plan_as_it_is, set_trainable
-from hf_freeze.training.groups import GroupSpec, group_specs, refuse_unknown_options, with_parameters
+from hf_freeze.training.groups import (
+    GroupSpec,
+    group_specs,
+    refuse_groups_of_another_plan,
+    refuse_unknown_options,
+    with_parameters,
+)
 from hf_freeze.training.loss_window import LossWindow
 from hf_freeze.training.merged_groups import trains_others, with_groups
 from hf_freeze.training.random_states import RandomStatesTrainerMixin
@@ -128,6 +134,7 @@ class FreezeTrainerMixin(
         set_trainable(self.model, self._freezing.prepare(self.args, self.model).ever_trainable)
         specs = self._group_specs(self.args, self.model)
         if self.optimizer is not None:
+            refuse_groups_of_another_plan(self.optimizer, self.model, self._freezing.prepare(self.args, self.model))
             return super().create_optimizer(*_given(model))
         before = self.optimizer_cls_and_kwargs
         cls, kwargs = before or self.get_optimizer_cls_and_kwargs(self.args, target)

@@ -7,7 +7,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
-from hf_freeze import FreezeCallback, FreezePlan, FreezeTrainer, PlanError, param_groups, unfreeze
+from hf_freeze import (
+    FreezeCallback,
+    FreezePlan,
+    FreezeTrainer,
+    FreezeTrainingArguments,
+    PlanError,
+    freeze,
+    param_groups,
+    unfreeze,
+)
 from hf_freeze.plan.given import as_plan
 from tests.models import tiny_bert
 
@@ -52,7 +61,7 @@ def test_a_callback_takes_exactly_one(given):
 
 @pytest.mark.parametrize("given", [7, ["head"], b"full"])
 def test_what_is_no_plan_is_refused_by_the_argument_it_came_in(given):
-    with pytest.raises(PlanError, match=f"freeze_plan=.* is a {type(given).__name__}. Give a FreezePlan"):
+    with pytest.raises(PlanError, match=f"freeze_plan=.* is of type {type(given).__name__}. Give a FreezePlan"):
         as_plan(given, argument="freeze_plan")
 
 
@@ -93,3 +102,59 @@ def test_a_model_init_that_freezes_what_the_plan_trains_is_refused_with_advice_t
     with pytest.raises(PlanError, match=r"model_init returned a model.*hf_freeze.unfreeze\(model, \['norms'\]\)"):
         train(lambda: with_lora())
     train(lambda: with_lora(lambda model: unfreeze(model, ["norms"])))
+
+
+def test_a_file_that_is_called_like_a_recipe_takes_no_recipes_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").write_text("trainable: head")
+    assert as_plan("full") == FreezePlan(trainable="all")
+    assert as_plan("./full") == as_plan(tmp_path / "full") == FreezePlan(trainable="head")
+
+
+@pytest.mark.parametrize("misspelt", ["linear_prob", "linear-prob", "LINEAR-PROBE"])
+def test_a_misspelt_recipe_is_answered_with_the_nearest(misspelt):
+    with pytest.raises(PlanError, match=rf"'{misspelt}' is no recipe. Nearest: 'linear-probe'"):
+        as_plan(misspelt)
+
+
+@pytest.mark.parametrize("form", range(6))
+def test_arguments_with_a_plan_in_any_form_can_be_saved(tmp_path, form):
+    given = forms(tmp_path)[form]
+    saved = FreezeTrainingArguments(str(tmp_path), use_cpu=True, report_to=[], freeze_recipe=given)
+    assert saved.freeze_plan() == PLAN
+    assert json.loads(saved.to_json_string())["freeze_recipe"]
+
+
+def trained_with(groups, tmp_path, model, plan="linear-probe", kind=Trainer):
+    optimizers = (torch.optim.SGD(groups), None)
+    if kind is FreezeTrainer:
+        FreezeTrainer(model, arguments(tmp_path), train_dataset=ROWS, optimizers=optimizers, freeze_plan=plan).train()
+    else:
+        callbacks = [FreezeCallback(plan)]
+        Trainer(model, arguments(tmp_path), train_dataset=ROWS, optimizers=optimizers, callbacks=callbacks).train()
+
+
+def test_a_trainer_of_ours_refuses_groups_of_another_plan_as_well(tmp_path):
+    model = tiny_bert()
+    with pytest.raises(PlanError, match="Two plans: .* for another plan than"):
+        trained_with(param_groups(model, lr=0.1, plan="full"), tmp_path, model, kind=FreezeTrainer)
+
+
+def test_groups_without_a_plan_are_held_to_what_the_callback_trains(tmp_path):
+    model = tiny_bert()
+    with pytest.raises(PlanError, match="without plan=.* and hold 'bert.*never trains'?. Give param_groups the same"):
+        trained_with(param_groups(model, lr=0.1), tmp_path, model)
+
+    freeze(model, "backbone")
+    with pytest.raises(PlanError, match="without plan=.* and lack 'bert.* trains. Give param_groups the same"):
+        trained_with(param_groups(model, lr=0.1), tmp_path, model, plan="last-layers:1")
+
+    model = tiny_bert()
+    freeze(model, "backbone")
+    trained_with(param_groups(model, lr=0.1), tmp_path, model)
+
+
+def test_groups_of_two_parts_may_be_built_apart(tmp_path):
+    model = tiny_bert()
+    groups = [*param_groups(model.classifier, lr=0.1), *param_groups(model.bert, lr=0.01)]
+    trained_with(groups, tmp_path, model, plan="full")

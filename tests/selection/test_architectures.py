@@ -2,6 +2,7 @@
 
 import pytest
 
+from hf_freeze import SelectionError, recipes
 from hf_freeze.selection.model_map import PARTS, ModelMap, map_model
 from tests.selection.architectures import ARCHITECTURES, Architecture
 
@@ -39,3 +40,18 @@ def test_layer_stacks_norms_and_biases_are_those_of_the_table(row: Architecture)
 
 def test_the_table_names_at_least_forty_architectures() -> None:
     assert len({row.name for row in ARCHITECTURES}) == len(ARCHITECTURES) >= 40
+
+
+@every_architecture
+def test_the_last_layer_trains_with_what_lies_above_it_and_nothing_below(row: Architecture) -> None:
+    model = row.build()
+    mapped = map_model(model)
+    if len(mapped.stacks) != 1:
+        with pytest.raises(SelectionError, match="stack"):
+            recipes.last_layers(1).resolve(model)
+        return
+    trains = recipes.last_layers(1).resolve(model).stages[0]
+    above = {name for name, part in mapped.parts.items() if part in ("head", "rest")}
+    last = mapped.stacks[0].layers[-1]
+    assert trains == (above | last) - mapped.frozen_at_hand_in - mapped.not_floating - mapped.inactive
+    assert trains or not (above | last)

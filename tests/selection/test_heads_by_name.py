@@ -37,6 +37,25 @@ CLEAR = {
     "two-heads": ({"encoder": blocks, "cls_head": mlp, "reg_head": mlp}, {"cls_head", "reg_head"}),
     "head-registered-first": ({"head": mlp, "stem": conv, "blocks": blocks}, {"head"}),
     "two-layers-on-an-encoder": ({"encoder": blocks, "hidden": mlp, "task": mlp}, {"hidden", "task"}),
+    "mobilenet-v3": (
+        {"features": lambda: nn.Sequential(conv(), Block(), Block(), conv()), "classifier": mlp},
+        {"classifier"},
+    ),
+    "convnext": ({"stem": conv, "stages": blocks, "norm_pre": lambda: NORM(8), "head": mlp}, {"head"}),
+    "regnet": ({"stem": conv, "s1": blocks, "s2": blocks, "head": mlp}, {"head"}),
+    "two-distilled-heads": (
+        {"blocks": blocks, "norm": lambda: NORM(8), "head": mlp, "head_dist": mlp},
+        {"head", "head_dist"},
+    ),
+    "named-out": ({"stem": conv, "blocks": blocks, "out": lambda: nn.Linear(8, 2)}, {"out"}),
+    "named-proj": ({"stem": conv, "blocks": blocks, "proj": lambda: nn.Linear(8, 2)}, {"proj"}),
+    "named-scorer-behind-a-norm": (
+        {"blocks": blocks, "norm": lambda: NORM(8), "scorer": lambda: nn.Linear(8, 2)},
+        {"scorer"},
+    ),
+    "in-a-sequential": ({"0": blocks, "1": lambda: nn.Linear(8, 2)}, {"1"}),
+    "a-backbone-alone": ({"stem": conv, "blocks": blocks, "norm": lambda: NORM(8)}, set()),
+    "a-backbone-that-ends-in-a-pooler": ({"stem": conv, "blocks": blocks, "pooler": lambda: nn.Linear(8, 8)}, set()),
     "two-branches": ({"image": blocks, "text": blocks, "fc": mlp}, {"fc"}),
 }
 UNCLEAR = {

@@ -136,3 +136,13 @@ def test_two_names_of_one_module_are_one_tensor_and_either_selects_it():
     plan = FreezePlan(trainable="decoder").resolve(model)
     assert plan.stages == (frozenset({"encoder.weight", "encoder.bias"}),)
     assert plan.ever_trainable == {"encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"}
+
+
+def test_a_stem_of_the_class_of_the_stages_is_no_stage():
+    stages = [
+        nn.Sequential(Block(), Block()),
+        with_children(reduction=nn.Linear(8, 8)),
+        nn.Sequential(Block(), Block()),
+    ]
+    model = with_children(features=nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 4), nn.LayerNorm(8)), *stages))
+    assert [(stack.path, len(stack.layers)) for stack in map_model(model).stacks] == [("features.", 4)]

@@ -147,13 +147,13 @@ def _lora(model: nn.Module, rate: float, head: dict[str, float]) -> dict[str, Co
 
 
 def _last_layers(model: nn.Module) -> FreezePlan:
-    """The head and the last two layers; those next to the head where there are several stacks."""
+    """The last two layers and what lies above them; those next to the head where there are several stacks."""
     stacks = map_model(model).stacks
     if len(stacks) < 2:
         return recipes.last_layers(2)
     paths = paths_in_front(stacks)
     decoders = [path for path in paths if "decoder" in path]
-    return FreezePlan(trainable=["head", f"{(decoders or paths)[-1]}.layers[-2:]"])
+    return FreezePlan(trainable=["head", "rest", f"{(decoders or paths)[-1]}.layers[-2:]"])
 
 
 def _gradual(model: nn.Module, args: Any, train_rows: int) -> FreezePlan:

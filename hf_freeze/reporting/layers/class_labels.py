@@ -24,6 +24,11 @@ def label_column(row: Mapping[str, Any], names: Sequence[str] = LABEL_COLUMNS) -
     raise FreezeError(f"A row holds {sorted(map(str, row))}, and no labels to learn: name the column 'label'.")
 
 
+def class_columns(names: Sequence[str]) -> tuple[str, ...]:
+    """Return those of these label columns that may hold the class of a row: where an answer begins is none."""
+    return tuple(name for name in names if name not in ("start_positions", "end_positions"))
+
+
 class Classes:
     """Gives each label its number. Texts are numbered as they come."""
 

@@ -15,7 +15,7 @@ from hf_freeze.errors import FreezeError, UnsupportedSetupError
 from hf_freeze.model_inputs.batch import make_batch
 from hf_freeze.model_inputs.inspected_model import InspectedModel, inspect_model
 from hf_freeze.model_inputs.rows import Row, pick_row
-from hf_freeze.reporting.layers.class_labels import Classes, Labels, label_column
+from hf_freeze.reporting.layers.class_labels import Classes, Labels, class_columns, label_column
 
 CLASSES = "labels"
 """The key under which a batch carries the numbers of its rows' classes."""
@@ -48,6 +48,7 @@ class LabelledBatches:
         self.classes = Classes()
         self._collator = collator
         self._inspected: InspectedModel = inspect_model(model, tokenizer=tokenizer, collator=None, threshold=None)
+        self._names = class_columns(self._inspected.label_names)
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, Any]:
         """Return a batch. Raises `FreezeError` where rows cannot be one, or hold no class."""
@@ -73,7 +74,7 @@ class LabelledBatches:
         `batch`, made of the rows `sample`, tells whether the column is what the batches will hold: transforms and
         collators may make labels of their own.
         """
-        column, classes = _column(dataset, self._inspected.label_names), deepcopy(self.classes)
+        column, classes = _column(dataset, self._names), deepcopy(self.classes)
         try:
             if column is None or [classes.number(column[row]) for row in sample] != batch[CLASSES].tolist():
                 return None
@@ -94,7 +95,7 @@ class LabelledBatches:
         assert self._collator is not None
         given = [self._with_numbers(row) for row in rows]
         batch = dict(self._collator(given))
-        named = [name for name in self._inspected.label_names if batch.get(name) is not None]
+        named = [name for name in self._names if batch.get(name) is not None]
         if not named and not all(isinstance(row, Mapping) for row in rows):
             raise FreezeError(f"A batch holds {sorted(batch)}, and no labels to learn: name them 'labels'.")
         found = batch[named[0]] if named else None
@@ -105,15 +106,11 @@ class LabelledBatches:
         }
 
     def _with_numbers(self, row: Any) -> Any:
-        texts = (
-            {k: row[k] for k in self._inspected.label_names if isinstance(row.get(k), str)}
-            if isinstance(row, Mapping)
-            else {}
-        )
+        texts = {k: row[k] for k in self._names if isinstance(row.get(k), str)} if isinstance(row, Mapping) else {}
         return {**row, **{name: self.classes.number(text) for name, text in texts.items()}} if texts else row
 
     def _class_in(self, row: Any) -> int:
-        return self.classes.number(_mapping(row)[label_column(_mapping(row), self._inspected.label_names)])
+        return self.classes.number(_mapping(row)[label_column(_mapping(row), self._names)])
 
     def _tokens(self, row: Any) -> Mapping[str, Any]:
         """Return a row with token ids in place of its texts, where it has only these."""
