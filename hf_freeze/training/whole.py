@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import TrainerState
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import sort_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -22,6 +22,7 @@ from hf_freeze.training.checkpoint import THAWED_NAME
 from hf_freeze.training.snapshot import STAGE_BEST_NAME
 
 _WEIGHTS = (".safetensors", ".bin")
+_BESIDE_THE_WEIGHTS = (STAGE_BEST_NAME, THAWED_NAME, TRAINING_ARGS_NAME)
 
 
 def require_whole(folder: str | os.PathLike[str], *, optimizer: bool) -> None:
@@ -74,7 +75,7 @@ def defects(folder: Path, *, optimizer: bool) -> Iterator[str]:
     weights = [path for path in folder.rglob("*") if path.suffix in _WEIGHTS]
     # FSDP, DeepSpeed and several adapters leave folders.
     in_parts = any(path.is_dir() for path in folder.iterdir())
-    if not in_parts and all(path.name in (STAGE_BEST_NAME, THAWED_NAME) for path in weights):
+    if not in_parts and all(path.name in _BESIDE_THE_WEIGHTS for path in weights):
         yield "it has no file of weights, such as 'model.safetensors'."
     for index in folder.glob("*.index.json"):
         yield from _missing_shards(index)
