@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import yaml
 
@@ -47,11 +47,12 @@ class Plateau:
             raise PlanError(
                 f"Plateau(metric={self.metric!r}): name a metric that evaluation logs, such as 'eval_loss'."
             )
-        deadline = self.max_epochs is None or (_is_number(self.max_epochs) and self.max_epochs > 0)
-        if not (_is_count(self.patience) and _is_number(self.min_delta) and self.min_delta >= 0 and deadline):
+        flags = isinstance(self.greater_is_better, bool | None) and isinstance(self.restore_best, bool)
+        deadline = self.max_epochs is None or (is_number(self.max_epochs) and self.max_epochs > 0)
+        if not (_is_count(self.patience) and is_number(self.min_delta) and self.min_delta >= 0 and deadline and flags):
             raise PlanError(
                 f"{self!r}: patience is a whole number of at least 1, min_delta a number of at least 0, max_epochs one "
-                "above 0."
+                "above 0, greater_is_better True, False or None, restore_best True or False."
             )
 
     @property
@@ -89,16 +90,17 @@ class Stage:
                 f"{self!r}: a fraction lies between 0 and 1, an epoch or a step is not negative; a step is a whole "
                 "number."
             )
-        for selection in filter(None, (self.unfreeze, self.freeze)):
-            parse(selection)
+        for selection in (self.unfreeze, self.freeze):
+            if selection is not None:
+                parse(selection)
 
     def _has_a_valid_time(self) -> bool:
         if self.step is not None:
-            return self.step == 0 or _is_count(self.step)
+            return _is_count(self.step) or (self.step == 0 and type(self.step) is int)
         time = self.fraction if self.fraction is not None else self.epoch
         if time is None:
             return isinstance(self.plateau, Plateau)
-        return _is_number(time) and time >= 0 and (self.fraction is None or 0 < time < 1)
+        return is_number(time) and time >= 0 and (self.fraction is None or 0 < time < 1)
 
     @property
     def time(self) -> dict[str, Any]:
@@ -139,7 +141,7 @@ class TopDown:
     layers_per_stage: int = 1
 
     def __post_init__(self) -> None:
-        if not (_is_number(self.every_epochs) and self.every_epochs > 0 and _is_count(self.layers_per_stage)):
+        if not (is_number(self.every_epochs) and self.every_epochs > 0 and _is_count(self.layers_per_stage)):
             raise PlanError(f"{self!r}: every_epochs is above 0, layers_per_stage a whole number of at least 1.")
 
 
@@ -147,7 +149,8 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a finite number, which True and False are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

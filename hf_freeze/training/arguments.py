@@ -103,6 +103,9 @@ class FreezeArguments:
         self.group_lrs = _read_group_lrs(self.group_lrs)
         self.freeze_recipe = _plain_plan(self.freeze_recipe)
         self.cache_frozen = _read_bool_or_path(self.cache_frozen)
+        for name in ("frozen_eval", "verify_freeze", "cache_frozen_always", "ignore_plan_change"):
+            if not isinstance(getattr(self, name), bool):
+                raise PlanError(f"{name}={getattr(self, name)!r}: give True or False.")
         if self.cache_frozen_dtype not in (None, "float32", "float16", "bfloat16"):
             raise PlanError(f"cache_frozen_dtype={self.cache_frozen_dtype!r} is none of float32, float16, bfloat16.")
         limit = self.cache_frozen_max_gb

@@ -8,7 +8,6 @@ neither step it nor decay it nor hold state for it.
 import difflib
 import hashlib
 import inspect
-import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from transformers import Trainer, TrainingArguments
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.given import PlanLike, as_plan
 from hf_freeze.plan.resolved import ResolvedPlan
+from hf_freeze.plan.stages import is_number
 from hf_freeze.plan.tables import part_labels
 from hf_freeze.selection.language import evaluate
 from hf_freeze.selection.model_map import ModelMap, unwrap
@@ -100,6 +100,7 @@ def param_groups(
     Raises `PlanError` without a learning rate, for a rate that is no rate, for an option that is none, and for a
     selection that matches nothing that trains or what another one matches too.
     """
+    _refuse_other_types(args, group_lrs, optimizer_cls)
     base = _base_options(args, lr, weight_decay)
     _refuse_misspelt_options(group_lrs or {}, args, model, optimizer_cls)
     resolved = (plan_as_it_is(model) if plan is None else as_plan(plan)).resolve(model)
@@ -129,11 +130,22 @@ def refuse_groups_of_another_plan(optimizer: torch.optim.Optimizer, model: nn.Mo
         )
 
 
+def _refuse_other_types(args: object, group_lrs: object, optimizer_cls: object) -> None:
+    if not isinstance(args, TrainingArguments | None):
+        raise PlanError(f"args={args!r:.80} is a {type(args).__name__}; param_groups() takes TrainingArguments.")
+    if not isinstance(group_lrs, Mapping | None):
+        raise PlanError(f"group_lrs={group_lrs!r:.80} is no mapping of selections to rates, such as {{'head': 1e-3}}.")
+    if optimizer_cls is not None and not isinstance(optimizer_cls, type):
+        raise PlanError(f"optimizer_cls={optimizer_cls!r:.80} is no class; give one such as torch.optim.AdamW.")
+
+
 def _base_options(args: TrainingArguments | None, lr: float | None, weight_decay: float | None) -> BaseOptions:
     rate = lr if lr is not None else args.learning_rate if args is not None else None
     decay = weight_decay if weight_decay is not None else args.weight_decay if args is not None else 0.0
-    if rate is None or not (math.isfinite(rate) and rate >= 0):
-        raise PlanError(f"lr={lr!r} is no learning rate. Give param_groups one, or TrainingArguments.")
+    if not is_number(rate) or rate < 0:
+        raise PlanError(f"lr={rate!r} is no learning rate: pass lr= or args= to param_groups().")
+    if not is_number(decay) or decay < 0:
+        raise PlanError(f"weight_decay={decay!r} is not a finite number of at least 0.")
     return BaseOptions(rate, decay)
 
 
@@ -191,7 +203,7 @@ def _between(changes: Sequence[int], end: int) -> tuple[int, ...]:
 
 def _ladder(words: ModelMap, rate: float, decay: float) -> dict[str, _Rung]:
     """Rungs from the head down; one rung for all without a decay."""
-    if not (math.isfinite(decay) and 0 < decay <= 1):
+    if not (is_number(decay) and 0 < decay <= 1):
         raise PlanError(
             f"layer_lr_decay={decay!r} is no factor per layer: it lies above 0 and at most at 1 (no decay)."
         )
@@ -239,7 +251,7 @@ def _options(selection: str, value: float | Mapping[str, Any]) -> dict[str, Any]
         raise PlanError(f"group_lrs[{selection!r}]: {min(reserved)!r} is set by hf_freeze. Give lr, weight_decay, ...")
     for name in options.keys() & {"lr", "weight_decay"}:
         number = options[name]
-        if isinstance(number, bool) or not isinstance(number, int | float) or not (0 <= number < math.inf):
+        if not is_number(number) or number < 0:
             raise PlanError(f"group_lrs[{selection!r}]: {name}={number!r} is not a finite number of at least 0.")
     return options
 

@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from hf_freeze.errors import PlanError
 from hf_freeze.plan.plateau import PlateauWatch, metric_value, require_metric
 from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.plan.tables import describe_parts
@@ -34,6 +35,12 @@ class FreezeSettings:
     frozen_eval: bool = True
     verify: bool = True
     unfreeze_warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("frozen_eval", "verify"):
+            if not isinstance(getattr(self, name), bool):
+                raise PlanError(f"{name}={getattr(self, name)!r}: give True or False.")
+        warmup_steps(self.unfreeze_warmup, max_steps=1)
 
 
 @dataclass
@@ -229,6 +236,10 @@ class FreezeRun:
     def undo_at_end(self, undo: Callable[[], object]) -> None:
         """Call `undo` when the run lets go of the model."""
         self._on_the_model.callback(undo)
+
+    def is_over(self) -> bool:
+        """Tell whether the run broke off; it then lets go of the model."""
+        return self._is_over()
 
     def end(self) -> None:
         """Let go of the model and the optimizer. Doing it twice changes nothing."""

@@ -13,13 +13,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.resolved import ResolvedPlan
+from hf_freeze.plan.stages import is_number
 from hf_freeze.training.backends import group_members, steps_copies
 from hf_freeze.training.group_names import joined_names
 
 
 def warmup_steps(warmup: float, max_steps: int) -> int:
     """Read `unfreeze_warmup`: a number of steps from 1 on, a fraction of the run below 1. Raises `PlanError`."""
-    if not 0 <= warmup < float("inf") or (warmup > 1 and warmup != int(warmup)):
+    if not is_number(warmup) or warmup < 0 or (warmup > 1 and warmup != int(warmup)):
         raise PlanError(
             f"unfreeze_warmup={warmup!r} is neither a whole number of steps (1 or more) nor a fraction of the run."
         )

@@ -336,7 +336,7 @@ def test_a_loop_without_training_arguments_gives_the_rates_itself():
 
 @pytest.mark.parametrize("lr", [None, -1.0, float("nan")])
 def test_no_rate_at_all_is_refused(lr):
-    with pytest.raises(PlanError, match="is no learning rate. Give param_groups one, or TrainingArguments"):
+    with pytest.raises(PlanError, match="is no learning rate: pass lr= or args="):
         param_groups(tiny_bert(), lr=lr)
 
 

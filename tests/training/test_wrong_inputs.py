@@ -4,7 +4,18 @@ import pytest
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from hf_freeze import FreezeCallback, FreezeError, FreezePlan, Stage, freeze, param_groups, trainable_summary, unfreeze
+from hf_freeze import (
+    FreezeCallback,
+    FreezeError,
+    FreezePlan,
+    FreezeSettings,
+    Plateau,
+    Stage,
+    freeze,
+    param_groups,
+    trainable_summary,
+    unfreeze,
+)
 from tests.models import text_rows, tiny_bert
 from tests.training.runs import AtStep, arguments, freeze_trainer
 
@@ -65,3 +76,37 @@ def test_a_group_that_a_callback_adds_to_the_optimizer_is_refused_by_name(tmp_pa
     add = AtStep(lambda model, optimizer: optimizer.add_param_group({"params": [*extra.parameters()], "name": "mine"}))
     with pytest.raises(FreezeError, match=r"has 3 groups, and had 2 when training began: 'mine' was added"):
         trainer(tmp_path, FreezeCallback(HEAD), add).train()
+
+
+WRONG_TYPES = {
+    "greater_is_better": lambda: Plateau("f1", greater_is_better="yes"),
+    "restore_best": lambda: Plateau("f1", restore_best=1),
+    "patience": lambda: Plateau("f1", patience=True),
+    "min_delta": lambda: Plateau("f1", min_delta="0.1"),
+    "max_epochs": lambda: Plateau("f1", max_epochs=float("nan")),
+    "a step is": lambda: Stage(step=False, unfreeze="all"),
+    "selects nothing": lambda: Stage(step=1, unfreeze=[]),
+    "frozen_eval='no'": lambda: FreezeCallback(HEAD, frozen_eval="no"),
+    "verify=None": lambda: FreezeSettings(verify=None),
+    "unfreeze_warmup='2'": lambda: FreezeCallback(HEAD, unfreeze_warmup="2"),
+    "unfreeze_warmup=True": lambda: FreezeCallback(HEAD, unfreeze_warmup=True),
+    "unfreeze_warmup=nan": lambda: FreezeCallback(HEAD, unfreeze_warmup=float("nan")),
+    "lr='1e-3'": lambda: param_groups(tiny_bert(), lr="1e-3"),
+    "weight_decay=nan": lambda: param_groups(tiny_bert(), lr=0.1, weight_decay=float("nan")),
+    "layer_lr_decay='0.9'": lambda: param_groups(tiny_bert(), lr=0.1, layer_lr_decay="0.9"),
+    "args=0.1": lambda: param_groups(tiny_bert(), 0.1),
+    r"group_lrs=\['head'\]": lambda: param_groups(tiny_bert(), lr=0.1, group_lrs=["head"]),
+    "optimizer_cls='adamw'": lambda: param_groups(tiny_bert(), lr=0.1, optimizer_cls="adamw"),
+}
+
+
+@pytest.mark.parametrize("said", WRONG_TYPES)
+def test_a_value_of_another_type_is_refused_by_name(said):
+    with pytest.raises(FreezeError, match=said):
+        WRONG_TYPES[said]()
+
+
+@pytest.mark.parametrize("name", ["frozen_eval", "verify_freeze", "ignore_plan_change", "cache_frozen_always"])
+def test_a_flag_of_the_arguments_that_is_a_text_is_refused(tmp_path, name):
+    with pytest.raises(FreezeError, match=f"{name}='false': give True or False"):
+        arguments(tmp_path, **{name: "false"})
