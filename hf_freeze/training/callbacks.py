@@ -23,12 +23,14 @@ from hf_freeze.training.backends import group_members
 from hf_freeze.training.freezing import set_trainable
 from hf_freeze.training.groups import refuse_groups_of_another_plan
 from hf_freeze.training.loss_scaling import CountProbe
+from hf_freeze.training.missed_evaluation import is_missed, make_up
 from hf_freeze.training.random_states import RandomStatesCallback
 from hf_freeze.training.run import FreezeRun, FreezeSettings, RunState
 from hf_freeze.training.saved_state import require_known_stages, require_readable
 from hf_freeze.training.setup import check_setup, warn_of_coarse_weights
 from hf_freeze.training.snapshot import load_snapshot, save_snapshot
-from hf_freeze.training.train_calls import while_training
+from hf_freeze.training.train_calls import train_call, while_training
+from hf_freeze.training.whole import lost_random_states
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +76,8 @@ class FreezeCallback(TrainerCallback, ExportableState):
         self._steps_per_epoch: int | None = None
         self._rates: dict[str, float] = {}
         self._random_states = RandomStatesCallback()
+        self._missed_evaluation = False
+        self._counts_evaluations = True
 
     def declare(self, plan: FreezePlan, settings: FreezeSettings) -> None:
         """Go by this plan and these settings from the next run on."""
@@ -82,12 +86,33 @@ class FreezeCallback(TrainerCallback, ExportableState):
         self.plan, self.settings = plan, settings
 
     def state(self) -> dict[str, Any]:
-        """Return what the Trainer writes into `trainer_state.json`: how to build this callback again."""
+        """Return what the Trainer writes into `trainer_state.json`: how to build this callback again.
+
+        It is asked for too when `train()` begins, before the Trainer loads an optimizer's state: where that is of other
+        groups, torch says only that their number differs.
+        """
+        if not self.managed and self._live_run is None:
+            self._look_at_checkpoint()
+        return self._state()
+
+    def _look_at_checkpoint(self) -> None:
+        """Note the checkpoint that the Trainer is about to resume from; raise `PlanError` for that of another plan."""
+        call = train_call() or {}
+        folder = call.get("resume_from_checkpoint")
+        self.resumed_from = folder if isinstance(folder, str) and checkpoint.has_state(folder) else None
+        if self.resumed_from is None or call["self"].model_init is not None:
+            return
+        saved = checkpoint.read_callback_state(self.resumed_from, type(self).__name__)
+        require_readable(saved, self.resumed_from)
+        if difference := checkpoint.plan_difference(saved, self._state(), self.resumed_from):
+            raise PlanError(difference)
+
+    def _state(self) -> dict[str, Any]:
         saved = {
             "fingerprint": self.resolved.fingerprint if self.resolved else "",
             "groups": self.groups,
             "loss_window": self.loss_window,
-            "run": (self._run.state if self._run else RunState()).to_dict(),
+            "run": (self._live_run.state if self._live_run else RunState()).to_dict(),
         }
         return {"args": {"plan": self.plan.to_dict(), **vars(self.settings)}, "attributes": {"saved": saved}}
 
@@ -134,31 +159,42 @@ class FreezeCallback(TrainerCallback, ExportableState):
         if state.is_world_process_zero:
             logger.info("Freeze plan:\n%s", resolved)
         self._begin(self._run, args, state, model)
+        self._missed_evaluation = is_missed(args, state, self._steps_per_epoch)
+        # An interrupted run has seen those of its last step: what `eval_on_start` adds would count twice.
+        self._counts_evaluations = self._missed_evaluation or not state.global_step
         cut_up = args.gradient_accumulation_steps > 1 or args.world_size > 1
         if cut_up and not self.managed and state.is_world_process_zero:
             self._run.undo_at_end(CountProbe(model, is_running).remove)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Make the evaluation that a checkpoint lacks."""
+        if self._missed_evaluation:
+            make_up()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Enter the stage that this step belongs to, and set its learning rates."""
         self._random_states.forget()
-        if self._run:
-            self._run.step_begins(state.global_step)
+        self._counts_evaluations = True
+        if self._live_run:
+            self._live_run.step_begins(state.global_step)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Note the learning rates of this step, and whose gradients have arrived."""
-        if self._run:
-            self._rates = self._run.optimizer_steps()
+        if self._live_run:
+            self._rates = self._live_run.optimizer_steps()
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Note what has moved; from here on the scheduler's own rates apply again."""
-        if self._run:
-            self._run.optimizer_stepped()
+        if self._live_run:
+            self._live_run.optimizer_stepped()
 
     def on_evaluate(
         self,
@@ -169,8 +205,9 @@ class FreezeCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Judge whether a plateau is there that the plan waits for."""
-        if self._run and metrics is not None:
-            self._run.evaluated(metrics, state.global_step)
+        self._missed_evaluation = False
+        if self._live_run and metrics is not None and self._counts_evaluations:
+            self._live_run.evaluated(metrics, state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Prove that frozen weights stood still; save what belongs to a checkpoint beside the Trainer's own files."""
@@ -193,9 +230,9 @@ class FreezeCallback(TrainerCallback, ExportableState):
             missing = {name: value for name, value in self.log_entries().items() if name not in logs}
             logs.update(missing)
             state.log_history[-1].update(missing)
-        if self._run and logs is not None and "train_runtime" in logs:
+        if self._live_run and logs is not None and "train_runtime" in logs:
             # The Trainer logs its closing metrics before it loads the best checkpoint: the last look at this run.
-            self._run.conclude()
+            self._live_run.conclude()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -207,16 +244,16 @@ class FreezeCallback(TrainerCallback, ExportableState):
 
     def log_entries(self) -> dict[str, Any]:
         """What the logs of a training step should hold: `lr/<group>`, `stage`, `trainable_params`."""
-        if self._run is None:
+        if self._live_run is None:
             return {}
-        stage = self._run.state.stage
-        trainable = sum(self._run.resolved.sizes[name] for name in self._run.resolved.stages[stage])
+        stage = self._live_run.state.stage
+        trainable = sum(self._live_run.resolved.sizes[name] for name in self._live_run.resolved.stages[stage])
         return {**self._rates, "stage": stage, "trainable_params": trainable}
 
     @property
     def stage(self) -> int | None:
         """The stage that the run is in; None outside training."""
-        return self._run.state.stage if self._run else None
+        return self._live_run.state.stage if self._live_run else None
 
     def planned_now(self) -> list[frozenset[str]]:
         """Return sets of names, one of which should be what requires gradients now; none before a model is known.
@@ -234,17 +271,24 @@ class FreezeCallback(TrainerCallback, ExportableState):
 
     def steps_ahead(self, state: TrainerState) -> dict[int, int]:
         """Return, from the present stage on, how many steps each has left, as far as that is known."""
-        return self._run.steps_ahead(state.global_step) if self._run else {}
+        return self._live_run.steps_ahead(state.global_step) if self._live_run else {}
+
+    @property
+    def _live_run(self) -> FreezeRun | None:
+        """The run that goes on; a callback is not told when an exception ends one."""
+        if self._run and self._run.is_over():
+            self.end()
+        return self._run
 
     def verify_now(self) -> None:
         """Raise `FreezeViolation` when something frozen moved, or replicas differ. Does nothing outside training."""
-        if self._run:
-            self._run.verify()
+        if self._live_run:
+            self._live_run.verify()
 
     def save_stage_best(self, folder: str | Path) -> None:
         """Save the best weights of a stage that a plateau shall end, for a run that resumes from `folder`."""
-        if self._run:
-            save_snapshot(self._run.best, folder)
+        if self._live_run:
+            save_snapshot(self._live_run.best, folder)
 
     def end(self) -> None:
         """Take every hook off the model. Doing it twice changes nothing."""
@@ -260,9 +304,15 @@ class FreezeCallback(TrainerCallback, ExportableState):
         saved = checkpoint.callback_state(state, type(self).__name__)
         folder = self.resumed_from or checkpoint.folder_of(args, state)
         require_readable(saved, folder)
-        difference = checkpoint.plan_difference(saved, self.state(), folder)
+        difference = checkpoint.plan_difference(saved, self._state(), folder)
         if difference and not self.ignore_plan_change:
             raise PlanError(difference)
+        if lost := lost_random_states(folder, args):
+            logger.warning(
+                "%r is missing: the random numbers of this run (dropout, augmentation) are not those that the "
+                "interrupted run would have drawn, and its weights will differ from that one's.",
+                str(lost),
+            )
         if not self.managed:
             checkpoint.load_thawed(model, folder, needed=self._ever_trainable())
         if difference:

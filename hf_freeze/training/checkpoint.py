@@ -57,8 +57,7 @@ def load_thawed(
         if needed and thawed_tensors(model, needed):
             raise FreezeError(
                 f"{str(path)!r} is missing: PEFT saved the adapter only, and the base weights that trained are lost. "
-                "Was the checkpoint written by a Trainer without FreezeCallback or FreezeTrainer? FreezeCallback looks "
-                "into output_dir; to resume from another folder, use FreezeTrainer."
+                "Was the checkpoint written by a Trainer without FreezeCallback or FreezeTrainer?"
             )
         return []
     model = unwrap(model)
@@ -95,6 +94,11 @@ def thawed_tensors(model: nn.Module, ever_trainable: Collection[str]) -> dict[st
 def read_callback_state(folder: str | os.PathLike[str], name: str) -> Mapping[str, Any] | None:
     """The state that callback `name` left in the checkpoint `folder`, or None."""
     return callback_state(read_state(folder), name)
+
+
+def has_state(folder: str | os.PathLike[str]) -> bool:
+    """Whether the Trainer left its state in this folder."""
+    return (Path(folder) / TRAINER_STATE_NAME).is_file()
 
 
 def read_state(folder: str | os.PathLike[str]) -> TrainerState:

@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback
 
 from hf_freeze.features.untouched import random_states, random_states_kept
 from hf_freeze.training.attributes import replaced
+from hf_freeze.training.train_calls import while_training
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -59,6 +60,7 @@ class RandomStatesCallback(TrainerCallback):
 
     def __init__(self) -> None:
         self._put_back: Callable[[], None] | None = None
+        self._is_running: Callable[[], bool] = lambda: True
 
     def forget(self) -> None:
         """Let what comes next move the random states."""
@@ -68,8 +70,13 @@ class RandomStatesCallback(TrainerCallback):
         self._put_back = random_states()
 
     def _restore(self, *args: Any, **kwargs: Any) -> None:
-        if self._put_back:
+        if self._put_back and self._is_running():  # an exception may have ended the run, which nobody is told of
             self._put_back()
 
-    on_train_begin = on_step_end = on_epoch_end = _note
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Note the random states."""
+        self._is_running = while_training(self)
+        self._note()
+
+    on_step_end = on_epoch_end = _note
     on_evaluate = on_predict = on_save = _restore

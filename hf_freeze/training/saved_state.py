@@ -1,13 +1,16 @@
 """What `FreezeCallback` left in `trainer_state.json`, read with suspicion: a file can be damaged, edited or foreign."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_freeze.errors import FreezeError
-from hf_freeze.training.whole import is_count, is_finite
+from hf_freeze.plan.stages import FreezePlan, is_number
+from hf_freeze.training.run import FreezeSettings
+from hf_freeze.training.whole import is_count
 
 
 def require_readable(state: Any, folder: str | Path) -> None:
@@ -40,6 +43,17 @@ def _problems(state: Any) -> Iterator[str]:
         if not isinstance(_at(state, path), kind):
             yield f"{path} is {_at(state, path)!r:.60}."
             return
+    if unknown := sorted(state["args"].keys() - {"plan", *(field.name for field in fields(FreezeSettings))}):
+        yield f"args has {unknown[0]!r:.40}, which is no argument of FreezeCallback."
+        return
+    try:
+        FreezePlan.from_dict(state["args"]["plan"])
+    except (FreezeError, TypeError, ValueError) as error:
+        yield f"args.plan is no plan ({error})."
+    try:
+        FreezeSettings(**{name: value for name, value in state["args"].items() if name != "plan"})
+    except FreezeError as error:
+        yield f"args holds settings that are none ({error})."
     saved = state["attributes"]["saved"]
     groups = saved.get("groups")
     if not isinstance(saved.get("fingerprint"), str):
@@ -83,7 +97,7 @@ def _problems_of_run(run: Any) -> Iterator[str]:
         yield f"run.watch is {watch!r:.80}: one of best and best_step is missing."
     if (
         watch["best"] is not None
-        and not is_finite(watch["best"])
+        and not is_number(watch["best"])
         and watch["best"] not in (float("inf"), -float("inf"))
     ):
         yield f"run.watch has best={watch['best']!r:.40}, not a number."

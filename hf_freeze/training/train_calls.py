@@ -3,8 +3,9 @@
 import inspect
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
+from typing import Any
 from weakref import ref
 
 from transformers import Trainer, TrainerCallback
@@ -18,23 +19,27 @@ def while_training(callback: TrainerCallback) -> Callable[[], bool]:
     Where no Trainer is found on the stack, because its `train()` is its own, the answer is always yes.
     """
     thread = threading.get_ident()
-    trainer = next(_trainers_in(thread), None)
-    if trainer is None:
+    call = train_call()
+    if call is None:
         return lambda: True
-    mine, me = ref(trainer), ref(callback)
+    mine, me = ref(call["self"]), ref(callback)
 
     def is_running() -> bool:
         # Nothing that the call made would tell: a traceback that somebody keeps keeps all of it alive.
-        found = next((one for one in _trainers_in(thread) if one is mine()), None)
+        found = next((call["self"] for call in _train_calls_in(thread) if call["self"] is mine()), None)
         return found is not None and any(one is me() for one in found.callback_handler.callbacks)
 
     return is_running
 
 
-def _trainers_in(thread: int) -> Iterator[Trainer]:
-    """Trainers whose `train()` is on the stack of this thread, the innermost first."""
+def train_call() -> Mapping[str, Any] | None:
+    """The Trainer (`self`) whose `train()` runs in this thread, with its arguments; the innermost of several."""
+    return next(_train_calls_in(threading.get_ident()), None)
+
+
+def _train_calls_in(thread: int) -> Iterator[Mapping[str, Any]]:
     frame: FrameType | None = sys._current_frames().get(thread)
     while frame is not None:
         if frame.f_code is _TRAIN:
-            yield frame.f_locals["self"]
+            yield frame.f_locals
         frame = frame.f_back

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import TrainerState
+from transformers import TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import sort_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -94,6 +94,13 @@ def has_optimizer(folder: str | os.PathLike[str]) -> bool:
     return all((Path(folder) / name).exists() for name in (OPTIMIZER_NAME, SCHEDULER_NAME))
 
 
+def lost_random_states(folder: str | os.PathLike[str], args: TrainingArguments) -> Path | None:
+    """Return the file with the random states of this process where the checkpoint lacks it, or else None."""
+    name = f"rng_state_{args.process_index}.pth" if args.world_size > 1 else "rng_state.pth"
+    path = Path(folder) / name
+    return path if path.parent.is_dir() and not path.exists() else None
+
+
 def state_problem(path: Path) -> str | None:
     """Say what is wrong with `trainer_state.json`, None when nothing is."""
     if not path.exists():
@@ -109,8 +116,18 @@ def state_problem(path: Path) -> str | None:
     if "global_step" not in values:
         return f"{path.name!r} has no 'global_step'."
     for name, (kinds, what) in _FIELDS.items():
-        if name in values and not _is_one_of(values[name], kinds):
+        if name not in values:
+            continue
+        unlimited = name in _FINITE and isinstance(values[name], float) and not math.isfinite(values[name])
+        if unlimited or not _is_one_of(values[name], kinds):
             return f"{path.name!r} has {name}={_shown(values[name])}, which is not {what}."
+    return _problem_of_log(values.get("log_history") or [], path.name)
+
+
+def _problem_of_log(log: list[Any], name: str) -> str | None:
+    for entry in log:
+        if not isinstance(entry, dict) or not is_count(entry.get("step", 0)):
+            return f"{name!r} has {_shown(entry)} in log_history, which is not what was logged at a step."
     return None
 
 
@@ -118,6 +135,10 @@ _COUNT, _NUMBER, _OPTIONAL = (int,), (int, float), (int, float, None)
 _FIELDS: dict[str, tuple[tuple[Any, ...], str]] = {
     "global_step": (_COUNT, "a count of steps"),
     "max_steps": (_COUNT, "a count of steps"),
+    "num_train_epochs": (_COUNT, "a count of epochs"),
+    "logging_steps": (_COUNT, "a count of steps"),
+    "eval_steps": (_COUNT, "a count of steps"),
+    "save_steps": (_COUNT, "a count of steps"),
     "epoch": (_OPTIONAL, "a number"),
     "total_flos": (_NUMBER, "a number"),
     "num_input_tokens_seen": (_COUNT, "a count"),
@@ -128,6 +149,7 @@ _FIELDS: dict[str, tuple[tuple[Any, ...], str]] = {
     "log_history": ((list, None), "a list"),
     "stateful_callbacks": ((dict, None), "an object with a state for each callback"),
 }
+_FINITE = ("epoch", "total_flos")
 
 
 def _is_one_of(value: Any, kinds: tuple[Any, ...]) -> bool:
@@ -169,8 +191,3 @@ def _shown(value: Any) -> str:
 def is_count(value: Any) -> bool:
     """Whether a value read from JSON is a count."""
     return _is_one_of(value, _COUNT)
-
-
-def is_finite(value: Any) -> bool:
-    """Whether a value read from JSON is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

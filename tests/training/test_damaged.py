@@ -57,6 +57,17 @@ def test_the_undamaged_one_resumes(saved, tmp_path) -> None:
     assert resume(copied(saved, tmp_path)).state.global_step == 4
 
 
+def test_lost_random_states_are_said_and_the_run_resumes(saved, tmp_path, caplog) -> None:
+    folder = copied(saved, tmp_path)
+    resume(folder)
+    assert "random numbers" not in caplog.text
+    (folder / "rng_state.pth").unlink()
+    for step in (3, 4):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    resume(folder)
+    assert "rng_state.pth' is missing: the random numbers" in caplog.text
+
+
 def test_the_newest_whole_checkpoint_is_named(saved, tmp_path) -> None:
     folder = copied(saved, tmp_path)
     (folder / "trainer_state.json").unlink()

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, default_data_collator
 
 from hf_freeze import FreezeCallback, FreezePlan, FreezeTrainer, Plateau, Stage
 from tests.models import text_rows, tiny_bert
@@ -79,6 +79,45 @@ def test_outside_of_training_random_numbers_move_on(tmp_path) -> None:
     assert not torch.equal(before, torch.get_rng_state())
 
 
+def masking(rows):
+    """A collator that draws random numbers, as that of masked language modelling does."""
+    batch = default_data_collator(rows)
+    batch["input_ids"][torch.rand(batch["input_ids"].shape) < 0.3] = 7
+    return batch
+
+
+def test_a_collator_that_draws_random_numbers_resumes_bit_equal_at_the_end_of_an_epoch(tmp_path) -> None:
+    values = {"trainer": {"data_collator": masking}, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    whole = trainer(tmp_path, **values)
+    whole.train()
+    for step in (5, 10):
+        values = {"trainer": {"data_collator": masking}, "eval_strategy": "epoch"}
+        resumed = trainer(tmp_path, model=tiny_bert(layers=3, seed=1), **values)
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        assert_same_weights(whole, resumed)
+
+
+class StopAtStep(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("kind", ["mixin", "callback"])
+def test_after_an_interrupted_run_evaluations_move_random_numbers_on_and_see_no_run(tmp_path, kind) -> None:
+    stop, freezing = StopAtStep(), FreezeCallback(WAITS)
+    cls, given = (FreezeTrainer, [stop]) if kind == "mixin" else (Trainer, [freezing, stop])
+    made = trainer(tmp_path, plan=WAITS, cls=cls, trainer={"callbacks": given}, eval_strategy="epoch")
+    with pytest.raises(KeyboardInterrupt):
+        made.train()
+    before = torch.get_rng_state()
+    assert "stage" not in made.evaluate()
+    assert not torch.equal(before, torch.get_rng_state())
+    freezing = next(one for one in made.callback_handler.callbacks if isinstance(one, FreezeCallback))
+    assert freezing.stage is None
+    assert freezing.state()["attributes"]["saved"]["run"]["watch"] is None
+
+
 WAITS = FreezePlan(
     trainable="head",
     stages=[Stage(plateau=Plateau("eval_loss", patience=1, min_delta=1e9, restore_best=True), unfreeze="layers[-1]")],
@@ -88,6 +127,10 @@ RUNS = {
     "plateau": ("mixin", WAITS, {}),
     "cache": ("mixin", FreezePlan(trainable="head"), {"cache_frozen": True, "cache_frozen_always": True}),
     "callback": ("callback", PLAN, {}),
+    "workers": ("mixin", PLAN, {"dataloader_num_workers": 2}),
+    "callback, plateau": ("callback", WAITS, {}),
+    "evaluating at the start": ("mixin", WAITS, {"eval_on_start": True}),
+    "scheduler by metric": ("mixin", PLAN, {"lr_scheduler_type": "reduce_lr_on_plateau"}),
 }
 
 
@@ -97,8 +140,7 @@ def test_resumed_from_any_checkpoint_a_run_that_evaluates_ends_bit_equal(tmp_pat
     kind, plan, values = RUNS[name]
     values = {**values, "eval_strategy": strategy, "eval_steps": 3, "save_strategy": "steps", "save_steps": 1}
     whole = run(tmp_path, kind, plan=plan, **values)
-    # After an evaluation, between, and at the ends of epochs; there a plateau misses what was evaluated after the save.
-    for step in (3, 4) if (name, strategy) == ("plateau", "epoch") else (3, 4, 5, 10):
+    for step in (3, 4, 5, 10):  # after an evaluation, between, and at the ends of epochs, which are saved before it
         folder = str(tmp_path / f"checkpoint-{step}")
         resumed = run(tmp_path, kind, resume=folder, seed=step, plan=plan, **{**values, "save_strategy": "no"})
         assert_same_weights(whole, resumed)

@@ -1,0 +1,35 @@
+"""The evaluation that a checkpoint lacks: at the end of an epoch, `save_strategy="steps"` saves before it.
+
+The run that was interrupted evaluated there, and plateaus, the best metric and a scheduler may go by what it found.
+"""
+
+import logging
+
+from transformers import TrainerState, TrainingArguments
+
+from hf_freeze.training.train_calls import train_call
+
+logger = logging.getLogger(__name__)
+
+
+def is_missed(args: TrainingArguments, state: TrainerState, steps_per_epoch: int | None) -> bool:
+    """Whether the step that a run resumes at ends an epoch whose evaluation the log does not have."""
+    if args.eval_strategy != "epoch" or not steps_per_epoch or not state.global_step:
+        return False
+    ends_epoch = state.global_step % steps_per_epoch == 0 and (state.epoch or 0) >= args.eval_delay
+    last = [entry for entry in state.log_history if entry.get("step") == state.global_step]
+    return ends_epoch and not any(name.startswith("eval_") for entry in last for name in entry)
+
+
+def make_up() -> None:
+    """Evaluate as the Trainer on the stack does at the end of an epoch."""
+    call = train_call()
+    if call is None:
+        logger.warning(
+            "The checkpoint was saved before the evaluation of its epoch, which cannot be made up for: no Trainer was "
+            "found that trains. A plateau that went by it ends later than in the interrupted run."
+        )
+        return
+    trainer, trial = call["self"], call.get("trial")
+    metrics = trainer._evaluate(trial, call.get("ignore_keys_for_eval"))
+    trainer._determine_best_metric(metrics=metrics, trial=trial)
