@@ -48,8 +48,13 @@ class ResolvedPlan:
         """A digest of what trains when; two spellings of one plan share it."""
         # epoch=1 is epoch=1.0
         times = ["start", *(json.loads(json.dumps(stage.time), parse_int=float) for stage in self.timed)]
-        content = [[when, sorted(names)] for when, names in zip(times, self.stages, strict=True)]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        # The text of json.dumps([[when, sorted(names)], ...]), with each name sorted and written once for all stages.
+        texts = [(name, json.dumps(name)) for name in sorted(frozenset().union(*self.stages))]
+        content = (
+            f"[{json.dumps(when)}, [{', '.join([text for name, text in texts if name in names])}]]"
+            for when, names in zip(times, self.stages, strict=True)
+        )
+        return hashlib.sha256(f"[{', '.join(content)}]".encode()).hexdigest()[:16]
 
     @cached_property
     def declared(self) -> dict[str, frozenset[str]]:

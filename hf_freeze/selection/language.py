@@ -210,13 +210,14 @@ class Entry:
         """Pick the names; raise `SelectionError` when a term or the intersection is empty."""
         if len(self.terms) > 1 and (whole := _below(self.text.strip().removeprefix("!").strip(), words)):
             return whole  # '&' in the name of a module
-        picked = frozenset(words.spellings)
+        picked: frozenset[str] | None = None
         for term in self.terms:
             found = term.pick(words)
             # `rest` is what is left of the backbone, which may be nothing: DistilBERT has no pooler.
             if not found and term != Role("rest"):
                 raise SelectionError(_no_match(self.text, _term_text(term), words))
-            picked &= found
+            picked = found if picked is None else picked & found
+        assert picked is not None
         if not picked and self.terms != (Role("rest"),):
             raise SelectionError(
                 f"{self.text!r} matches nothing: its terms match parameters each, but none that all of them match."

@@ -52,13 +52,20 @@ class ModelMap:
 
     def every_alias(self, canonical: Iterable[str]) -> frozenset[str]:
         """Every name, aliases of tied weights included, of the tensors that these canonical names stand for."""
-        return frozenset(alias for name in canonical for alias in self.ties[name])
+        names = frozenset(canonical)
+        return names.union(*(self.ties[name] for name in self._tied & names))
+
+    @cached_property
+    def _tied(self) -> frozenset[str]:
+        return frozenset(name for name, aliases in self.ties.items() if len(aliases) > 1)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the model inside DDP, DataParallel, DeepSpeed and torch.compile wrappers, in any order."""
     if not isinstance(model, nn.Module):
         raise FreezeError(f"The model is a torch.nn.Module; got {model!r}, a {type(model).__name__}.")
+    if not (hasattr(model, "module") or hasattr(model, "_orig_mod")):
+        return model  # no wrapper; accelerate would look through all modules for compiled ones
     unwrapped: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
     return model if unwrapped is model else unwrap(unwrapped)
 

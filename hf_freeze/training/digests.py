@@ -6,7 +6,7 @@ does with overwhelming probability. Two passes over memory and no copy, on the t
 Of sharded tensors each rank reads its shard, and the ranks' sums are added up.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -25,9 +25,8 @@ def digests(tensors: Mapping[str, torch.Tensor], *, merge_zeros: bool = False) -
     if not tensors:
         return {}
     with torch.no_grad():
-        values = torch.stack(
-            [_digest(local(tensor) + 0 if merge_zeros else local(tensor)) for tensor in tensors.values()]
-        )
+        pieces = (local(tensor) + 0 if merge_zeros else local(tensor) for tensor in tensors.values())
+        values = torch.cat([*_digests(pieces)])
     return dict(zip(tensors, over_shards(values, tensors.values()).tolist(), strict=True))
 
 
@@ -38,8 +37,33 @@ def over_shards(values: torch.Tensor, tensors: Iterable[torch.Tensor]) -> torch.
     return values
 
 
-def _digest(tensor: torch.Tensor) -> torch.Tensor:
-    words = _as_words(tensor)
+def _digests(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Digest each tensor by itself, runs of small ones together: thousands of biases would cost more than a layer."""
+    small: list[torch.Tensor] = []
+    for words in map(_as_words, tensors):
+        fits = words.numel() < _ROW and (not small or words.device == small[0].device)
+        if small and not (fits and len(small) < _ROW):
+            yield _digests_of_small(small)
+            small = []
+        if words.numel() < _ROW:
+            small.append(words)
+        else:
+            yield _digest(words).reshape(1)
+    if small:
+        yield _digests_of_small(small)
+
+
+def _digests_of_small(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The digests of tensors of less than a row each, as `_digest` computes them."""
+    device = tensors[0].device
+    lengths = torch.tensor([words.numel() for words in tensors], device=device)
+    owners = torch.repeat_interleave(lengths)
+    places = torch.arange(len(owners), device=device) - (lengths.cumsum(0) - lengths)[owners]
+    sums = torch.zeros(len(tensors), dtype=torch.int64, device=device)
+    return 3 * sums.index_add_(0, owners, torch.cat([*tensors]) * (2 * places + 1))
+
+
+def _digest(words: torch.Tensor) -> torch.Tensor:
     whole = words.numel() // _ROW * _ROW
     rows = words[:whole].view(-1, _ROW)
     return _weighted(rows.sum(dim=1)) + 2 * _weighted(rows.sum(dim=0)) + 3 * _weighted(words[whole:])

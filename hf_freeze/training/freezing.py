@@ -1,7 +1,8 @@
 """The one writer of `requires_grad` and of the eval mode of what is frozen."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from functools import partial
 from operator import itemgetter
@@ -57,25 +58,29 @@ def set_trainable(model: nn.Module, trainable: Collection[str]) -> tuple[list[st
 
     Doing it twice changes nothing.
     """
-    by_name = dict(unwrap(model).named_parameters(remove_duplicate=False))
+    model = unwrap(model)
+    by_name = dict(model.named_parameters(remove_duplicate=False))
     chosen = {id(parameter) for name, parameter in by_name.items() if name in trainable}
-    names = {name for name, parameter in by_name.items() if id(parameter) in chosen}
-    thawed = _write(model, names, trainable=True)
-    return thawed, _write(model, by_name.keys() - names, trainable=False)
+    trains = {name: parameter for name, parameter in by_name.items() if id(parameter) in chosen}
+    stays = {name: parameter for name, parameter in by_name.items() if id(parameter) not in chosen}
+    return _set(model, trains, trainable=True), _set(model, stays, trainable=False)
 
 
 def _write(model: nn.Module, names: Collection[str], *, trainable: bool) -> list[str]:
-    """Set `requires_grad` of the tensors under these names; the only place where hf_freeze does so."""
     model = unwrap(model)
-    by_name = dict(model.named_parameters(remove_duplicate=False))
-    chosen = [name for name in by_name if name in names]
-    different = [name for name in chosen if by_name[name].requires_grad is not trainable]
+    named = model.named_parameters(remove_duplicate=False)
+    return _set(model, {name: parameter for name, parameter in named if name in names}, trainable=trainable)
+
+
+def _set(model: nn.Module, parameters: Mapping[str, nn.Parameter], *, trainable: bool) -> list[str]:
+    """Set `requires_grad` of these parameters of `model`; the only place where hf_freeze does so."""
+    different = [name for name, parameter in parameters.items() if parameter.requires_grad is not trainable]
     for name in different:
         (unmark_frozen if trainable else mark_frozen)(model, name)
-    for name in chosen:
-        by_name[name].requires_grad_(trainable)
+    for parameter in parameters.values():
+        parameter.requires_grad_(trainable)
         if not trainable:
-            by_name[name].grad = None
+            parameter.grad = None
     return different
 
 
@@ -98,16 +103,17 @@ def frozen_modules(model: nn.Module, trainable: Collection[str] | None = None) -
     model = unwrap(model)
     named = model.named_parameters(remove_duplicate=False)
     trains = {id(p) for name, p in named if (p.requires_grad if trainable is None else name in trainable)}
-    return list(_frozen_modules(model, trains))
+    return _frozen_modules(model, trains)[0]
 
 
-def _frozen_modules(module: nn.Module, trains: Collection[int]) -> Iterator[nn.Module]:
-    parameters = {id(parameter) for parameter in module.parameters()}
-    if parameters and parameters.isdisjoint(trains):
-        yield module
-    elif parameters:
-        for child in module.children():
-            yield from _frozen_modules(child, trains)
+def _frozen_modules(module: nn.Module, trains: AbstractSet[int]) -> tuple[list[nn.Module], bool]:
+    """The largest frozen modules at and below `module`, and whether it holds anything that trains."""
+    own = [id(parameter) for parameter in module.parameters(recurse=False)]
+    below = [_frozen_modules(child, trains) for child in module.children()]
+    frozen = [found for several, _ in below for found in several]
+    if not trains.isdisjoint(own) or any(holds for _, holds in below):
+        return frozen, True
+    return ([module] if own or frozen else []), False
 
 
 def hold_eval(

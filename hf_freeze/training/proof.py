@@ -47,10 +47,11 @@ class FreezeProof:
         """Remember what is frozen now, and start to wait for what is trainable to move."""
         self._optimizer = optimizer
         self._trainable = trainable
-        self._frozen = digests(self._frozen_tensors(), merge_zeros=steps_copies(optimizer))
-        self._refuse_left_out()
-        named = self._named().items()
-        self._unmoved |= digests({name: p for name, p in named if name in trainable and name not in self._moved})
+        named = self._named()
+        self._frozen = digests(self._frozen_tensors(named), merge_zeros=steps_copies(optimizer))
+        self._refuse_left_out(named)
+        waiting = {name: p for name, p in named.items() if name in trainable and name not in self._moved}
+        self._unmoved |= digests(waiting)
         self._steps = 0
 
     def see_step_coming(self, optimizer: torch.optim.Optimizer) -> None:
@@ -70,7 +71,7 @@ class FreezeProof:
     def see_step_done(self) -> None:
         """Cross off what has moved."""
         if self._unmoved and self._is_sampled():
-            self._cross_off()
+            self._cross_off(self._named())
 
     def verify(self) -> None:
         """Raise `FreezeViolation` when something frozen moved since `watch`, or when replicas differ.
@@ -78,13 +79,13 @@ class FreezeProof:
         What moved on one process only is raised on all of them.
         """
         named = self._named()
-        now = digests(self._frozen_tensors(), merge_zeros=steps_copies(self._optimizer))
+        now = digests(self._frozen_tensors(named), merge_zeros=steps_copies(self._optimizer))
         moved = [name for name, digest in self._frozen.items() if now.get(name, digest) != digest]
         # First, as all processes must take part: one that raised before would leave the others waiting for it.
         # Of buffers, that they moved: nobody but DistributedDataParallel makes them equal while they train.
         differing = differing_replicas(named, {name: name in moved for name in self._frozen if name not in named})
-        self._refuse_left_out()
-        self._cross_off()
+        self._refuse_left_out(named)
+        self._cross_off(named)
         if moved:
             raise FreezeViolation(f"{_listing(moved)} moved while frozen. {self._why_moved(moved)}")
         if differing:
@@ -119,7 +120,8 @@ class FreezeProof:
             "no gradient other than zero ever reached them. The model does not use them in this task; freeze them to "
             "say so",
         )
-        dtypes = {name: self._named()[name].dtype for name in self._unmoved if name in self._had_gradient}
+        named = self._named().items()
+        dtypes = {name: p.dtype for name, p in named if name in self._unmoved and name in self._had_gradient}
         for dtype in dict.fromkeys(dtypes.values()):
             small = [name for name in dtypes if dtypes[name] is dtype]
             self._warn(
@@ -139,8 +141,8 @@ class FreezeProof:
                 units.setdefault(label, set()).add(name)
         return {label: names & tried for label, names in units.items() if names & tried}
 
-    def _cross_off(self) -> None:
-        now = digests({name: p for name, p in self._named().items() if name in self._unmoved})
+    def _cross_off(self, named: Mapping[str, torch.Tensor]) -> None:
+        now = digests({name: p for name, p in named.items() if name in self._unmoved})
         moved = {name for name, digest in now.items() if digest != self._unmoved[name]}
         self._moved |= moved
         self._unmoved = {name: digest for name, digest in self._unmoved.items() if name not in moved}
@@ -151,9 +153,9 @@ class FreezeProof:
     def _named(self) -> dict[str, torch.Tensor]:
         return dict(self._model.named_parameters())
 
-    def _frozen_tensors(self) -> dict[str, torch.Tensor]:
+    def _frozen_tensors(self, named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Frozen parameters, and the statistics of the normalisations that are held in eval mode."""
-        frozen = {name: p for name, p in self._named().items() if name not in self._trainable}
+        frozen = {name: p for name, p in named.items() if name not in self._trainable}
         if not self._hold_buffers:
             return frozen
         held = {
@@ -164,12 +166,12 @@ class FreezeProof:
         }
         return frozen | {name: buffer for name, buffer in self._model.named_buffers() if id(buffer) in held}
 
-    def _refuse_left_out(self) -> None:
+    def _refuse_left_out(self, named: Mapping[str, torch.Tensor]) -> None:
         if self._optimizer is None:
             return
         held = {id(p) for members in group_members(self._optimizer) for p in members}
         ever = self._resolved.ever_trainable
-        if left_out := [name for name, p in self._named().items() if name in ever and id(p) not in held]:
+        if left_out := [name for name, p in named.items() if name in ever and id(p) not in held]:
             raise FreezeViolation(
                 f"{_listing(left_out)} shall train but is left out of the optimizer, so that it never moves. Build "
                 "the optimizer with hf_freeze.param_groups(model, args, plan=plan), or let the trainer build it, "

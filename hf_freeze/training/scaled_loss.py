@@ -43,8 +43,8 @@ class ScaledLossTrainerMixin(_Base):
             return super().training_step(model, inputs, num_items_in_batch)
         compute_loss: Any = self.compute_loss
 
-        def weighted(*args: Any, **kwargs: Any) -> torch.Tensor:
-            loss: torch.Tensor = compute_loss(*args, **kwargs)
+        def weighted(*args: Any, **kwargs: Any) -> Any:
+            loss: Any = compute_loss(*args, **kwargs)
             return loss * share.to(loss.device)
 
         # 1, so that the Trainer's own division by the number of micro-batches changes nothing, in whatever version.

@@ -69,10 +69,11 @@ def _check_optimizer(args: TrainingArguments) -> None:
 
 
 def _check_precision(args: TrainingArguments, model: nn.Module, resolved: ResolvedPlan) -> None:
-    by_name = dict(unwrap(model).named_parameters())
-    ever = [name for name in by_name if name in resolved.ever_trainable]
-    half = [name for name in ever if by_name[name].dtype is torch.float16]
-    if half and args.fp16:
+    if not args.fp16:
+        return
+    named = unwrap(model).named_parameters()
+    half = [name for name, p in named if p.dtype is torch.float16 and name in resolved.ever_trainable]
+    if half:
         raise UnsupportedSetupError(
             f"{half[0]!r} and {len(half) - 1} other parameters to be trained are float16, and fp16=True scales "
             "gradients, which torch refuses for float16 weights. Load the model in float32, or upcast what trains: "

@@ -14,6 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_l
 
 from hf_freeze.errors import FreezeError, PlanError, UnsupportedSetupError
 from hf_freeze.plan.given import PlanLike, as_plan
+from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training import checkpoint
@@ -53,7 +54,8 @@ class FreezeTrainerMixin(
     - freezes as `FreezeCallback` does, and proves it (`frozen_eval`, `verify_freeze`);
     - builds named optimizer groups, and logs `lr/<group>`, `stage` and `trainable_params`;
     - makes the loss mean the same whatever the gradient accumulation and the number of processes;
-    - refuses to resume under another plan, and resumes bit-exactly under the same;
+    - refuses to resume under another plan, and resumes bit-exactly under the same (a collator or a data set that draws
+      random numbers draws others after a resume within an epoch, as in any Trainer; at the end of one, the same);
     - tunes the threshold of `BinaryClassificationMetrics` in training's own evaluations only, and saves it;
     - under PEFT, saves and loads the base weights that trained.
 
@@ -66,6 +68,7 @@ class FreezeTrainerMixin(
     """
 
     model: Any  # the Trainer's own annotation admits None, which it never is after construction
+    _specs: tuple[ResolvedPlan | None, str, list[GroupSpec]] = (None, "", [])  # of which plan at which rates
 
     def __init__(self, *positional: Any, freeze_plan: PlanLike | None = None, **kwargs: Any) -> None:
         given = by_name(type(self), FreezeTrainerMixin, positional, kwargs)
@@ -90,10 +93,11 @@ class FreezeTrainerMixin(
                 self._group_specs(args, model)
         super().__init__(*positional, **kwargs)
         refuse_deepspeeds_own_optimizer(self.args)  # one that only `accelerate launch` knew of
-        self._plan_as_it_is = plan_as_it_is(self.model)
+        as_given, self._plan_as_it_is = self._plan_as_it_is, plan_as_it_is(self.model)
         self._read_arguments()
-        self._freezing.others_train = self._freezing.others_train and self._trains_others()
-        self._freezing.resolved = None
+        if unwrap(self.model) is not model or as_given != self._plan_as_it_is or self._freezing.others_train:
+            self._freezing.others_train = self._freezing.others_train and self._trains_others()
+            self._freezing.resolved = None  # the Trainer built the model, or changed it
         self._group_specs(self.args, self.model)
         self.add_callback(self._freezing)
         self.add_callback(_LossWindow(self))
@@ -153,13 +157,14 @@ class FreezeTrainerMixin(
         return trains_others(cls, kwargs, self.model)
 
     def _group_specs(self, args: TrainingArguments, model: nn.Module) -> list[GroupSpec]:
-        specs = group_specs(
-            self._freezing.prepare(args, model),
-            args,
-            decayed=self.get_decay_parameter_names(unwrap(model)),
-            group_lrs=self._settings.rates_by_selection,
-            layer_lr_decay=self._settings.layer_lr_decay,
-        )
+        resolved = self._freezing.prepare(args, model)
+        group_lrs, layer_lr_decay = self._settings.rates_by_selection, self._settings.layer_lr_decay
+        rates = repr((args.learning_rate, args.weight_decay, group_lrs, layer_lr_decay))
+        known, of_rates, specs = self._specs
+        if resolved is not known or rates != of_rates:
+            decayed = self.get_decay_parameter_names(unwrap(model))
+            specs = group_specs(resolved, args, decayed=decayed, group_lrs=group_lrs, layer_lr_decay=layer_lr_decay)
+            self._specs = resolved, rates, specs
         self._freezing.groups = {spec.name: spec.digest for spec in specs}
         return specs
 

@@ -4,9 +4,10 @@ import sys
 
 import pytest
 
-from hf_freeze import FreezePlan, freeze, param_groups, recipes
+from hf_freeze import FreezePlan, freeze, param_groups, recipes, trainable_summary
 from hf_freeze.training.freezing import plan_as_it_is
 from tests.models import tiny_bert
+from tests.training.runs import freeze_trainer
 
 
 def as_it_is(model):
@@ -44,9 +45,22 @@ def calls(work, layers):
         recipes.gradual().resolve,
         lambda model: param_groups(model, lr=0.1, plan=recipes.gradual(), layer_lr_decay=0.9),
         lambda model: freeze(model, "backbone"),
+        trainable_summary,
+        lambda model: FreezePlan(trainable="all").resolve(model).fingerprint,
     ],
-    ids=["as it is", "path per layer", "gradual", "groups", "freeze"],
+    ids=["as it is", "path per layer", "gradual", "groups", "freeze", "summary", "fingerprint"],
 )
 def test_twice_the_layers_take_at_most_about_twice_the_calls(work):
     calls(work, 2)  # what is imported or cached once
     assert calls(work, 40) < 2.3 * calls(work, 20)
+
+
+def test_a_step_without_a_plan_on_a_partly_frozen_model_walks_it_a_fixed_number_of_times(tmp_path):
+    def step(model):
+        for parameter in list(model.parameters())[::2]:
+            parameter.requires_grad_(False)
+        freeze_trainer(model, tmp_path, max_steps=1).train()
+
+    calls(step, 2)
+    plain, more = calls(step, 10), calls(step, 20)
+    assert more < 2.1 * plain
