@@ -98,3 +98,8 @@ def test_three_transitions_under_fsdp2_end_where_one_process_does(tmp_path) -> N
             if name.startswith(("bert.emb", "bert.encoder.layer.0", "bert.encoder.layer.1"))
             else torch.float32
         )
+
+
+def test_a_run_that_evaluates_resumes_bit_equal_on_two_processes(tmp_path) -> None:
+    accelerate_launch(SCRIPTS / "resumed_run.py", tmp_path)
+    assert json.loads((tmp_path / "different.json").read_text()) == {"3": [], "5": [], "10": []}
