@@ -97,10 +97,15 @@ class FreezeCallback(TrainerCallback, ExportableState):
 
     def _look_at_checkpoint(self) -> None:
         """Note the checkpoint that the Trainer is about to resume from; raise `PlanError` for that of another plan."""
-        call = train_call() or {}
+        call = train_call()
+        if call is None or self not in call["self"].callback_handler.callbacks:
+            return
         folder = call.get("resume_from_checkpoint")
         self.resumed_from = folder if isinstance(folder, str) and checkpoint.has_state(folder) else None
-        if self.resumed_from is None or call["self"].model_init is not None:
+        trainer = call["self"]
+        # A restored callback has the plan of the checkpoint; a model_init has yet to build the model.
+        restored = trainer.args.restore_callback_states_from_checkpoint
+        if self.resumed_from is None or restored or trainer.model_init is not None:
             return
         saved = checkpoint.read_callback_state(self.resumed_from, type(self).__name__)
         require_readable(saved, self.resumed_from)

@@ -56,11 +56,12 @@ def _digests(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
 def _digests_of_small(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """The digests of tensors of less than a row each, as `_digest` computes them."""
     device = tensors[0].device
-    lengths = torch.tensor([words.numel() for words in tensors], device=device)
+    lengths = torch.tensor([words.numel() for words in tensors])
     owners = torch.repeat_interleave(lengths)
-    places = torch.arange(len(owners), device=device) - (lengths.cumsum(0) - lengths)[owners]
+    places = torch.arange(len(owners)) - (lengths.cumsum(0) - lengths)[owners]
+    weighted = torch.cat([*tensors]) * (2 * places + 1).to(device)
     sums = torch.zeros(len(tensors), dtype=torch.int64, device=device)
-    return 3 * sums.index_add_(0, owners, torch.cat([*tensors]) * (2 * places + 1))
+    return 3 * sums.index_add_(0, owners.to(device), weighted)
 
 
 def _digest(words: torch.Tensor) -> torch.Tensor:

@@ -325,5 +325,13 @@ def test_strided_and_expanded_tensors_are_digested_by_value():
         assert digests({"x": view}) == digests({"x": view.clone(memory_format=torch.contiguous_format)})
 
 
+def test_the_digest_of_a_tensor_is_the_same_beside_others():
+    sizes = [3, 0, 5000, 7, 1, 9000, 0, 2, *([1] * 1500), 4096]
+    together = {str(index): torch.randn(size) for index, size in enumerate(sizes)}
+    alone = {name: digests({name: tensor})[name] for name, tensor in together.items()}
+    assert digests(together) == alone
+    assert len(set(alone.values())) > 1500
+
+
 def test_no_tensors_have_no_digests():
     assert digests({}) == {}
