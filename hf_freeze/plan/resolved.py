@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import compress
 from typing import TYPE_CHECKING
 
 from hf_freeze.errors import PlanError
@@ -49,12 +50,14 @@ class ResolvedPlan:
         # epoch=1 is epoch=1.0
         times = ["start", *(json.loads(json.dumps(stage.time), parse_int=float) for stage in self.timed)]
         # The text of json.dumps([[when, sorted(names)], ...]), with each name sorted and written once for all stages.
-        texts = [(name, json.dumps(name)) for name in sorted(frozenset().union(*self.stages))]
-        content = (
-            f"[{json.dumps(when)}, [{', '.join([text for name, text in texts if name in names])}]]"
-            for when, names in zip(times, self.stages, strict=True)
-        )
-        return hashlib.sha256(f"[{', '.join(content)}]".encode()).hexdigest()[:16]
+        ever = sorted(frozenset().union(*self.stages))
+        texts = [json.dumps(name) for name in ever]
+        digest = hashlib.sha256()
+        for index, (when, names) in enumerate(zip(times, self.stages, strict=True)):
+            chosen = ", ".join(compress(texts, map(names.__contains__, ever)))
+            digest.update(f"{', ' if index else '['}[{json.dumps(when)}, [{chosen}]]".encode())
+        digest.update(b"]")
+        return digest.hexdigest()[:16]
 
     @cached_property
     def declared(self) -> dict[str, frozenset[str]]:

@@ -7,24 +7,26 @@ owner, whose name changes when a wrapper comes around the model, and on the mode
 `resize_token_embeddings` replaces the owner.
 """
 
+from collections.abc import Collection, Iterable
+
 from torch import nn
 
 _MARK = "_parameters_frozen_by_hf_freeze"
 
 
-def mark_frozen(model: nn.Module, name: str) -> None:
-    """Note that hf_freeze froze this parameter."""
-    owner, _, attribute = name.rpartition(".")
-    for module, below in ((model, name), (model.get_submodule(owner), attribute)):
-        module.__dict__.setdefault(_MARK, set()).add(below)
+def mark_frozen(model: nn.Module, names: Iterable[str]) -> None:
+    """Note that hf_freeze froze these parameters."""
+    for name in names:
+        owner, _, attribute = name.rpartition(".")
+        for module, below in ((model, name), (model.get_submodule(owner), attribute)):
+            module.__dict__.setdefault(_MARK, set()).add(below)
 
 
-def unmark_frozen(model: nn.Module, name: str) -> None:
-    """Note that the parameter is no longer frozen by hf_freeze, whatever model above it the mark was given to."""
-    segments = name.split(".")
-    for depth in range(len(segments)):
-        module = model.get_submodule(".".join(segments[:depth]))
-        module.__dict__.get(_MARK, set()).discard(".".join(segments[depth:]))
+def unmark_frozen(model: nn.Module, names: Collection[str]) -> None:
+    """Note that hf_freeze no longer freezes these parameters, whatever model above them the marks were given to."""
+    for path, module in model.named_modules(remove_duplicate=False) if names else ():
+        marks = module.__dict__.get(_MARK, set())
+        marks -= {below for below in marks if (f"{path}.{below}" if path else below) in names}
 
 
 def frozen_by_us(model: nn.Module) -> frozenset[str]:

@@ -75,8 +75,7 @@ def _write(model: nn.Module, names: Collection[str], *, trainable: bool) -> list
 def _set(model: nn.Module, parameters: Mapping[str, nn.Parameter], *, trainable: bool) -> list[str]:
     """Set `requires_grad` of these parameters of `model`; the only place where hf_freeze does so."""
     different = [name for name, parameter in parameters.items() if parameter.requires_grad is not trainable]
-    for name in different:
-        (unmark_frozen if trainable else mark_frozen)(model, name)
+    (unmark_frozen if trainable else mark_frozen)(model, set(different))
     for parameter in parameters.values():
         parameter.requires_grad_(trainable)
         if not trainable:

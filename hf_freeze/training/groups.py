@@ -161,6 +161,7 @@ def group_specs(
     rungs = _ladder(resolved.words, base.learning_rate, layer_lr_decay)
     rungs |= _named_rungs(group_lrs, resolved, base.learning_rate)
     members: dict[tuple[Any, ...], list[str]] = {}
+    decayed = frozenset(decayed)  # transformers gives a list
     stages_of = _stages_of_each(resolved.stages)
     for name in resolved.words.parts:
         if stages := stages_of.get(name):

@@ -156,7 +156,8 @@ class FreezeProof:
     def _frozen_tensors(self, named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Frozen parameters, and the statistics of the normalisations that are held in eval mode."""
         frozen = {name: p for name, p in named.items() if name not in self._trainable}
-        if not self._hold_buffers:
+        with_statistics = (m for m in filter(is_norm, self._model.modules()) if next(m.buffers(), None) is not None)
+        if not self._hold_buffers or next(with_statistics, None) is None:
             return frozen
         held = {
             id(buffer)

@@ -98,11 +98,11 @@ class FreezeTrainerMixin(
         if unwrap(self.model) is not model or as_given != self._plan_as_it_is or self._freezing.others_train:
             self._freezing.others_train = self._freezing.others_train and self._trains_others()
             self._freezing.resolved = None  # the Trainer built the model, or changed it
-        self._group_specs(self.args, self.model)
+        resolved, _ = self._group_specs(self.args, self.model)
         self.add_callback(self._freezing)
         self.add_callback(_LossWindow(self))
         self.add_callback(CacheFeatures(self))
-        set_trainable(self.model, self._freezing.prepare(self.args, self.model).names[0])
+        set_trainable(self.model, resolved.names[0])
 
     def _read_arguments(self) -> None:
         """Take the plan and its settings from the arguments, which a hyperparameter search changes between runs."""
@@ -134,9 +134,9 @@ class FreezeTrainerMixin(
         """
         target: Any = self.model if model is None else model
         self._read_arguments()
+        resolved, specs = self._group_specs(self.args, self.model)
         # Whatever is prepared next (DDP's reducer, FSDP's upcast, DeepSpeed's partition) sees all that ever trains.
-        set_trainable(self.model, self._freezing.prepare(self.args, self.model).ever_trainable)
-        specs = self._group_specs(self.args, self.model)
+        set_trainable(self.model, resolved.ever_trainable)
         if self.optimizer is not None:
             refuse_groups_of_another_plan(self.optimizer, self.model, self._freezing.prepare(self.args, self.model))
             return super().create_optimizer(*_given(model))
@@ -156,7 +156,8 @@ class FreezeTrainerMixin(
         cls, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
         return trains_others(cls, kwargs, self.model)
 
-    def _group_specs(self, args: TrainingArguments, model: nn.Module) -> list[GroupSpec]:
+    def _group_specs(self, args: TrainingArguments, model: nn.Module) -> tuple[ResolvedPlan, list[GroupSpec]]:
+        """Hold the plan and the groups against the model, unless that is done."""
         resolved = self._freezing.prepare(args, model)
         group_lrs, layer_lr_decay = self._settings.rates_by_selection, self._settings.layer_lr_decay
         rates = repr((args.learning_rate, args.weight_decay, group_lrs, layer_lr_decay))
@@ -166,7 +167,7 @@ class FreezeTrainerMixin(
             specs = group_specs(resolved, args, decayed=decayed, group_lrs=group_lrs, layer_lr_decay=layer_lr_decay)
             self._specs = resolved, rates, specs
         self._freezing.groups = {spec.name: spec.digest for spec in specs}
-        return specs
+        return resolved, specs
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **kwargs: Any) -> TrainOutput:
         """Train by the plan. A checkpoint that was written under another plan is refused with the difference."""
