@@ -275,7 +275,7 @@ def parse(selection: Selection) -> tuple[Entry, ...]:
     return tuple(map(_parse_entry, texts))
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=2**14)  # a plan may name every tensor of a model
 def _parse_entry(text: str) -> Entry:
     stripped = text.strip()
     takes_out = stripped.startswith("!")
@@ -364,7 +364,7 @@ def _parse_index(text: str, entry: str) -> Iterator[int | slice]:
         yield slice(*numbers)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=2**14)  # a plan may name every tensor of a model
 def _path_pattern(path: str) -> re.Pattern[str]:
     segments = (re.escape(segment).replace(r"\*", r"[^.]*") for segment in path.split("."))
     return re.compile(r"\.".join(segments) + r"(\..+)?")

@@ -1,12 +1,24 @@
 """How the time of selecting, grouping and freezing grows with the number of tensors: BERTs of many tiny layers.
 
-Run (about three minutes on 2 cores):  python tests/benchmarks/growth.py
+Run (about a minute on 2 cores):  python tests/benchmarks/growth.py
 Options: --layers 60 190 674
 
-Prints seconds per operation and model. The last row is one step of a FreezeTrainer without a plan on a model of which
-every other tensor is frozen, construction included, less the same with the plain Trainer.
+Prints seconds of processor time per operation and model. The last row is one step of a FreezeTrainer without a plan on
+a model of which every other tensor is frozen, construction included, less the same with the plain Trainer (which takes
+2.5 to 3 s itself at 10,793 tensors).
 
 Goal: no operation takes more than 2 s at 10,000 tensors, and three times the tensors take about three times as long.
+Measured on one core of a busy machine, torch 2.13, transformers 5.24:
+
+seconds at                       969     3,049    10,793
+resolve, two entries            0.04      0.14      0.48
+resolve, entry per layer        0.05      0.16      1.01
+resolve, gradual                0.04      0.16      0.79
+groups, gradual                 0.07      0.28      1.87
+freeze                          0.05      0.19      0.69
+unfreeze                        0.04      0.15      0.58
+summary                         0.04      0.14      0.96
+step without a plan             0.14      0.37      1.58
 """
 
 import argparse
