@@ -132,10 +132,13 @@ def test_a_run_by_hand_that_is_forgotten_lets_go_of_the_model():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     run = FreezeRun(resolved, model, optimizer, settings=FreezeSettings(), max_steps=2, steps_per_epoch=None)
     run.begin()
+    undone = []
+    run.undo_at_end(lambda: undone.append("at once, whoever calls train() later"))
     model.train()
     assert not model.bert.training
     del run
     gc.collect()
+    assert undone
     assert_plain(model, hooks(tiny_bert()))
 
 
