@@ -20,6 +20,7 @@ from hf_freeze.selection.language import Selection
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training import checkpoint
 from hf_freeze.training.backends import group_members
+from hf_freeze.training.beside_model import load_beside, save_beside
 from hf_freeze.training.freezing import set_trainable
 from hf_freeze.training.groups import refuse_groups_of_another_plan
 from hf_freeze.training.loss_scaling import CountProbe
@@ -27,7 +28,7 @@ from hf_freeze.training.missed_evaluation import is_missed, make_up
 from hf_freeze.training.random_states import RandomStatesCallback
 from hf_freeze.training.run import FreezeRun, FreezeSettings, RunState
 from hf_freeze.training.saved_state import require_known_stages, require_readable
-from hf_freeze.training.setup import check_setup, warn_of_coarse_weights
+from hf_freeze.training.setup import check_setup, is_whole, warn_of_coarse_weights
 from hf_freeze.training.snapshot import load_snapshot, save_snapshot
 from hf_freeze.training.train_calls import train_call, while_training
 from hf_freeze.training.whole import lost_random_states
@@ -167,6 +168,8 @@ class FreezeCallback(TrainerCallback, ExportableState):
         self._missed_evaluation = is_missed(args, state, self._steps_per_epoch)
         # An interrupted run has seen those of its last step: what `eval_on_start` adds would count twice.
         self._counts_evaluations = self._missed_evaluation or not state.global_step
+        if state.global_step and is_whole(args):
+            load_beside(optimizer, model, Path(self.resumed_from or checkpoint.folder_of(args, state)))
         cut_up = args.gradient_accumulation_steps > 1 or args.world_size > 1
         if cut_up and not self.managed and state.is_world_process_zero:
             self._run.undo_at_end(CountProbe(model, is_running).remove)
@@ -216,6 +219,8 @@ class FreezeCallback(TrainerCallback, ExportableState):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Prove that frozen weights stood still; save what belongs to a checkpoint beside the Trainer's own files."""
+        if args.should_save and is_whole(args):
+            save_beside(kwargs["optimizer"], kwargs["model"], checkpoint.folder_of(args, state))
         if not self.managed:
             self.verify_now()
             if args.should_save:

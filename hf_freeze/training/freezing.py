@@ -128,7 +128,7 @@ def hold_eval(
     release_eval(model)
     # On the instance, so that the wrappers' own train() finds it: DDP calls module.train(mode) on its child.
     model.__dict__["train"] = held = _HeldTrain(model, frozen_modules(model, trainable), is_over)
-    set_eval(held.frozen)
+    held.hold()
 
 
 class _HeldTrain:
@@ -153,10 +153,17 @@ class _HeldTrain:
         if following and all(part.training is mode for part in following) and not any(part.training for part in held):
             return self.model
         self._train(mode)
-        set_eval(self.frozen)
+        self.hold()
         for module in self._noisy:
             module.training = mode
         return self.model
+
+    def hold(self) -> None:
+        """Put what is frozen into eval mode."""
+        if self.model in self.frozen:  # all of it, under a loss that trains; its own eval() would come back here
+            self._train(False)
+        else:
+            set_eval(self.frozen)
 
     def _train(self, mode: bool) -> nn.Module:
         (self.own or partial(type(self.model).train, self.model))(mode)

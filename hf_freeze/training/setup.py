@@ -139,6 +139,11 @@ def _uses_fsdp(args: TrainingArguments) -> bool:
     return bool(args.fsdp or _plugin("fsdp_plugin") or _launched_with_fsdp())
 
 
+def is_whole(args: TrainingArguments) -> bool:
+    """Whether each process holds the whole model, and the optimizer steps the model's own parameters."""
+    return not (_uses_fsdp(args) or uses_deepspeed(args))
+
+
 def _launched_with_fsdp() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 

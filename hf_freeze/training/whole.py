@@ -4,7 +4,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -51,20 +51,27 @@ def require_fitting(folder: str | os.PathLike[str], model: nn.Module) -> None:
     path = Path(folder) / SAFE_WEIGHTS_NAME
     if not path.exists():
         return
-    own = unwrap(model).state_dict()
+    own = {name: tuple(tensor.shape) for name, tensor in unwrap(model).state_dict().items()}
     with safe_open(path, framework="pt") as file:
         saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
     for name in saved:
-        if name in own and tuple(own[name].shape) != saved[name]:
+        if name in own and own[name] != saved[name]:
             raise FreezeError(
-                f"{str(path)!r} holds {name!r} of shape {saved[name]}, and this model has it as "
-                f"{tuple(own[name].shape)}. Resume with the model that the run was begun with."
+                f"{str(path)!r} holds {name!r} of shape {saved[name]}, and this model has it as {own[name]}. Resume with "
+                "the model that the run was begun with."
             )
-    if not own.keys() & saved.keys():
+    # sentence-transformers saves an encoder by the names that it has inside the whole.
+    if not own.keys() & saved.keys() and _ends_of(own).isdisjoint(saved.items()):
         raise FreezeError(
             f"{str(path)!r} holds no weight of this {type(unwrap(model)).__name__}; its first is "
             f"{next(iter(saved), '-')!r}. Resume with the model that the run was begun with."
         )
+
+
+def _ends_of(shapes: Mapping[str, tuple[int, ...]]) -> set[tuple[str, tuple[int, ...]]]:
+    """Return each name without its first parts, with the shape of what it names."""
+    parts = {name: name.split(".") for name in shapes}
+    return {(".".join(parts[name][cut:]), shape) for name, shape in shapes.items() for cut in range(len(parts[name]))}
 
 
 def defects(folder: Path, *, optimizer: bool) -> Iterator[str]:

@@ -80,7 +80,13 @@ def reward() -> dict[str, Any]:
 
 def preference() -> dict[str, Any]:
     columns = {name: [text(i + shift, 4) for i in range(32)] for name, shift in PREFERENCE.items()}
-    return {"model": llama(), "train_dataset": Dataset.from_dict(columns), "processing_class": tokenizer()}
+    # Without ref_model=, TRL loads the reference by the name in the model's configuration.
+    return {
+        "model": llama(),
+        "ref_model": llama(),
+        "train_dataset": Dataset.from_dict(columns),
+        "processing_class": tokenizer(),
+    }
 
 
 PREFERENCE = {"prompt": 0, "chosen": 3, "rejected": 7}

@@ -38,6 +38,8 @@ def trainer(kind, way, folder, *, staged=False, **changes):
     }
     args = declared(str(folder), **{**values, **kind.settings})
     given |= changes
+    if "peft_config" in changes:
+        given.pop("ref_model", None)  # the base under the adapter is the reference
     set_seed(5)
     if way == "mixin":
         made = mine(args=args, freeze_plan=plan, **given)

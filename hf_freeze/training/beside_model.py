@@ -1,0 +1,64 @@
+"""The weights that train beside the model, such as the classifier of a loss.
+
+They stand in the optimizer, and no Trainer saves them: a resumed run would go on with fresh ones and the old moments.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from hf_freeze.errors import FreezeError
+from hf_freeze.selection.model_map import unwrap
+
+BESIDE_NAME = "beside_model.safetensors"
+
+
+def save_beside(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path) -> None:
+    """Write what the optimizer holds beside the model, under a temporary name that is renamed when it is whole."""
+    tensors = _beside(optimizer, model)
+    if not tensors:
+        return
+    path = folder / BESIDE_NAME
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def load_beside(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path) -> None:
+    """Put the saved weights back; raise `FreezeError` where the file is missing, unreadable or of other weights."""
+    own, path = _beside(optimizer, model), folder / BESIDE_NAME
+    if not own:
+        return
+    if not path.exists():
+        raise FreezeError(
+            f"{str(path)!r} is missing: {len(own)} tensors train beside the model (those of a loss, say), and only "
+            "FreezeCallback and FreezeTrainer save them. Resume from a checkpoint that one of them wrote."
+        )
+    try:
+        saved = load_file(path)
+    except SafetensorError as error:
+        raise FreezeError(f"{str(path)!r} cannot be read: {error}. Go back to an earlier checkpoint.") from error
+    before, now = ([tuple(tensor.shape) for tensor in tensors.values()] for tensors in (saved, own))
+    if before != now:
+        raise FreezeError(
+            f"{str(path)!r} holds tensors of shapes {before}, and this run trains others beside the model: {now}. "
+            "Resume with the loss that the run was begun with."
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])
+
+
+def _beside(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
+    """By place: a loss has no names that the optimizer knows."""
+    of_model = {id(parameter) for parameter in unwrap(model).parameters()}
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    others = [parameter for parameter in held if id(parameter) not in of_model]
+    return {f"{place:04}": parameter for place, parameter in enumerate(others)}
