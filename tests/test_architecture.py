@@ -13,15 +13,16 @@ import hf_freeze
 PACKAGE = Path(hf_freeze.__file__).parent
 
 # room -> rooms that it may import; every room may import these
-SHARED = {"errors", "label_columns"}
+SHARED = {"errors", "label_columns", "module_types"}
 ARROWS = {
     "selection": set(),
     "plan": {"selection"},
     "binary": set(),
+    "private": set(),
     "model_inputs": {"binary"},
     "debugging": {"model_inputs", "binary", "selection"},
     "features": set(),
-    "training": {"plan", "selection", "binary", "features"},
+    "training": {"plan", "selection", "binary", "features", "private"},
     "reporting": {"training", "plan", "selection", "binary", "debugging", "features", "model_inputs"},
 }
 

@@ -14,6 +14,7 @@ from hf_freeze.debugging.passes import OutOfRange, all_finite
 from hf_freeze.debugging.variants import has_tokens, real_tokens
 from hf_freeze.model_inputs.inspected_model import IDS, InspectedModel
 from hf_freeze.model_inputs.rows import Row, length_of, positions
+from hf_freeze.module_types import BATCH_NORMS, DROPOUTS
 
 UNKNOWN_SHARE = 0.3
 
@@ -42,9 +43,9 @@ def check_modes(flags: Mapping[str, bool], model: nn.Module, ignores_eval: Seque
 def _minds_mode(module: nn.Module) -> bool:
     """Whether train mode makes a difference to a module or to what is in it."""
     for part in module.modules():
-        if getattr(part, "p", 0) and isinstance(part, nn.modules.dropout._DropoutNd):
+        if getattr(part, "p", 0) and isinstance(part, DROPOUTS):
             return True
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.track_running_stats:
+        if isinstance(part, BATCH_NORMS) and part.track_running_stats:
             return True
         if not type(part).__module__.startswith(("torch.nn.", "peft.")):
             return True

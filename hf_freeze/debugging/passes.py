@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hf_freeze.model_inputs.inspected_model import InspectedModel
+from hf_freeze.module_types import BATCH_NORMS
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +162,7 @@ def set_train(model: nn.Module) -> None:
     """Put the model into train mode, but for batch statistics, which one row does not have."""
     model.train()
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, BATCH_NORMS):
             module.eval()
 
 

@@ -5,12 +5,14 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from hf_freeze.module_types import BATCH_NORMS, INSTANCE_NORMS
+
 _NORM_TYPES = (
     nn.LayerNorm,
     nn.RMSNorm,
     nn.GroupNorm,
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
+    *BATCH_NORMS,
+    *INSTANCE_NORMS,
 )
 # Model-specific classes: LlamaRMSNorm, T5LayerNorm, DetrFrozenBatchNorm2d, RMSNormGated, MobileBERT's NoNorm,
 # ConvNeXt V2's Global Response Normalisation; but no NormalHead.

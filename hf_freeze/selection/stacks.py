@@ -15,6 +15,7 @@ from itertools import groupby
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_freeze.module_types import CONVOLUTIONS
 from hf_freeze.selection.norms import is_norm
 
 Block = tuple[str, ...]  # module paths that make up one layer
@@ -204,7 +205,7 @@ def _is_composite(element: nn.Module) -> bool:
 
 def _is_single_convolution(element: nn.Module) -> bool:
     owners = [module for module in element.modules() if list(module.parameters(recurse=False)) and not is_norm(module)]
-    return len(owners) == 1 and isinstance(owners[0], nn.modules.conv._ConvNd)
+    return len(owners) == 1 and isinstance(owners[0], CONVOLUTIONS)
 
 
 def _is_embedding(path: str, module: nn.Module) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import str_to_bool
 from torch import nn
 from transformers import TrainingArguments
@@ -170,4 +170,4 @@ def _uses_flat_parameters(args: TrainingArguments) -> bool:
 
 def _plugin(name: str) -> Any:
     """What `accelerate launch` or an Accelerator has set up; None before either."""
-    return AcceleratorState._shared_state.get(name)
+    return vars(AcceleratorState()).get(name) if is_initialized() else None

@@ -16,6 +16,7 @@ from hf_freeze.errors import FreezeError, PlanError, UnsupportedSetupError
 from hf_freeze.plan.given import PlanLike, as_plan
 from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.plan.stages import FreezePlan
+from hf_freeze.private.check import require_private
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training import checkpoint
 from hf_freeze.training.arguments import FreezeArguments
@@ -41,6 +42,7 @@ from hf_freeze.training.thresholds import ThresholdTrainerMixin
 from hf_freeze.training.whole import has_optimizer, require_fitting, require_whole
 
 logger = logging.getLogger(__name__)
+require_private()
 
 
 class FreezeTrainerMixin(
@@ -71,6 +73,7 @@ class FreezeTrainerMixin(
     _specs: tuple[ResolvedPlan | None, str, list[GroupSpec]] = (None, "", [])  # of which plan at which rates
 
     def __init__(self, *positional: Any, freeze_plan: PlanLike | None = None, **kwargs: Any) -> None:
+        require_private()
         given = by_name(type(self), FreezeTrainerMixin, positional, kwargs)
         model: Any = given.get("model")
         args: Any = given.get("args")
@@ -257,8 +260,9 @@ class FreezeTrainerMixin(
             self._freezing.save_stage_best(Path(run_folder) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         super()._save_checkpoint(*args, **kwargs)
 
-    def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
-        super()._save(output_dir, *args, **kwargs)
+    def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """Save as the Trainer does, under PEFT with the base weights that train."""
+        super().save_model(output_dir, *args, **kwargs)
         if self.args.should_save:
             ever_trainable = self._freezing.prepare(self.args, self.model).ever_trainable
             checkpoint.save_thawed(self.model, output_dir or str(self.args.output_dir), ever_trainable)

@@ -14,6 +14,9 @@ from torch import nn
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import sort_checkpoints
+from transformers import TrainerState
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_freeze.errors import FreezeError
@@ -36,7 +39,7 @@ def require_whole(folder: str | os.PathLike[str], *, optimizer: bool) -> None:
     found = next(defects(folder, optimizer=optimizer), None)
     if found is None:
         return
-    others = [Path(path) for path in reversed(sort_checkpoints(str(folder.parent)))]
+    others = sorted(folder.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=_step_of, reverse=True)
     whole = next((path for path in others if path != folder and not any(defects(path, optimizer=optimizer))), None)
     instead = (
         f"The newest whole one is {str(whole)!r}: resume from that one by its name, or delete the other."
@@ -57,8 +60,8 @@ def require_fitting(folder: str | os.PathLike[str], model: nn.Module) -> None:
     for name in saved:
         if name in own and own[name] != saved[name]:
             raise FreezeError(
-                f"{str(path)!r} holds {name!r} of shape {saved[name]}, and this model has it as {own[name]}. Resume with "
-                "the model that the run was begun with."
+                f"{str(path)!r} holds {name!r} of shape {saved[name]}, and this model has it as {own[name]}. Resume "
+                "with the model that the run was begun with."
             )
     # sentence-transformers saves an encoder by the names that it has inside the whole.
     if not own.keys() & saved.keys() and _ends_of(own).isdisjoint(saved.items()):
@@ -66,6 +69,11 @@ def require_fitting(folder: str | os.PathLike[str], model: nn.Module) -> None:
             f"{str(path)!r} holds no weight of this {type(unwrap(model)).__name__}; its first is "
             f"{next(iter(saved), '-')!r}. Resume with the model that the run was begun with."
         )
+
+
+def _step_of(folder: Path) -> int:
+    step = folder.name.rpartition("-")[2]
+    return int(step) if step.isdecimal() else -1
 
 
 def _ends_of(shapes: Mapping[str, tuple[int, ...]]) -> set[tuple[str, tuple[int, ...]]]:

@@ -14,7 +14,14 @@ import torch
 import transformers
 from torch import nn
 from torch.utils._pytree import tree_map_only
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from hf_freeze.errors import FreezeError
 
@@ -48,7 +55,7 @@ def _builder(config: Any, auto_class: str | None) -> Any:
                 f"auto_class={auto_class!r} is no model class of transformers. Name one such as 'AutoModelForCausalLM'."
             )
         return found
-    if type(config) in AutoModelForSequenceClassification._model_mapping:
+    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         return AutoModelForSequenceClassification
     return getattr(transformers, (config.architectures or [""])[0], AutoModel)
 

@@ -1,0 +1,53 @@
+"""What hf_freeze uses of transformers that transformers calls private."""
+
+from hf_freeze.private.name import PrivateName
+
+_TRAINER = "transformers.trainer:Trainer"
+_CACHE = "features of the frozen part are kept by the numbers of rows (cache_frozen)"
+_WINDOW = "the mean loss of a resumed run goes on where it was"
+
+NAMES = (
+    PrivateName(_TRAINER, "_evaluate", "override", "a threshold is tuned in training's own evaluations"),
+    PrivateName(_TRAINER, "_maybe_log_save_evaluate", "override", "evaluating leaves the random states alone"),
+    PrivateName(_TRAINER, "_load_from_checkpoint", "override", "resuming loads thresholds and base weights"),
+    PrivateName(_TRAINER, "_load_best_model", "override", "the threshold of the best checkpoint is loaded with it"),
+    PrivateName(_TRAINER, "_load_optimizer_and_scheduler", "override", "ignore_plan_change begins a new optimizer"),
+    PrivateName(_TRAINER, "_load_callback_state", "override", "a resumed run keeps the callback of its plan"),
+    PrivateName(_TRAINER, "_save_checkpoint", "override", "frozen weights are proved unchanged before each save"),
+    PrivateName(_TRAINER, "_get_dataloader", "override", _CACHE),
+    PrivateName(_TRAINER, "_get_train_sampler", "override", _CACHE),
+    PrivateName(_TRAINER, "_get_eval_sampler", "override", _CACHE),
+    PrivateName(_TRAINER, "_get_num_items_in_batch", "override", "the loss of an evaluation is a mean"),
+    PrivateName(_TRAINER, "_prepare_inputs", "attribute", "batches reach the device as in a step"),
+    PrivateName(_TRAINER, "_remove_unused_columns", "attribute", _CACHE),
+    PrivateName(_TRAINER, "_get_collator_with_removed_columns", "attribute", "debug_sample collates as in a step"),
+    PrivateName(_TRAINER, "_get_output_dir", "attribute", "the best weights of a stage are saved in the checkpoint"),
+    PrivateName(_TRAINER, "_globalstep_last_logged", "set", _WINDOW),
+    PrivateName(_TRAINER, "_total_loss_scalar", "set", _WINDOW),
+    PrivateName(_TRAINER, "current_gradient_accumulation_steps", "set", "micro-batches are weighted by their labels"),
+    PrivateName(
+        "transformers.modeling_utils:PreTrainedModel",
+        "_from_config",
+        "attribute",
+        "preview builds models",
+    ),
+    PrivateName(
+        "transformers:AutoModelForSequenceClassification",
+        "_model_mapping",
+        "attribute",
+        "the class of a model is found",
+    ),
+    PrivateName(
+        "transformers:Pipeline", "_sanitize_parameters", "override", "BinaryClassificationPipeline reads its arguments"
+    ),
+    PrivateName(
+        "transformers:TextClassificationPipeline", "_postprocess_params", "guarded", "arguments given when it was built"
+    ),
+    PrivateName(
+        "transformers:PreTrainedModel", "_gradient_checkpointing_func", "guarded", "only what trains recomputes"
+    ),
+    PrivateName(
+        "transformers:PreTrainedConfig", "_name_or_path", "guarded", "the origin of a model is left out of keys"
+    ),
+    PrivateName(_TRAINER, "loss_is_scaled_for_ga", "guarded", "a Trainer that scales its loss itself is left alone"),
+)
