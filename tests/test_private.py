@@ -48,7 +48,7 @@ def private_names(tree: ast.Module) -> Iterator[str]:
             found = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
         elif isinstance(node, ast.Import):
             found = [part for alias in node.names for part in alias.name.split(".")]
-        yield from (name for name in found if name.startswith("_") and not name.startswith("__"))
+        yield from (name for name in found if name.startswith("_") and not name.startswith("__") and name != "_")
 
 
 def own_names(tree: ast.Module) -> Iterator[str]:

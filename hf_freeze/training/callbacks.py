@@ -28,7 +28,7 @@ from hf_freeze.training.missed_evaluation import is_missed, make_up
 from hf_freeze.training.random_states import RandomStatesCallback
 from hf_freeze.training.run import FreezeRun, FreezeSettings, RunState
 from hf_freeze.training.saved_state import require_known_stages, require_readable
-from hf_freeze.training.setup import check_setup, is_whole, warn_of_coarse_weights
+from hf_freeze.training.setup import check_setup, is_whole, require_module, warn_of_coarse_weights
 from hf_freeze.training.snapshot import load_snapshot, save_snapshot
 from hf_freeze.training.train_calls import train_call, while_training
 from hf_freeze.training.whole import lost_random_states
@@ -124,6 +124,7 @@ class FreezeCallback(TrainerCallback, ExportableState):
 
     def prepare(self, args: TrainingArguments, model: nn.Module) -> ResolvedPlan:
         """Hold the plan against `model`, unless that is done, and check that the set-up can honour it."""
+        require_module(model)
         # A model whose embeddings were resized is held against the plan anew.
         if self.resolved is None or self._model is not model or self.resolved.sizes != sizes_of(model):
             self.resolved = resolve(self.plan, model, others_train=self.others_train)

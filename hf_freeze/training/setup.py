@@ -31,6 +31,21 @@ def check_setup(args: TrainingArguments, model: nn.Module, resolved: ResolvedPla
     _check_thawed_base(args, model, resolved)
 
 
+def require_module(model: object) -> None:
+    """Raise `UnsupportedSetupError` for a model that is no `torch.nn.Module`, as what SetFit hands to callbacks."""
+    if isinstance(model, nn.Module):
+        return
+    advice = "Give the callback to a Trainer whose model is one."
+    if isinstance(getattr(model, "model_body", None), nn.Module):
+        advice = (
+            "Its model_body is one: freeze that before training, with hf_freeze.freeze(model.model_body, ...), and "
+            "leave the callback out."
+        )
+    raise UnsupportedSetupError(
+        f"FreezeCallback was handed a {type(model).__name__}, which is not a torch.nn.Module. {advice}"
+    )
+
+
 def check_arguments(args: TrainingArguments) -> None:
     """Raise `UnsupportedSetupError` for what no plan on any model can be honoured with."""
     _check_optimizer(args)

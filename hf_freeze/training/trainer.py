@@ -32,6 +32,7 @@ from hf_freeze.training.groups import (
 )
 from hf_freeze.training.loss_window import LossWindow
 from hf_freeze.training.merged_groups import trains_others, with_groups
+from hf_freeze.training.model_card import ModelCardTrainerMixin
 from hf_freeze.training.random_states import RandomStatesTrainerMixin
 from hf_freeze.training.run import FreezeSettings
 from hf_freeze.training.saved_state import require_readable
@@ -46,7 +47,11 @@ require_private()
 
 
 class FreezeTrainerMixin(
-    RandomStatesTrainerMixin, CachedFeaturesTrainerMixin, ScaledLossTrainerMixin, ThresholdTrainerMixin
+    RandomStatesTrainerMixin,
+    CachedFeaturesTrainerMixin,
+    ScaledLossTrainerMixin,
+    ThresholdTrainerMixin,
+    ModelCardTrainerMixin,
 ):
     """Adds a freeze plan to a Trainer class: `class MyTrainer(FreezeTrainerMixin, Seq2SeqTrainer): ...`.
 
@@ -58,6 +63,8 @@ class FreezeTrainerMixin(
     - makes the loss mean the same whatever the gradient accumulation and the number of processes;
     - refuses to resume under another plan, and resumes bit-exactly under the same (a collator or a data set that draws
       random numbers draws others after a resume within an epoch, as in any Trainer; at the end of one, the same);
+    - refuses to resume under another plan, and resumes bit-exactly under the same;
+    - says in the model card what trained, by which plan, and how to apply the threshold;
     - tunes the threshold of `BinaryClassificationMetrics` in training's own evaluations only, and saves it;
     - under PEFT, saves and loads the base weights that trained.
 

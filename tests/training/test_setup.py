@@ -8,10 +8,11 @@ import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import FullyShardedDataParallelPlugin
 from peft import LoraConfig, get_peft_model
-from transformers import TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from hf_freeze import (
+    FreezeCallback,
     FreezePlan,
     FreezeTrainer,
     FreezeTrainingArguments,
@@ -329,3 +330,16 @@ def test_bad_input_is_refused_when_the_trainer_is_built_and_nothing_is_written(t
         freeze_trainer(model, tmp_path, **overrides)
     assert not list(tmp_path.iterdir())
     assert freeze(model) == [name for name, _ in model.named_parameters()]  # the model is as it was
+
+
+@pytest.mark.parametrize(("body", "advice"), [(tiny_bert(), "hf_freeze.freeze.model.model_body"), (None, "a Trainer")])
+def test_a_model_that_is_no_module_is_refused_with_what_to_do(tmp_path, body, advice):
+    """SetFit hands its callbacks a SetFitModel."""
+
+    class SetFitModel:
+        model_body = body
+
+    with pytest.raises(UnsupportedSetupError, match=f"SetFitModel, which is not a torch.nn.Module. .*{advice}"):
+        FreezeCallback(freeze="backbone").on_init_end(
+            TrainingArguments(str(tmp_path)), TrainerState(), TrainerControl(), model=SetFitModel()
+        )
