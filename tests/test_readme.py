@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def blocks(language: str, text: str = README) -> list[str]:
 def test_every_python_block_runs_after_the_ones_before_it(tmp_path, text) -> None:
     found = blocks("python", text)
     assert len(found) >= 6
+    found = [block for block in found if "from trl" not in block or find_spec("trl")]
     script = tmp_path / "readme.py"
     script.write_text("\n".join(found), encoding="utf-8")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
