@@ -31,6 +31,7 @@ from hf_freeze.debugging.passes import (
 )
 from hf_freeze.debugging.variants import other_contents
 from hf_freeze.model_inputs.batch import CollatorError, labels_of, make_batch, without_label
+from hf_freeze.module_types import BATCH_NORMS, DROPOUTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -329,7 +330,7 @@ class Look:
         Activation checkpointing works in train mode alone, and is where gradients get lost; dropout stays off.
         """
         for module in self.model.modules() if recomputes(self.model) else ():
-            module.training = not isinstance(module, (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm))
+            module.training = not isinstance(module, (*DROPOUTS, *BATCH_NORMS))
         made = self.runner.run(self.batch, gradients=True)
         set_eval(self.model)
         return made.loss if losses.is_scalar(made.loss) else target

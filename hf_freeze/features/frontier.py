@@ -186,8 +186,7 @@ def _look(model: nn.Module, batch: Batch, roots: Roots) -> dict[CallKey, _SeenCa
             output = call.run()
         leaves, spec = pytree.tree_flatten(output)
         arguments = tensors_of((call.args, call.kwargs))
-        paths = tuple(pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(output)[0])
-        seen[call.key] = _SeenCall([_fresh(leaf, arguments) for leaf in leaves], paths, spec)
+        seen[call.key] = _SeenCall([_fresh(leaf, arguments) for leaf in leaves], _paths(output), spec)
         return pytree.tree_unflatten(
             # A copy, since the rest of the model may write into what it gets, which a leaf does not admit.
             [part.value if part.leaf is None else part.leaf.clone() for part in seen[call.key].leaves],
@@ -197,6 +196,16 @@ def _look(model: nn.Module, batch: Batch, roots: Roots) -> dict[CallKey, _SeenCa
     with torch.enable_grad(), intercepted(model, modules, replace):
         _read_gradients(list(roots(batch.inputs())), seen)
     return seen
+
+
+def _paths(output: Any) -> tuple[str, ...]:
+    """Where each leaf of an output is: its key, or its place where a type has no keys (transformers below 5.20)."""
+    try:
+        return tuple(pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(output)[0])
+    except ValueError:
+        if isinstance(output, Mapping):
+            return tuple(f"[{key!r}]{path}" for key, part in output.items() for path in _paths(part))
+        return tuple(f"[{place}]" for place in range(len(pytree.tree_leaves(output))))
 
 
 def _fresh(value: Any, arguments: Sequence[torch.Tensor]) -> _SeenLeaf:

@@ -3,7 +3,6 @@
 from hf_freeze.private.name import PrivateName
 
 _TRAINER = "transformers.trainer:Trainer"
-_CACHE = "features of the frozen part are kept by the numbers of rows (cache_frozen)"
 _WINDOW = "the mean loss of a resumed run goes on where it was"
 
 NAMES = (
@@ -13,15 +12,13 @@ NAMES = (
     PrivateName(_TRAINER, "_load_best_model", "override", "the threshold of the best checkpoint is loaded with it"),
     PrivateName(_TRAINER, "_load_optimizer_and_scheduler", "override", "ignore_plan_change begins a new optimizer"),
     PrivateName(_TRAINER, "_load_callback_state", "override", "a resumed run keeps the callback of its plan"),
+    PrivateName(_TRAINER, "_determine_best_metric", "attribute", "an evaluation that was missed counts once"),
     PrivateName(_TRAINER, "_save_checkpoint", "override", "frozen weights are proved unchanged before each save"),
-    PrivateName(_TRAINER, "_get_dataloader", "override", _CACHE),
-    PrivateName(_TRAINER, "_get_train_sampler", "override", _CACHE),
-    PrivateName(_TRAINER, "_get_eval_sampler", "override", _CACHE),
     PrivateName(_TRAINER, "_get_num_items_in_batch", "override", "the loss of an evaluation is a mean"),
     PrivateName(_TRAINER, "_prepare_inputs", "attribute", "batches reach the device as in a step"),
-    PrivateName(_TRAINER, "_remove_unused_columns", "attribute", _CACHE),
     PrivateName(_TRAINER, "_get_collator_with_removed_columns", "attribute", "debug_sample collates as in a step"),
     PrivateName(_TRAINER, "_get_output_dir", "attribute", "the best weights of a stage are saved in the checkpoint"),
+    PrivateName("transformers:TrainingArguments", "fsdp_plugin_args", "set", "FSDP1 that mixes what trains is refused"),
     PrivateName(_TRAINER, "_globalstep_last_logged", "set", _WINDOW),
     PrivateName(_TRAINER, "_total_loss_scalar", "set", _WINDOW),
     PrivateName(_TRAINER, "current_gradient_accumulation_steps", "set", "micro-batches are weighted by their labels"),
@@ -49,5 +46,6 @@ NAMES = (
     PrivateName(
         "transformers:PreTrainedConfig", "_name_or_path", "guarded", "the origin of a model is left out of keys"
     ),
+    PrivateName("transformers:PreTrainedConfig", "_attn_implementation", "guarded", "stored features are told apart"),
     PrivateName(_TRAINER, "loss_is_scaled_for_ga", "guarded", "a Trainer that scales its loss itself is left alone"),
 )

@@ -63,7 +63,6 @@ class FreezeTrainerMixin(
     - makes the loss mean the same whatever the gradient accumulation and the number of processes;
     - refuses to resume under another plan, and resumes bit-exactly under the same (a collator or a data set that draws
       random numbers draws others after a resume within an epoch, as in any Trainer; at the end of one, the same);
-    - refuses to resume under another plan, and resumes bit-exactly under the same;
     - says in the model card what trained, by which plan, and how to apply the threshold;
     - tunes the threshold of `BinaryClassificationMetrics` in training's own evaluations only, and saves it;
     - under PEFT, saves and loads the base weights that trained.

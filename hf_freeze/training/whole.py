@@ -13,19 +13,17 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import sort_checkpoints
-from transformers import TrainerState
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_freeze.errors import FreezeError
 from hf_freeze.selection.model_map import unwrap
+from hf_freeze.training.beside_model import BESIDE_NAME
 from hf_freeze.training.checkpoint import THAWED_NAME
 from hf_freeze.training.snapshot import STAGE_BEST_NAME
 
 _WEIGHTS = (".safetensors", ".bin")
-_BESIDE_THE_WEIGHTS = (STAGE_BEST_NAME, THAWED_NAME, TRAINING_ARGS_NAME)
+_BESIDE_THE_WEIGHTS = (STAGE_BEST_NAME, THAWED_NAME, BESIDE_NAME, TRAINING_ARGS_NAME)
 
 
 def require_whole(folder: str | os.PathLike[str], *, optimizer: bool) -> None:

@@ -32,6 +32,7 @@ def splitting_threshold(logits, positive=1):
     return ThresholdResult(threshold=float((ordered[widest] + ordered[widest + 1]) / 2), positive=positive)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("positive", [0, 1])
 def test_a_saved_folder_gives_the_same_labels_in_a_pipeline(tmp_path, make_model, tokenizer, positive):
     model = make_model(id2label={0: "ham", 1: "spam"}, label2id={"ham": 0, "spam": 1})

@@ -221,6 +221,7 @@ def test_a_row_that_is_a_batch_already():
     assert ids(report)["shape"] == [1, 8]
 
 
+@pytest.mark.smoke
 def test_the_trainers_sets_by_name(tmp_path):
     trainer = trainer_of(tiny_bert(), tmp_path, rows={"one": text_rows(3), "two": text_rows(5)}, tokenizer=None)
     trainer.train_dataset = text_rows(7)

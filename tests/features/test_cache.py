@@ -52,6 +52,7 @@ def folders(root):
 # --- reuse ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.smoke
 def test_a_second_run_and_another_head_use_what_is_there(tmp_path, extracted):
     keep = str(tmp_path / "kept")
     run(BERT, tmp_path / "one", trainable="head", cache=keep)
@@ -291,6 +292,7 @@ def test_only_the_sets_that_training_evaluates_are_stood_in_for(tmp_path):
     )
 
 
+@pytest.mark.smoke
 def test_a_resumed_run_ends_where_the_uninterrupted_one_does(tmp_path):
     whole = run(BERT, tmp_path / "whole", trainable=BERT.last, save_strategy="steps", save_steps=5)
     parts = FreezeTrainer(

@@ -155,6 +155,7 @@ def test_activations_are_what_a_real_forward_pass_leaves_alive(build):
         assert stage.activation_bytes == pytest.approx(by_autograd, rel=0.1, abs=3000), stage.index
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_the_operations_of_a_forward_pass_are_those_that_the_layers_have(dropout):
     """Dropout decides whether attention is one fused operation."""
@@ -255,6 +256,7 @@ def test_a_preview_leaves_the_model_as_it_was(build):
         assert torch.equal(parameter, before[name][2])
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("build", [tiny_bert, tiny_gpt2_lm, tiny_t5, tiny_vit])
 def test_a_configuration_and_a_folder_give_what_the_model_gives(tmp_path, build):
     """Tied weights are tied on the meta device too."""

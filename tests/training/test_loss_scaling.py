@@ -182,6 +182,7 @@ def summed_loss(outputs, labels, num_items_in_batch=None):
     return nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / count
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -278,6 +279,7 @@ def test_freeze_trainer_gives_no_warning_about_the_loss(tmp_path, caplog):
     assert not [record for record in caplog.records if "num_items_in_batch" in record.getMessage()]
 
 
+@pytest.mark.smoke
 def test_evaluation_loss_is_the_mean_over_rows(tmp_path):
     model = bert()
     trainer = freeze_trainer(model, tmp_path, per_device_eval_batch_size=3, gradient_accumulation_steps=2)

@@ -26,6 +26,7 @@ def card(folder, **changes):
     return trainer, (folder / "README.md").read_text()
 
 
+@pytest.mark.smoke
 def test_the_card_says_once_what_trained_and_by_which_plan(tmp_path) -> None:
     trainer, text = card(tmp_path)
     resolved = PLAN.resolve(trainer.model)

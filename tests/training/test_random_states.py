@@ -68,6 +68,7 @@ def test_evaluating_changes_no_weight(tmp_path, kind, values) -> None:
     assert_same_weights(run(tmp_path / "never", kind, **workers), run(tmp_path / "some", kind, **values))
 
 
+@pytest.mark.smoke
 def test_evaluations_that_a_callback_asks_for_change_no_weight(tmp_path) -> None:
     assert_same_weights(run(tmp_path / "never"), run(tmp_path / "some", callbacks=[Asks()]))
 

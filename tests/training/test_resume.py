@@ -9,6 +9,7 @@ import torch
 from transformers import BertForSequenceClassification, TrainerCallback
 
 from hf_freeze import FreezePlan, FreezeTrainer, PlanError
+from tests.installed import since
 from tests.models import text_rows, tiny_bert
 from tests.training.runs import freeze_trainer, moved, training_logs, weights
 
@@ -72,6 +73,7 @@ def assert_same_end(one: FreezeTrainer, other: FreezeTrainer) -> None:
     assert training_logs(one) == training_logs(other)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
 def test_resumed_from_any_checkpoint_the_run_ends_bit_equal(tmp_path, whole, step):
     shape, uninterrupted = whole
@@ -82,6 +84,7 @@ def test_resumed_from_any_checkpoint_the_run_ends_bit_equal(tmp_path, whole, ste
     assert_same_end(uninterrupted, resumed)
 
 
+@since("5.20", "the Trainer divides the loss of a resumed run by all steps")
 def test_the_reported_mean_loss_of_a_resumed_run_is_that_of_its_own_steps(tmp_path, whole):
     shape, uninterrupted = whole
     every = trainer_for(tmp_path / "a", shape, logging_steps=1, save_strategy="no")
@@ -172,6 +175,7 @@ def test_a_checkpoint_of_a_plain_trainer_is_refused(tmp_path, saved):
         trainer_for(tmp_path).train(resume_from_checkpoint=str(plain))
 
 
+@pytest.mark.smoke
 def test_callback_states_may_be_restored_from_the_checkpoint(tmp_path, whole):
     """The Trainer then builds every callback of a saved class anew, FreezeTrainer's own among them."""
     shape, uninterrupted = whole
@@ -198,6 +202,7 @@ def test_a_second_run_does_not_take_the_loss_window_of_the_resumed_one(tmp_path,
     assert len(training_logs(trainer)) == len(training_logs(fresh)) == STEPS // 2
 
 
+@pytest.mark.smoke
 def test_the_best_checkpoint_is_loaded_at_the_end(tmp_path):
     trainer = trainer_for(
         tmp_path,

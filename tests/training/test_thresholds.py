@@ -41,6 +41,7 @@ def thresholds_logged(made) -> list[float]:
     return [entry["eval_threshold"] for entry in made.state.log_history if "eval_threshold" in entry]
 
 
+@pytest.mark.smoke
 def test_only_the_evaluations_of_training_tune(tmp_path) -> None:
     metrics = metrics_for_tests()
     made = made_with(tmp_path, metrics)
@@ -112,6 +113,7 @@ def test_every_checkpoint_has_the_threshold_of_its_evaluation(tmp_path) -> None:
         assert load_threshold(model).threshold == logged
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("best", [0, 1, 2])
 def test_load_best_model_brings_back_its_threshold(tmp_path, best) -> None:
     metrics = metrics_for_tests()
@@ -137,6 +139,7 @@ def test_load_best_model_brings_back_its_threshold(tmp_path, best) -> None:
     assert made.model.config.decision_threshold == metrics.threshold
 
 
+@pytest.mark.smoke
 def test_resuming_takes_the_threshold_of_the_checkpoint(tmp_path) -> None:
     whole = made_with(tmp_path, metrics_for_tests())
     whole.train()

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 _aten = torch.ops.aten
+_GROUPED_MM: Any = getattr(_aten, "_grouped_mm", None)  # torch 2.8 has it on other backends only
 
 
 def operation_counter() -> FlopCounterMode:
@@ -22,7 +23,7 @@ class GroupedProductsOfAnyType(TorchDispatchMode):  # type: ignore[no-untyped-ca
     """Lets the products of experts have any type, as where there are values; without them, torch knows bfloat16."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._overloadpacket is not _aten._grouped_mm or args[0].dtype is torch.bfloat16:
+        if func._overloadpacket is not _GROUPED_MM or args[0].dtype is torch.bfloat16:
             return func(*args, **(kwargs or {}))
         first, second, *rest = args
         return func(first.bfloat16(), second.bfloat16(), *rest, **(kwargs or {})).to(first.dtype)
@@ -63,7 +64,7 @@ def _by_shape(operation: Any) -> Callable[..., int]:
 
 _ADDED: dict[Any, Callable[..., int]] = {
     _aten.convolution_backward: _of_convolution_backward,
-    _aten._grouped_mm: _of_experts,
+    **({_GROUPED_MM: _of_experts} if _GROUPED_MM else {}),
     # The fused attention of the CPU, which torch's table leaves out, takes what that of the GPU does.
     _aten._scaled_dot_product_flash_attention_for_cpu: _by_shape(_aten._scaled_dot_product_flash_attention),
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _by_shape(

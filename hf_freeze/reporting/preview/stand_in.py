@@ -44,6 +44,8 @@ def without_weights(source: ModelSource, auto_class: str | None = None) -> nn.Mo
     with torch.device("meta"):
         build = getattr(builder, "from_config", None) or builder._from_config
         model: nn.Module = build(copy.deepcopy(config))
+        if isinstance(model, PreTrainedModel):
+            model.tie_weights()  # which transformers 5.0 leaves out on this device
     return model
 
 
