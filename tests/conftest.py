@@ -16,10 +16,20 @@ settings.load_profile("hf_freeze")
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the launched tests of a module on one worker, so that each of its launches is made once."""
+    """Keep the tests of a module that share a fixture on one worker, so that it is made once; launched ones as well."""
     for item in items:
-        if item.get_closest_marker("distributed") and not item.get_closest_marker("xdist_group"):
+        if item.get_closest_marker("xdist_group"):
+            continue
+        if item.get_closest_marker("distributed") or shares_a_fixture(item):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+def shares_a_fixture(item: pytest.Item) -> bool:
+    """Whether a fixture of the test's own module is made for more than this test."""
+    module, *_ = item.nodeid.partition("::")
+    known = getattr(item, "_fixtureinfo", None)  # doctests of older pytest have none
+    definitions = [one for ones in known.name2fixturedefs.values() for one in ones] if known else []
+    return any(one.baseid == module and one.scope != "function" for one in definitions)
 
 
 @pytest.fixture(scope="session", autouse=True)

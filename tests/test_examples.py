@@ -22,8 +22,6 @@ SMALL = ["--use_cpu", "--max_rows", "240", "--num_train_epochs", "2", "--max_len
 SPAM = "WINNER!! You have won a 1000 pound prize. To claim call 09061701461 now. Claim code KL341."
 HAM = "Ok, I will be home at six. Do you want me to bring something for dinner?"
 
-pytestmark = pytest.mark.xdist_group("examples")  # one worker, so that each launch is made once
-
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> tuple[str, Path]:
@@ -187,10 +185,8 @@ def example(name: str):
     """Decorate the test of examples/`name`: it is given what the example printed, as `printed`."""
     TESTED.add(name)
     given = pytest.mark.parametrize("printed", [name], ids=[name], indirect=True)
-    # They need nothing of one another, unlike the tests above.
-    group = pytest.mark.xdist_group(name)
     few_rows = pytest.mark.filterwarnings("ignore::hf_freeze.ThresholdWarning")
-    return lambda test: given(group(few_rows(test)))
+    return lambda test: given(few_rows(test))
 
 
 @pytest.fixture

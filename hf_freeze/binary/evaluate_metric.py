@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import datasets
 import evaluate
-
-from hf_freeze.binary.metrics import BinaryClassificationMetrics
 
 
 class BinaryClassificationMetric(evaluate.Metric):  # type: ignore[misc] # evaluate has no type stubs
@@ -16,7 +15,7 @@ class BinaryClassificationMetric(evaluate.Metric):  # type: ignore[misc] # evalu
     Built by `BinaryClassificationMetrics.as_evaluate_metric()`, whose threshold it shares.
     """
 
-    def __init__(self, metrics: BinaryClassificationMetrics, **kwargs: Any) -> None:
+    def __init__(self, metrics: Callable[[tuple[Any, Any]], dict[str, float]], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._metrics = metrics
 

@@ -1,8 +1,11 @@
 """Set-up of the tests that train."""
 
 import os
+import shutil
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -22,10 +25,18 @@ def deepspeed_extensions(tmp_path_factory):
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "torch_extensions"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
-        with FileLock(f"{folder}.lock"):
-            if not folder.exists():
-                run([sys.executable, "-c", COMPILE], timeout=590)
+        compile_once(folder, lambda: run([sys.executable, "-c", COMPILE], timeout=590))
         yield folder
 
 
 COMPILE = "from deepspeed.comm.torch import build_shm_op; build_shm_op()"  # all that an engine on CPUs compiles
+
+
+def compile_once(folder: Path, into_folder: Callable[[], object]) -> None:
+    """Compile into `folder`, unless another worker did; what a compilation left that did not come to its end goes."""
+    done = folder.with_name(f"{folder.name}.compiled")
+    with FileLock(f"{folder}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            into_folder()
+            done.touch()

@@ -19,6 +19,7 @@ from hf_freeze.training.run import FreezeRun, FreezeSettings
 from tests.launch import torchrun
 from tests.models import text_batch, tiny_bert
 from tests.nearness import assert_near
+from tests.training.conftest import compile_once
 from tests.training.scripts import deepspeed_run
 from tests.training.scripts.deepspeed_run import CASES, PLAN, STAGE_OF_STEP, STEPS
 
@@ -137,6 +138,24 @@ def test_the_statistics_of_batchnorm_stand_still_exactly_while_it_is_frozen(seen
         False,
         False,
     ]
+
+
+def test_a_compilation_that_broke_off_is_made_anew_and_a_whole_one_is_not(tmp_path) -> None:
+    folder, seen = tmp_path / "extensions", []
+
+    def into_folder(*, breaks: bool = False) -> None:
+        seen.append([path.name for path in folder.glob("*")])
+        folder.mkdir(exist_ok=True)
+        (folder / ("lock" if breaks else "op.so")).touch()
+        if breaks:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compile_once(folder, lambda: into_folder(breaks=True))
+    compile_once(folder, into_folder)
+    compile_once(folder, into_folder)
+    assert seen == [[], []]
+    assert [path.name for path in folder.iterdir()] == ["op.so"]
 
 
 @launched
