@@ -121,6 +121,11 @@ def test_layers_behind_a_detach_are_named(tmp_path):
         trainer.train()
 
 
+def test_a_detached_part_whose_rate_is_nought_is_no_violation(tmp_path):
+    rates = {"group_lrs": {"layers[-1]": 0.0}}
+    freeze_trainer(Detaches(head=False), tmp_path, trainable=["classifier", "layers[-1]"], **rates).train()
+
+
 class NeverSteps(torch.optim.SGD):
     def step(self, closure=None):
         return None

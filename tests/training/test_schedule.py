@@ -176,6 +176,11 @@ def test_the_factor_is_zero_while_frozen_and_one_after_the_ramp(trains, warmup, 
             assert factor == 1
 
 
+def test_a_ramp_goes_on_through_a_stage_in_which_the_group_still_trains() -> None:
+    factors = [rate_factor([False, True, True], [0, 2, 4], step, warmup=4) for step in range(8)]
+    assert factors == [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
+
+
 def test_losses_are_those_of_the_plain_trainer_when_all_trains(tmp_path) -> None:
     """The gate, the groups and the hooks change nothing where nothing is frozen."""
     ours = trainer(tmp_path / "ours", plan=FreezePlan(trainable="all"))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -14,6 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from hf_freeze import debug_sample
 from tests.debugging.subjects import ragged_rows, word_tokenizer
 from tests.models import text_rows, tiny_bert
+from tests.ranks import process_group
 
 
 def found(report) -> dict:
@@ -59,13 +59,11 @@ def sharded() -> dict:
     return {**seen, "trains": all(p.grad is not None for p in model.parameters())}
 
 
+@process_group()
 def main() -> None:
-    PartialState(cpu=True)  # starts the process group
     folder = Path(sys.argv[1])
     seen = {"trainer": in_training(folder / "run"), "wrapped": wrapped(), "sharded": sharded()}
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(seen))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from accelerate import DistributedType, PartialState
+from accelerate import DistributedType
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, set_seed
 
 from hf_freeze import FreezeTrainer
 from tests.models import text_rows
+from tests.ranks import process_group
 from tests.training.scripts.sharded_run import PLAN, STEPS, build, cast_inputs
 from tests.training.staged import arguments
 
@@ -78,20 +79,18 @@ def train(folder: Path, *, use_cpu: bool, resume_from: Path | None = None, **val
 
 def main() -> None:
     folder, use_cpu = Path(sys.argv[1]), sys.argv[2] == "cpu"
-    PartialState(cpu=use_cpu)  # starts the process group, which decides on the batch size
-    trainer, watch = train(folder / "run", use_cpu=use_cpu, save_strategy="steps", save_steps=SAVED)
-    found = whole(trainer.model)
-    seen = {"moved": watch.moved, "with_state": watch.with_state, "sharded": watch.sharded}
-    seen["fsdp_version"] = trainer.accelerator.state.fsdp_plugin.fsdp_version
-    seen["losses"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    resumed, _ = train(folder / "again", use_cpu=use_cpu, resume_from=folder / "run" / f"checkpoint-{SAVED}")
-    again = whole(resumed.model)
-    seen["resumed_differs"] = [name for name in found if not torch.equal(found[name], again[name])]
-    if dist.get_rank() == 0:
-        save_file(found, folder / "whole.safetensors")
-        (folder / "seen.json").write_text(json.dumps(seen))
-    dist.barrier()
-    dist.destroy_process_group()
+    with process_group(cpu=use_cpu):
+        trainer, watch = train(folder / "run", use_cpu=use_cpu, save_strategy="steps", save_steps=SAVED)
+        found = whole(trainer.model)
+        seen = {"moved": watch.moved, "with_state": watch.with_state, "sharded": watch.sharded}
+        seen["fsdp_version"] = trainer.accelerator.state.fsdp_plugin.fsdp_version
+        seen["losses"] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        resumed, _ = train(folder / "again", use_cpu=use_cpu, resume_from=folder / "run" / f"checkpoint-{SAVED}")
+        again = whole(resumed.model)
+        seen["resumed_differs"] = [name for name in found if not torch.equal(found[name], again[name])]
+        if dist.get_rank() == 0:
+            save_file(found, folder / "whole.safetensors")
+            (folder / "seen.json").write_text(json.dumps(seen))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 from transformers import TrainerCallback, set_seed
 
 from hf_freeze import FreezePlan, FreezeTrainer, FreezeTrainingArguments, FreezeViolation, Stage
 from hf_freeze.training import backends
 from tests.models import text_rows, tiny_bert
+from tests.ranks import process_group
 
 PLAN = FreezePlan(
     trainable="head", stages=[Stage(step=2, unfreeze="layers[-1]"), Stage(step=5, unfreeze="layers[-2]", freeze="head")]
@@ -71,13 +71,11 @@ def run(folder: Path, fault: str) -> dict[str, object]:
     return {"step": trainer.state.global_step, "said": said}
 
 
+@process_group()
 def main() -> None:
-    PartialState(cpu=True)  # starts the process group
     folder = Path(sys.argv[1])
     seen = {fault: run(folder, fault) for fault in FAULTS}
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(seen))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 
 from hf_freeze import FreezePlan, Plateau, Stage
+from tests.ranks import process_group
 from tests.training.staged import trainer
 
 PLAN = FreezePlan(
@@ -18,8 +18,8 @@ PLAN = FreezePlan(
 MEASURED = ([5.0, 9.0, 1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])  # on rank 1 it always rises
 
 
+@process_group()
 def main() -> None:
-    PartialState(cpu=True)
     rank = dist.get_rank()
     values = iter(MEASURED[rank])
     made = trainer(
@@ -40,8 +40,6 @@ def main() -> None:
         dist.all_gather(everyone, flat)
         seen["spread"].append(max(float((other - flat).abs().max()) for other in everyone))
     (Path(sys.argv[1]) / f"rank{rank}.json").write_text(json.dumps(seen))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, set_seed
 
 from hf_freeze import FreezePlan, FreezeTrainer, FreezeTrainingArguments, Stage
 from tests.models import text_rows, tiny_bert
+from tests.ranks import process_group
 
 PLAN = FreezePlan(
     trainable="head",
@@ -110,8 +110,8 @@ def run(
     return trainer
 
 
+@process_group()
 def main() -> None:
-    PartialState(cpu=True)  # starts the process group, which decides on the batch size
     folder = Path(sys.argv[1])
     seen = {}
     for name, values in SETUPS.items():
@@ -133,8 +133,6 @@ def main() -> None:
         gc.collect()
     if dist.get_rank() == 0:
         (folder / "seen.json").write_text(json.dumps(seen))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 from safetensors.torch import save_file
 from transformers import Trainer, TrainingArguments
 
 from hf_freeze import FreezeCallback, FreezePlan, FreezeViolation
 from tests.models import text_rows, tiny_bert, tiny_resnet
+from tests.ranks import process_group
 from tests.training.runs import AtStep, arguments, freeze_trainer, training_logs, weights
 from tests.training.test_loss_scaling import CLASSIFIERS, OTHERS, rows_for
 
@@ -135,8 +135,8 @@ def faults(folder: Path) -> dict:
     }
 
 
+@process_group()
 def main() -> None:
-    PartialState(cpu=True)  # starts the process group, which decides on the batch size
     folder = Path(sys.argv[1])
     gc.collect()
     gc.freeze()  # every train() collects garbage first
@@ -145,8 +145,6 @@ def main() -> None:
         (folder / name).mkdir(exist_ok=True)
         seen[name] = scenario(folder / name)
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(seen))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

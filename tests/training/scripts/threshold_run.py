@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 from transformers import BertConfig, BertForSequenceClassification, set_seed
 
 from hf_freeze import BinaryClassificationMetrics, FreezePlan, FreezeTrainer, Stage, ThresholdResult
 from tests.binary.conftest import WORDS
 from tests.binary.test_trainer import dataset
+from tests.ranks import process_group
 from tests.training.staged import arguments
 
 WINDOW = 8  # rows per optimizer step over all processes
@@ -89,8 +89,8 @@ def run(folder: Path, batched: bool = False) -> dict:
     return seen
 
 
+@process_group()
 def main() -> None:
-    PartialState(cpu=True)  # starts the process group, which decides on the batch size
     for name in ("whole", "batched"):
         folder = Path(sys.argv[1]) / name
         folder.mkdir(exist_ok=True)
@@ -99,8 +99,6 @@ def main() -> None:
         seen = run(folder, batched=name == "batched")
         ThresholdResult.save = write
         (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(seen))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

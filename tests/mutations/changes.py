@@ -1,0 +1,271 @@
+"""Small changes to the package, each of which takes a mechanism out, beside the tests that must fail then."""
+
+from typing import NamedTuple
+
+
+class Change(NamedTuple):
+    """In hf_freeze/`file`, `old` (found exactly once) becomes `new`, and each of `tests` fails."""
+
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def change(file: str, old: str, new: str, *tests: str) -> Change:
+    """Each of `tests` is `folder/file::name`, without "test_" and ".py"."""
+    places = (test.partition("::") for test in tests)
+    full = ((*place.rpartition("/")[::2], name) for place, _, name in places)
+    return Change(file, old, new, tuple(f"tests/{room}/test_{module}.py::test_{name}" for room, module, name in full))
+
+
+SELECTION = [
+    change(
+        "selection/language.py",
+        '            if not found and term != Role("rest"):',
+        "            if False:",
+        "plan/resolved::what_matches_nothing_is_an_error_wherever_it_stands",
+    ),
+    change(
+        "selection/language.py",
+        "for name in out_of.keys() & names if out_of else ():",
+        "for name in ():",
+        "selection/language::a_later_entry_overrides_an_earlier_one",
+        "selection/language::the_last_entry_has_its_way",
+    ),
+    change(
+        "selection/norms.py",
+        "return only_its_own and all(",
+        "return all(",
+        "selection/user_modules::stacks_norms_and_biases_are_those_of_the_table",
+    ),
+    change(
+        "selection/heads.py",
+        "heads = [name for name in heads if not _IN_FRONT.fullmatch(name)] or heads",
+        "heads = list(heads)",
+        "selection/heads_by_name::the_head_is_the_classifier_alone",
+    ),
+    change(
+        "selection/heads.py",
+        "if between or (after and first > 0):",
+        "if False:",
+        "selection/heads_by_name::where_nobody_can_tell_the_candidates_are_named",
+    ),
+    change(
+        "selection/frozen_marks.py",
+        ".discard(",
+        ".union(",
+        "training/freezing::what_thawed_and_was_frozen_by_another_is_not_taken_for_ours",
+    ),
+]
+PLAN = [
+    change(
+        "plan/timeline.py",
+        "begins.append(max(start, begins[-1]))",
+        "begins.append(start)",
+        "plan/timeline::a_stage_that_waited_behind_a_plateau_begins_with_it",
+    ),
+    change(
+        "plan/timeline.py",
+        "(start or 0) >= max_steps",
+        "False",
+        "plan/timeline::stages_past_the_end_are_warned_of",
+    ),
+    change(
+        "plan/timeline.py",
+        "            if begins >= then:",
+        "            if begins > then:",
+        "plan/timeline::stages_out_of_order_or_at_one_time_are_refused",
+    ),
+    change(
+        "plan/timeline.py",
+        "start = min([*known",
+        "start = max([*known",
+        "plan/timeline::stages_begin_at_their_times_and_wait_behind_a_plateau",
+    ),
+    change(
+        "plan/plateau.py",
+        "(self.best is None and value == value)",
+        "self.best is None",
+        "plan/plateau::not_a_number_is_no_improvement_and_is_never_the_best",
+    ),
+    change(
+        "plan/plateau.py",
+        "gain > plateau.min_delta",
+        "gain >= plateau.min_delta",
+        "plan/plateau::patience_evaluations_without_a_better_one_end_the_wait",
+    ),
+    change(
+        "plan/trainable.py",
+        "(trainable | to_thaw) - to_freeze",
+        "(trainable - to_freeze) | to_thaw",
+        "plan/resolved::what_a_stage_both_thaws_and_freezes_is_frozen",
+    ),
+    change(
+        "plan/trainable.py",
+        "if name in words.inactive or name in words.not_floating:",
+        "if name in words.inactive:",
+        "selection/peft::quantised_weights_that_peft_froze_are_passed_over_by_roles",
+    ),
+    change(
+        "plan/trainable.py",
+        "if name not in words.frozen_at_hand_in:",
+        "if True:",
+        "selection/model_map::what_was_frozen_before_stays_frozen_under_all_and_roles",
+    ),
+]
+TRAINING = [
+    change(
+        "training/freezing.py",
+        "            by_name[name].grad = None",
+        "            pass",
+        "training/freezing::a_stale_gradient_is_dropped_so_that_it_cannot_move_a_frozen_weight",
+    ),
+    change(
+        "training/freezing.py",
+        '    del model.__dict__["train"]\n',
+        "",
+        "training/freezing::release_gives_the_models_own_train_back",
+    ),
+    change(
+        "training/freezing.py",
+        "        if self.is_over():",
+        "        if False:",
+        "training/left_behind::a_run_that_a_callback_stopped_leaves_a_plain_model",
+    ),
+    change(
+        "training/proof.py",
+        "now.get(name, digest) != digest",
+        "False",
+        "training/proof::a_frozen_weight_that_a_callback_edits_is_named_at_the_end",
+    ),
+    change(
+        "training/proof.py",
+        "if name in self._unmoved and rates.get(id(p), 0) > 0",
+        "if name in self._unmoved",
+        "training/proof::a_detached_part_whose_rate_is_nought_is_no_violation",
+    ),
+    change(
+        "training/random_states.py",
+        "        with random_states_kept():\n            return call",
+        "        if True:\n            return call",
+        "training/random_states::evaluating_changes_no_weight",
+    ),
+    change(
+        "training/schedule.py",
+        "    while stage and trains[stage - 1]:\n        stage -= 1",
+        "",
+        "training/schedule::a_ramp_goes_on_through_a_stage_in_which_the_group_still_trains",
+    ),
+    change(
+        "training/schedule.py",
+        "group.update({option: value",
+        "dict({option: value",
+        "training/schedule::reduce_on_plateau_lowers_every_group_and_the_gate_stays_on_top",
+    ),
+    change(
+        "training/snapshot.py",
+        "if written is not None and written != digests(saved):",
+        "if False:",
+        "training/damaged::best_weights_that_changed_are_refused",
+    ),
+]
+BINARY = [
+    change(
+        "binary/checkpoint.py",
+        "        sidecar.unlink(missing_ok=True)",
+        "        pass",
+        "binary/checkpoint::killed_between_weights_and_sidecar_a_peft_folder_has_no_threshold_rather_than_a_wrong_one",
+    ),
+    change(
+        "binary/checkpoint.py",
+        "    if not should_save:\n        return None",
+        "",
+        "binary/checkpoint::only_the_process_that_saves_writes",
+    ),
+    change(
+        "binary/checkpoint.py",
+        "if _decision(complete) == _decision(in_config):",
+        "if complete.threshold == in_config.threshold:",
+        "binary/damaged::a_sidecar_that_disagrees_with_the_config_in_anything_that_decides_is_said",
+    ),
+    change(
+        "binary/counts.py",
+        "midpoint = self.tp[:-1] + self.tp[1:]",
+        "midpoint = 2 * self.tp[1:]",
+        "binary/metrics::tied_scores_are_counted_as_scikit_learn_counts_them",
+    ),
+    change(
+        "binary/margin.py",
+        "counted = values != IGNORED_LABEL",
+        "counted = np.ones(len(values), dtype=bool)",
+        "binary/margin::rows_labelled_minus_100_do_not_count",
+    ),
+    change(
+        "binary/search.py",
+        "return float(middle if middle > np.float32(low) else np.float32(high))",
+        "return float(middle)",
+        "binary/threshold::neighbouring_floats_keep_the_threshold_above_the_lower_score",
+    ),
+    change(
+        "binary/inference.py",
+        "(is_positive == bool(positive)).astype(np.int64)",
+        "is_positive.astype(np.int64)",
+        "binary/inference::labels_are_ids_also_when_class_0_is_the_positive_one",
+    ),
+]
+FEATURES = [
+    change(
+        "features/store.py",
+        'if content.pop("checksum") == _checksum(path, content):',
+        'if content.pop("checksum"):',
+        "features/cache::a_damaged_part_is_found_and_computed_again",
+    ),
+    change(
+        "features/store.py",
+        "if not torch.equal(mask.sum(1), self._lengths[places]):",
+        "if False:",
+        "features/cache::a_batch_with_other_lengths_than_stored_is_refused",
+    ),
+    change(
+        "features/check.py",
+        "        if _difference(other, one) > _tolerance(one.dtype, computed_in):",
+        "        if False:",
+        "features/rows::a_row_that_depends_on_its_neighbours_is_refused",
+    ),
+    change(
+        "features/cost.py",
+        "return saved > max((estimate.extraction_seconds for estimate in estimates), default=0.0)",
+        "return saved > 0",
+        "features/cache::what_takes_longer_than_it_saves_is_not_kept",
+    ),
+]
+DEBUGGING = [
+    change(
+        "debugging/outputs.py",
+        'if loss_kind == "binary cross entropy of probabilities":',
+        "if False:",
+        "debugging/faults::a_loss_that_knows_of_the_sigmoid_is_a_warning_and_another_fails",
+    ),
+    change(
+        "debugging/inputs.py",
+        "if isinstance(error, OutOfRange) and not (error.is_counting and error.module is not table):",
+        "if False:",
+        "debugging/faults::ids_are_held_against_the_embedding_before_it_is_asked",
+    ),
+]
+REPORTING = [
+    change(
+        "reporting/comparison/verdicts.py",
+        "    if not all(map(_learns, runs)) or not before.f1",
+        "    if not before.f1",
+        "reporting/compare_verdicts::freezing_helps_is_silent_without_the_evidence",
+    ),
+    change(
+        "reporting/comparison/verdicts.py",
+        " and gain > 1 / max(other[0].n_pos, 1)",
+        "",
+        "reporting/compare_verdicts::a_plan_is_better_outside_the_interval_and_by_more_than_one_positive_row",
+    ),
+]
+CHANGES = [*SELECTION, *PLAN, *TRAINING, *BINARY, *FEATURES, *DEBUGGING, *REPORTING]
