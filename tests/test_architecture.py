@@ -130,14 +130,10 @@ def test_the_selection_language_and_the_plan_know_no_torch() -> None:
 CIRCLES = {
     # plan.resolve(model) is how users ask
     frozenset({"plan.resolved", "plan.stages"}),
-    frozenset({"reporting.comparison.outcome", "reporting.comparison.trial"}),
 }
 LONG_FILES = {"selection/language.py"}
 SAME_FILE_NAMES = {"check.py", "checkpoint.py", "errors.py", "labels.py", "rows.py", "untouched.py"}
 PRIVATE_NAMES_OF_ANOTHER_ROOM = {
-    ("debugging", "_by_rate"),
-    ("debugging", "_count_is_ignored"),
-    ("debugging", "_run"),
     # ComparedTrainer is a FreezeTrainer.
     ("reporting", "_cache"),
     ("reporting", "_freezing"),

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from hf_freeze.debugging import facts, gradients, inputs, labels, losses, outputs
+from hf_freeze.debugging import gradients, inputs, labels, losses, outputs
 from hf_freeze.debugging.check import Check, failed
+from hf_freeze.debugging.kinds import is_binary, kind_of
 from hf_freeze.debugging.label_checks import check_surveys, head_of, surveys
 from hf_freeze.debugging.label_survey import LabelSurvey
 from hf_freeze.debugging.media import check_media
@@ -106,7 +107,7 @@ class Look:
         if self.label is None or self.logits is None or any(one is not None and one.status != "ok" for one in own):
             return []
         kind = self.loss_finding.kind if self.loss_finding else None
-        binary = facts.is_binary(self.inspected)
+        binary = is_binary(self.inspected)
         head = head_of(self.inspected, self.label, self.logits, loss_kind=kind, binary=binary)
         return check_surveys(head, self.surveys, self.row.class_names)
 
@@ -227,14 +228,14 @@ class Look:
     @property
     def is_binary(self) -> bool:
         """Whether the labels are two classes, as far as metrics and data tell."""
-        return facts.is_binary(self.inspected) or any(survey.is_two_valued for survey in self.surveys)
+        return is_binary(self.inspected) or any(survey.is_two_valued for survey in self.surveys)
 
     @cached_property
     def kind(self) -> str:
         """What the logits are for."""
         assert self.logits is not None
         found = self.loss_finding
-        return facts.kind_of(self.inspected, self.logits, self.label, found.kind if found else None)
+        return kind_of(self.inspected, self.logits, self.label, found.kind if found else None)
 
     # --- the same row again, and in other company
 

@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 from hf_freeze.debugging import gradients, inputs, labels, losses, optimizer_checks, outputs
 from hf_freeze.debugging.check import Check, CheckName
-from hf_freeze.debugging.heads import check_head
 from hf_freeze.debugging.look import Look
+from hf_freeze.debugging.new_head import check_head
 from hf_freeze.debugging.passes import out_of_range
 
 Need: TypeAlias = Callable[[Look], bool]

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 
-from hf_freeze.features.digests import Keys, digest_rows, keys_of, row_count
 from hf_freeze.features.errors import CacheRefused
+from hf_freeze.features.row_digests import Keys, digest_rows, keys_of, row_count
 
 ROWS = "hf_freeze_rows"
 """The key under which a batch carries the number of its set and the digests of its rows."""

@@ -18,13 +18,13 @@ from hf_freeze.features.batches import Batch
 from hf_freeze.features.calls import Call, intercepted
 from hf_freeze.features.check import check_replay, check_still, check_stored, reads_labels
 from hf_freeze.features.cost import Estimate, in_bytes, saves_time
-from hf_freeze.features.digests import keys_of
 from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.extraction import CHANGING, Work, extract
 from hf_freeze.features.fingerprint import fingerprint, short
 from hf_freeze.features.frontier import Frontier, find_frontier, without_checkpointing
 from hf_freeze.features.ranks import Ranks
 from hf_freeze.features.replay import Replay
+from hf_freeze.features.row_digests import keys_of
 from hf_freeze.features.sets import FeatureSet, Reading, read_rows
 from hf_freeze.features.shapes import elements
 from hf_freeze.features.store import Features, FeatureStore

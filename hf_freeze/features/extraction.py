@@ -16,9 +16,9 @@ from tqdm.auto import tqdm
 from hf_freeze.features import store
 from hf_freeze.features.batches import Batch, Source
 from hf_freeze.features.calls import Call, CallKey, Interception
-from hf_freeze.features.digests import Keys
 from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.frontier import Frontier
+from hf_freeze.features.row_digests import Keys
 from hf_freeze.features.shapes import Layout
 from hf_freeze.features.store import Column, FeatureStore
 from hf_freeze.features.untouched import random_states_kept, untouched

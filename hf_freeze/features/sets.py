@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 
 from hf_freeze.features.batches import Batch, Source
-from hf_freeze.features.digests import WIDTH, Keys, keys_of
 from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.extraction import CHANGING, Forward, by_length
 from hf_freeze.features.frontier import Roots
 from hf_freeze.features.ranks import Ranks
+from hf_freeze.features.row_digests import WIDTH, Keys, keys_of
 from hf_freeze.features.untouched import random_states_kept, seed_all
 
 _LEAST_ROWS = 8

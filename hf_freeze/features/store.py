@@ -25,8 +25,8 @@ from datasets import Dataset
 from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock, Timeout
 
-from hf_freeze.features.digests import Keys
 from hf_freeze.features.errors import CacheRefused
+from hf_freeze.features.row_digests import Keys
 
 logger = logging.getLogger(__name__)
 

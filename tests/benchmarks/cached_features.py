@@ -33,7 +33,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from hf_freeze import FreezeTrainer, FreezeTrainingArguments
-from hf_freeze.features.digests import digest_rows
+from hf_freeze.features.row_digests import digest_rows
 
 PLANS = {"probe": ["head"], "last": ["head", "layers[-1]"]}
 GOALS = {"probe": {"epoch": 50.0, "five epochs": 5.0}, "last": {"epoch": 2.7}}

@@ -12,7 +12,7 @@ from torch import nn
 
 from hf_freeze import FreezeTrainer, FreezeTrainingArguments, PlanError
 from hf_freeze.features import cache
-from hf_freeze.features.digests import digest_rows, keys_of
+from hf_freeze.features.row_digests import digest_rows, keys_of
 from tests import models
 from tests.features.runs import CASES, ROWS, Case, Pad, kept_sets, logged, pairs, run, texts
 from tests.features.test_exactness import assert_same
