@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from tests.models import SIZES, VOCABULARY, seeded, text_rows, tiny_bert
+from tests.quiet import quiet_arguments
 
 WORDS = [f"w{i}" for i in range(5, VOCABULARY)]
 
@@ -42,7 +43,7 @@ def named_rows(names: list[str], rows: list[dict] | None = None) -> Dataset:
 
 
 def arguments(folder, **options):
-    return hf.TrainingArguments(str(folder), use_cpu=True, report_to=[], disable_tqdm=True, **options)
+    return quiet_arguments(folder, cls=hf.TrainingArguments, **options)
 
 
 def trainer_of(model, folder, *, cls=hf.Trainer, rows=None, tokenizer="words", args=None, **options):

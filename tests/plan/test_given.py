@@ -19,6 +19,7 @@ from hf_freeze import (
 )
 from hf_freeze.plan.given import as_plan
 from tests.models import tiny_bert
+from tests.quiet import quiet_arguments
 
 ROWS = [{"input_ids": [5, 6, 7, 8], "labels": i % 2} for i in range(8)]
 PLAN = FreezePlan(trainable=["head", "rest", "layers[-2:]"])
@@ -32,7 +33,7 @@ def forms(folder):
 
 
 def arguments(folder, **given):
-    return TrainingArguments(str(folder), use_cpu=True, report_to=[], max_steps=1, save_strategy="no", **given)
+    return quiet_arguments(folder, cls=TrainingArguments, max_steps=1, save_strategy="no", **given)
 
 
 def test_every_form_is_the_same_plan(tmp_path):

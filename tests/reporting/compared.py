@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from hf_freeze import FreezeTrainingArguments
 from hf_freeze.reporting.comparison.compare import compare
 from hf_freeze.reporting.comparison.runs import Evaluation, Run
 from tests.models import text_rows, tiny_bert
+from tests.quiet import quiet_arguments
 
 
 def evaluation(step=0, *, loss=0.7, f1=0.2, average_precision=None, recall=0.9):
@@ -37,15 +37,13 @@ def run(name="probe", **given):
 
 def arguments(**given):
     values = {
-        "use_cpu": True,
-        "report_to": "none",
         "max_steps": 8,
         "per_device_train_batch_size": 8,
         "per_device_eval_batch_size": 16,
         "learning_rate": 1e-2,
         "dataloader_pin_memory": False,
     }
-    return FreezeTrainingArguments("unused", **{**values, **given})
+    return quiet_arguments(**{**values, **given})
 
 
 def tiny_comparison(plans, folder, **given):

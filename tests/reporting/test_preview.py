@@ -10,7 +10,7 @@ import transformers as hf
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainingArguments
 
-from hf_freeze import FreezeTrainingArguments, PlanError, Stage, param_groups, preview
+from hf_freeze import PlanError, Stage, param_groups, preview
 from hf_freeze.plan import recipes
 from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.reporting.preview.trace import AliveStorages, ModelTracer
@@ -28,6 +28,7 @@ from tests.models import (
     tiny_t5,
     tiny_vit,
 )
+from tests.quiet import quiet_arguments as arguments
 from tests.training.runs import freeze_trainer
 
 STAGED = FreezePlan(
@@ -37,10 +38,6 @@ STAGED = FreezePlan(
 
 # transformers renamed the argument; the lowest supported version has the old name only.
 deprecated_name = pytest.mark.filterwarnings("ignore:.gradient_checkpointing\\w*. is deprecated:FutureWarning")
-
-
-def arguments(cls=FreezeTrainingArguments, **values):
-    return cls("unused", **{"use_cpu": True, "report_to": [], **values})
 
 
 class Allocated(TrainerCallback):
@@ -327,7 +324,8 @@ def test_the_plan_may_be_in_the_arguments_or_in_the_model():
     model.bert.requires_grad_(False)
     assert declared.to_dict() == preview(model, arguments()).to_dict()
     assert (
-        declared.to_dict() == preview(tiny_bert(), arguments(TrainingArguments), plan=recipes.linear_probe()).to_dict()
+        declared.to_dict()
+        == preview(tiny_bert(), arguments(cls=TrainingArguments), plan=recipes.linear_probe()).to_dict()
     )
     with pytest.raises(PlanError, match="Two plans"):
         preview(tiny_bert(), arguments(trainable=["head"]), plan=recipes.full())

@@ -4,17 +4,14 @@ import pytest
 import torch
 import transformers as hf
 
-from hf_freeze import FreezeError, FreezeTrainingArguments, PlanError, Plateau, Stage, UnsupportedSetupError, preview
+from hf_freeze import FreezeError, PlanError, Plateau, Stage, UnsupportedSetupError, preview
 from hf_freeze.plan import recipes
 from hf_freeze.plan.stages import FreezePlan
 from tests.models import text_batch, tiny_bert
+from tests.quiet import quiet_arguments as arguments
 from tests.training.runs import freeze_trainer
 
 HEAD = FreezePlan(trainable="head")
-
-
-def arguments(**values):
-    return FreezeTrainingArguments("unused", **{"use_cpu": True, "report_to": [], **values})
 
 
 @pytest.mark.parametrize("name", ["rows", "tokens", "batch_size"])

@@ -4,10 +4,11 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from hf_freeze import FreezePlan, FreezeTrainingArguments, Stage, preview
+from hf_freeze import FreezePlan, Stage, preview
 from hf_freeze.reporting.preview.optimizer_state import state_bytes
 from hf_freeze.training.groups import group_specs
 from tests.models import text_batch, tiny_bert
+from tests.quiet import quiet_arguments as arguments
 from tests.training.runs import freeze_trainer
 
 STAGED = FreezePlan(trainable="head", stages=[Stage(step=2, unfreeze=["layers[-1]", "embeddings"])])
@@ -26,10 +27,6 @@ PACKAGES = {
 def wide_bert():
     """Matrices of more than 4096 elements, which is where optimizers begin to quantise."""
     return tiny_bert(hidden_size=64, intermediate_size=128, vocab_size=128)
-
-
-def arguments(**values):
-    return FreezeTrainingArguments("unused", **{"use_cpu": True, "report_to": [], **values})
 
 
 def size(value) -> int:

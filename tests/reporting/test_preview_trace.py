@@ -9,9 +9,10 @@ import transformers as hf
 from packaging.version import Version
 from torch import nn
 
-from hf_freeze import FreezePlan, FreezeTrainingArguments, preview
+from hf_freeze import FreezePlan, preview
 from hf_freeze.reporting.preview.trace import AliveStorages
 from tests.models import tiny_bert
+from tests.quiet import quiet_arguments
 
 OLD_NAME = pytest.mark.skipif(
     Version(version("transformers")) >= Version("5.24") and Version(version("peft")) < Version("0.22"),
@@ -21,7 +22,7 @@ EVERYTHING = FreezePlan(trainable="all")
 
 
 def arguments(**values):
-    return FreezeTrainingArguments("unused", **{"use_cpu": True, "report_to": [], "frozen_eval": False, **values})
+    return quiet_arguments(frozen_eval=False, **values)
 
 
 def tiny_mixtral():

@@ -9,13 +9,13 @@ from transformers import TrainerCallback
 
 from hf_freeze import FreezeTrainer, FreezeTrainingArguments
 from tests.models import text_rows
+from tests.quiet import quiet_arguments
 
 
 def arguments(folder, cls=FreezeTrainingArguments, **overrides):
     """Arguments for three quiet steps of four rows; whatever a test is about it overrides."""
-    quiet = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
     short = {"max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 0.01}
-    return cls(output_dir=str(folder / "run"), **{**quiet, **short, **overrides})
+    return quiet_arguments(folder / "run", cls=cls, **{"save_strategy": "no", "logging_steps": 1, **short, **overrides})
 
 
 def freeze_trainer(model, folder, *, rows=None, trainer=FreezeTrainer, **overrides):

@@ -8,6 +8,7 @@ from transformers import Trainer, TrainerCallback, set_seed
 
 from hf_freeze import FreezePlan, FreezeTrainer, FreezeTrainingArguments, Stage
 from tests.models import text_rows, tiny_bert
+from tests.quiet import quiet_arguments
 
 STAGES = (
     Stage(step=2, unfreeze="layers[-1]"),
@@ -49,11 +50,8 @@ def arguments(folder: Path, **values) -> FreezeTrainingArguments:
         "weight_decay": 0.1,
         "logging_steps": 1,
         "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "disable_tqdm": True,
     }
-    return FreezeTrainingArguments(str(folder), **{**defaults, **values})
+    return quiet_arguments(folder, **{**defaults, **values})
 
 
 def trainer(folder: Path, *, model=None, plan: FreezePlan | None = PLAN, cls=FreezeTrainer, rows=None, **values):

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from hf_freeze import FreezePlan, FreezeViolation, PlanError, Plateau, Stage, UnsupportedSetupError, param_groups
@@ -18,7 +17,7 @@ from hf_freeze.training.backends import group_members, steps_copies
 from hf_freeze.training.run import FreezeRun, FreezeSettings
 from tests.launch import torchrun
 from tests.models import text_batch, tiny_bert
-from tests.nearness import assert_near
+from tests.training.by_step import assert_close, by_step
 from tests.training.conftest import compile_once
 from tests.training.scripts import deepspeed_run
 from tests.training.scripts.deepspeed_run import CASES, PLAN, STAGE_OF_STEP, STEPS
@@ -46,7 +45,7 @@ def finished(tmp_path_factory, deepspeed_extensions):
 @pytest.fixture
 def weights(finished):
     """Read the weights of a case on two processes: a list over steps, 0 is before the first."""
-    return lambda case, processes=2: _by_step(load_file(finished[processes] / f"{case}.safetensors"))
+    return lambda case, processes=2: by_step(finished[processes] / f"{case}.safetensors")
 
 
 @pytest.fixture
@@ -63,19 +62,6 @@ def plain(case: str, folder: Path) -> list[dict[str, torch.Tensor]]:
         see=lambda model: steps.append({name: p.detach().clone() for name, p in model.named_parameters()}),
     )
     return steps
-
-
-def _by_step(flat: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    steps = [{} for _ in range(STEPS + 1)]
-    for key, tensor in flat.items():
-        step, _, name = key.partition("/")
-        steps[int(step)][name] = tensor
-    return steps
-
-
-def assert_close(found: list[dict], expected: list[dict]) -> None:
-    for ours, theirs in zip(found, expected, strict=True):
-        assert_near(ours, theirs, floor=0.1)
 
 
 @launched

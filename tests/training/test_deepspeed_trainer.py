@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tests.launch import torchrun
-from tests.nearness import assert_near
+from tests.training.by_step import assert_close, by_step
 from tests.training.scripts import deepspeed_trainer_run
 from tests.training.scripts.deepspeed_run import PLAN, STAGE_OF_STEP, STEPS
 
@@ -36,16 +35,7 @@ def seen(finished) -> dict:
 
 
 def weights(folder: Path, zero: int) -> list[dict[str, torch.Tensor]]:
-    steps: list[dict[str, torch.Tensor]] = [{} for _ in range(STEPS + 1)]
-    for key, tensor in load_file(folder / f"zero{zero}" / "weights.safetensors").items():
-        step, _, name = key.partition("/")
-        steps[int(step)][name] = tensor
-    return steps
-
-
-def assert_close(found: list[dict], expected: list[dict]) -> None:
-    for ours, theirs in zip(found, expected, strict=True):
-        assert_near(ours, theirs, floor=0.1)
+    return by_step(folder / f"zero{zero}" / "weights.safetensors")
 
 
 @every_zero

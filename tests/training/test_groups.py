@@ -14,6 +14,7 @@ from transformers import Trainer, TrainingArguments
 from hf_freeze import FreezePlan, PlanError, SelectionError, Stage, freeze, param_groups
 from hf_freeze.training.groups import group_specs
 from tests.models import tiny_bart, tiny_bert, tiny_gpt2_lm
+from tests.quiet import quiet_arguments
 from tests.selection.architectures import ARCHITECTURES
 
 RATE, DECAY = 1e-3, 0.01
@@ -21,7 +22,7 @@ RATE, DECAY = 1e-3, 0.01
 
 @functools.cache
 def arguments():
-    return TrainingArguments(output_dir="never-written", learning_rate=RATE, weight_decay=DECAY, use_cpu=True)
+    return quiet_arguments(cls=TrainingArguments, learning_rate=RATE, weight_decay=DECAY)
 
 
 def decayed_names(model):

@@ -26,13 +26,14 @@ from hf_freeze.training.setup import check_setup, warn_of_coarse_weights
 from tests.installed import since
 from tests.launch import accelerate_launch
 from tests.models import tiny_bert
+from tests.quiet import quiet_arguments
 from tests.training.runs import freeze_trainer
 
 LAYERWISE = [name.value for name in OptimizerNames if "layerwise" in name.value]
 
 
 def arguments(**overrides):
-    return TrainingArguments(output_dir="never-written", use_cpu=True, report_to="none", **overrides)
+    return quiet_arguments(cls=TrainingArguments, **overrides)
 
 
 def check(args, model=None, plan=None):
