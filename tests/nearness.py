@@ -6,7 +6,12 @@ import torch
 
 
 def assert_near(
-    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], *, rtol: float = 1e-5, floor: float = 1e-2
+    found: Mapping[str, torch.Tensor],
+    expected: Mapping[str, torch.Tensor],
+    *,
+    rtol: float = 1e-5,
+    floor: float = 1e-2,
+    where: str = "",
 ) -> None:
     """Each tensor of `expected` is in `found`, off by at most `rtol` of its own largest value, or of `floor`.
 
@@ -16,5 +21,5 @@ def assert_near(
     for name, weight in expected.items():
         scale = max(weight.abs().max().item(), floor) if weight.numel() else floor
         torch.testing.assert_close(
-            found[name], weight, rtol=rtol, atol=rtol * scale, msg=lambda text, name=name: f"{name}: {text}"
+            found[name], weight, rtol=rtol, atol=rtol * scale, msg=lambda text, name=name: f"{where}{name}: {text}"
         )

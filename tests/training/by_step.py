@@ -21,7 +21,4 @@ def by_step(path: Path) -> list[dict[str, torch.Tensor]]:
 def assert_close(found: list[dict], expected: list[dict]) -> None:
     """The weights of every step are near each other."""
     for step, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
-        names = {name: f"step {step}, {name}" for name in theirs}
-        assert_near(
-            {names[name]: ours[name] for name in theirs}, {names[name]: theirs[name] for name in theirs}, floor=0.1
-        )
+        assert_near(ours, theirs, floor=0.1, where=f"step {step}, ")
