@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler, ExportableState
@@ -17,12 +16,10 @@ from hf_freeze.plan.given import PlanLike, as_plan
 from hf_freeze.plan.resolved import ResolvedPlan, resolve, sizes_of
 from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.selection.language import Selection
-from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training import checkpoint
-from hf_freeze.training.backends import group_members
 from hf_freeze.training.beside_model import load_beside, save_beside
 from hf_freeze.training.freezing import set_trainable
-from hf_freeze.training.groups import refuse_groups_of_another_plan
+from hf_freeze.training.groups import refuse_groups_of_another_plan, refuse_left_out
 from hf_freeze.training.loss_scaling import CountProbe
 from hf_freeze.training.missed_evaluation import is_missed, make_up
 from hf_freeze.training.random_states import RandomStatesCallback
@@ -151,7 +148,7 @@ class FreezeCallback(TrainerCallback, ExportableState):
         if not self.managed and not state.global_step:
             refuse_groups_of_another_plan(optimizer, model, resolved)
         if not self.managed and built_anew:
-            _refuse_left_out(optimizer, model, resolved)
+            refuse_left_out(optimizer, model, resolved)
         is_running = while_training(self)
         self._steps_per_epoch = _steps_per_epoch(args, kwargs)
         self._run = FreezeRun(
@@ -353,29 +350,6 @@ def _one_plan(plan: PlanLike | None, *, freeze: Selection | None, trainable: Sel
         found = " and ".join(f"{name}={given[name]!r}" for name in names) or "none of them"
         raise PlanError(f"FreezeCallback takes exactly one of plan, freeze= and trainable=; got {found}.")
     return FreezePlan(freeze=freeze, trainable=trainable) if plan is None else as_plan(plan)
-
-
-def _refuse_left_out(optimizer: torch.optim.Optimizer, model: nn.Module, resolved: ResolvedPlan) -> None:
-    """Raise `PlanError` for a model built anew in which something froze what the plan trains, before the optimizer.
-
-    A callback is not asked between `model_init` and the optimizer, which holds only what requires a gradient then.
-    """
-    held = {id(parameter) for members in group_members(optimizer) for parameter in members}
-    named = unwrap(model).named_parameters()
-    left_out = [name for name, p in named if name in resolved.ever_trainable and id(p) not in held]
-    if left_out:
-        more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
-        raise PlanError(
-            f"The plan trains {left_out[0]!r}{more}, but model_init returned a model with that frozen (PEFT freezes "
-            "what it wraps), and the optimizer was built before a callback could unfreeze it. Let model_init call "
-            f"hf_freeze.unfreeze(model, {_that_picks(left_out, resolved)!r}) before it returns the model, or use "
-            "FreezeTrainer, which builds the optimizer itself."
-        )
-
-
-def _that_picks(names: list[str], resolved: ResolvedPlan) -> list[str]:
-    """The entries of the plan that ask for these tensors."""
-    return [text for text, picked in resolved.declared.items() if not picked.isdisjoint(names)] or names
 
 
 def _put_first(callback: FreezeCallback, *, last: TrainerCallback) -> None:

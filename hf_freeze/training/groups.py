@@ -24,6 +24,7 @@ from hf_freeze.plan.stages import is_number
 from hf_freeze.plan.tables import part_labels
 from hf_freeze.selection.language import evaluate
 from hf_freeze.selection.model_map import ModelMap, unwrap
+from hf_freeze.training.backends import group_members
 from hf_freeze.training.freezing import plan_as_it_is
 from hf_freeze.training.group_names import group_name
 
@@ -299,3 +300,26 @@ def with_parameters(specs: Sequence[GroupSpec], model: nn.Module) -> list[dict[s
     return [
         {"params": [by_name[name] for name in spec.parameters], "name": spec.name, **spec.options} for spec in specs
     ]
+
+
+def refuse_left_out(optimizer: torch.optim.Optimizer, model: nn.Module, resolved: ResolvedPlan) -> None:
+    """Raise `PlanError` for a model built anew in which something froze what the plan trains, before the optimizer.
+
+    A callback is not asked between `model_init` and the optimizer, which holds only what requires a gradient then.
+    """
+    held = {id(parameter) for members in group_members(optimizer) for parameter in members}
+    named = unwrap(model).named_parameters()
+    left_out = [name for name, p in named if name in resolved.ever_trainable and id(p) not in held]
+    if left_out:
+        more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+        raise PlanError(
+            f"The plan trains {left_out[0]!r}{more}, but model_init returned a model with that frozen (PEFT freezes "
+            "what it wraps), and the optimizer was built before a callback could unfreeze it. Let model_init call "
+            f"hf_freeze.unfreeze(model, {_entries_for(left_out, resolved)!r}) before it returns the model, or use "
+            "FreezeTrainer, which builds the optimizer itself."
+        )
+
+
+def _entries_for(names: list[str], resolved: ResolvedPlan) -> list[str]:
+    """The entries of the plan that ask for these tensors."""
+    return [text for text, picked in resolved.declared.items() if not picked.isdisjoint(names)] or names
