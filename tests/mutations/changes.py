@@ -53,8 +53,8 @@ SELECTION = [
     ),
     change(
         "selection/frozen_marks.py",
-        ".discard(",
-        ".union(",
+        "        marks -= {below for",
+        "        marks = {below for",
         "training/freezing::what_thawed_and_was_frozen_by_another_is_not_taken_for_ours",
     ),
 ]
@@ -117,7 +117,7 @@ PLAN = [
 TRAINING = [
     change(
         "training/freezing.py",
-        "            by_name[name].grad = None",
+        "            parameter.grad = None",
         "            pass",
         "training/freezing::a_stale_gradient_is_dropped_so_that_it_cannot_move_a_frozen_weight",
     ),
