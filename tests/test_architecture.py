@@ -131,7 +131,7 @@ CIRCLES = {
     # plan.resolve(model) is how users ask
     frozenset({"plan.resolved", "plan.stages"}),
 }
-LONG_FILES = {"selection/language.py", "training/callbacks.py"}
+LONG_FILES = {"selection/language.py"}
 SAME_FILE_NAMES = {"check.py", "checkpoint.py", "errors.py", "labels.py", "rows.py", "untouched.py"}
 PRIVATE_NAMES_OF_ANOTHER_ROOM = {
     # ComparedTrainer is a FreezeTrainer.
@@ -226,7 +226,8 @@ def test_no_room_reads_the_private_names_of_another() -> None:
             homes.setdefault(name, set()).add(room)
         reads |= {(room, name) for name in read}
     assert "_freezing" in homes
-    across = {(room, name) for room, name in reads if room not in homes.get(name, {room})}
+    # The room `private` lists names of the dependencies, some of which a class of ours overrides.
+    across = {(room, name) for room, name in reads if room != "private" and room not in homes.get(name, {room})}
     assert across <= PRIVATE_NAMES_OF_ANOTHER_ROOM
 
 
