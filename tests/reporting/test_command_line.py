@@ -347,12 +347,21 @@ def test_a_terminal_that_cannot_show_a_letter_gets_its_number(here):
 
 
 def test_an_interrupted_comparison_is_one_line(here):
-    process = started(*commands("model")["compare"], "--epochs", "100000", stdout=subprocess.PIPE)
-    deadline = time.monotonic() + 300
-    while not (here / "kept").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=300)
+    # A shell starts what runs in its background deaf to Ctrl-C, and its children inherit that.
+    process = started(
+        *commands("model")["compare"],
+        *("--epochs", "100000"),
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while not (here / "kept").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130, error
     assert error.splitlines()[-1].endswith(b"hf-freeze: interrupted.")
     assert b"Traceback" not in error
