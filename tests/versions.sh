@@ -33,8 +33,9 @@ full_version() {
 }
 
 put_in_front() {
-    # Without their dependencies, of which .venv has all but those that transformers holds to a range of its own.
-    local which=$1 folder=$2 pip=("$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$2")
+    # Without their dependencies, of which .venv has all but those that transformers holds to a range of its own, such as
+    # huggingface_hub: that comes with what it needs.
+    local which=$1 folder=$2 pip=("$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --target "$2" --no-deps)
     case $which in
         lowest)
             "${pip[@]}" "transformers==$(full_version "$(lower_bound transformers)")" \
@@ -51,6 +52,7 @@ for line in requires("transformers"):
     if line.startswith(("tokenizers", "huggingface-hub", "safetensors")) and "extra" not in line:
         print(line)'
     )
+    unset "pip[-1]"
     "${pip[@]}" "${needed[@]}"
 }
 
@@ -67,7 +69,7 @@ smoke_on() {
         export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 PYTHONPATH=$folder
         "$VENV/bin/python" -c '
 import accelerate, peft, torch, transformers
-print(*(f"{one.__name__} {one.__version__}" for one in (transformers, accelerate, peft, torch)), sep=", ")' 2>/dev/null
+print(*(f"{one.__name__} {one.__version__}" for one in (transformers, accelerate, peft, torch)), sep=", ")'
         "$VENV/bin/python" -m pytest -n 2 --dist loadgroup -p no:cacheprovider -m smoke
     )
 }
