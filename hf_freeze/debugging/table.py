@@ -34,6 +34,7 @@ def run(look: Look) -> tuple[Check, ...]:
 def without_consequences(checks: Iterable[Check]) -> tuple[Check, ...]:
     """Leave out what is not ok only because of something else that is not ok.
 
+    >>> from hf_freeze.debugging.check import failed
     >>> checks = [failed("inputs", ""), failed("logits_finite", ""), Check("plan", "ok", "")]
     >>> [check.name for check in without_consequences(checks)]
     ['inputs', 'plan']

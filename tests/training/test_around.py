@@ -138,9 +138,9 @@ def test_a_search_may_be_over_what_trains(tmp_path) -> None:
     sizes = {tuple(entry["trainable_params"] for entry in logs) for logs in trials.logs}
     model = tiny_bert(layers=3)
     head = sum(p.numel() for p in model.classifier.parameters())
-    layer = sum(p.numel() for p in model.bert.encoder.layer[2].parameters())
+    top = sum(p.numel() for part in (model.bert.encoder.layer[2], model.bert.pooler) for p in part.parameters())
     whole = sum(p.numel() for p in model.parameters())
-    assert sizes == {(head + layer,) * 8, (head,) * 4 + (whole,) * 4, (whole,) * 8}
+    assert sizes == {(head + top,) * 8, (head,) * 4 + (whole,) * 4, (whole,) * 8}
 
 
 def test_a_search_may_be_over_the_warmup_of_what_thaws(tmp_path) -> None:

@@ -74,7 +74,7 @@ def preview(
 
     >>> from transformers import BertConfig
     >>> config = BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
-    >>> seen = preview(config, TrainingArguments("out"), plan=FreezePlan(trainable="head"))
+    >>> seen = preview(config, TrainingArguments("out"), plan="linear-probe")
     >>> seen.stages[0].parameters, seen.stages[0].optimizer_bytes, round(seen.stages[0].cost, 2)
     (130, 1048, 0.33)
     """

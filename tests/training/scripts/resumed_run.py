@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 
 from hf_freeze import FreezePlan, Plateau, Stage
+from tests.ranks import process_group
 from tests.training.staged import trainer, weights_of
 
 PLAN = FreezePlan(
@@ -28,8 +28,8 @@ def run(folder: Path, resume: Path | None = None, **values):
     return weights_of(made.model)
 
 
+@process_group()
 def main() -> None:
-    PartialState(cpu=True)
     folder = Path(sys.argv[1])
     whole = run(folder / "whole")
     different = {}
@@ -41,8 +41,6 @@ def main() -> None:
         different[step] = sorted({name for names in everyone for name in names})
     if dist.get_rank() == 0:
         (folder / "different.json").write_text(json.dumps(different))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
