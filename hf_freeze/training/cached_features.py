@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 FOLDER = "frozen_features"
 """Where features are kept in `output_dir` with `cache_frozen=True`."""
 
-_TRAINING = "training"
+TRAINING = "training"
+"""What the training set is called among the sets whose features are kept."""
 _LABELS = ("labels", "label", "label_ids")
 
 
@@ -49,7 +50,7 @@ class CachedFeaturesTrainerMixin(_Base):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Build the Trainer's loader; with `cache_frozen`, its batches carry the digests of their rows."""
         loader: DataLoader[Any] = super().get_train_dataloader()
-        return self._digesting(loader, _TRAINING)
+        return self._digesting(loader, TRAINING)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Build the Trainer's loader; with `cache_frozen`, its batches carry the digests of their rows."""
@@ -68,7 +69,7 @@ class CachedFeaturesTrainerMixin(_Base):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Step as the Trainer does, on stored features where they are kept."""
-        with self._on_features(inputs, _TRAINING) as inputs:
+        with self._on_features(inputs, TRAINING) as inputs:
             return super().training_step(model, inputs, *args, **kwargs)
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -125,7 +126,7 @@ class CachedFeaturesTrainerMixin(_Base):
 
     @property
     def _set_names(self) -> list[str]:
-        return [_TRAINING, *self._eval_sets(), ""]
+        return [TRAINING, *self._eval_sets(), ""]
 
     def _eval_sets(self) -> dict[str, Any]:
         """Name -> the sets that training evaluates."""
@@ -149,7 +150,7 @@ class CachedFeaturesTrainerMixin(_Base):
         sets = []
         for name in self._set_names[:-1]:
             passes = {
-                stage: steps / (steps_per_epoch if name == _TRAINING else self._steps_per_evaluation(steps_per_epoch))
+                stage: steps / (steps_per_epoch if name == TRAINING else self._steps_per_evaluation(steps_per_epoch))
                 for stage, steps in stages.items()
             }
             if not any(passes.values()):
@@ -189,7 +190,7 @@ class CachedFeaturesTrainerMixin(_Base):
         return steps_per_epoch if strategy == "epoch" else math.inf
 
     def _feature_set(self, name: str, state: TrainerState) -> FeatureSet:
-        training = name == _TRAINING
+        training = name == TRAINING
         if not training and getattr(self.args, "predict_with_generate", False):
             raise CacheRefused("evaluation generates, token by token")
         _refuse_set_up(self.model, self.args)

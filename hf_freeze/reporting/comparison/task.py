@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from hf_freeze.binary.metrics import BinaryClassificationMetrics
 from hf_freeze.binary.result import ThresholdResult
 from hf_freeze.training.arguments import FreezeTrainingArguments
+from hf_freeze.training.cached_features import TRAINING
 from hf_freeze.training.trainer import FreezeTrainer
 
 
@@ -85,7 +86,7 @@ class ComparedTrainer(FreezeTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Step as the Trainer does."""
         kept = [] if self._cache is None else self._cache.kept
-        self.steps_on_features.add(self._name_of(self.train_dataset) in kept)
+        self.steps_on_features.add(TRAINING in kept)
         if self._freezing.stage is not None:
             self.stages_trained.add(self._freezing.stage)
         return super().training_step(*args, **kwargs)
