@@ -3,16 +3,16 @@
 They stand in the optimizer, and no Trainer saves them: a resumed run would go on with fresh ones and the old moments.
 """
 
-import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from hf_freeze.errors import FreezeError
 from hf_freeze.selection.model_map import unwrap
+from hf_freeze.training.checkpoint import write_tensors
 
 BESIDE_NAME = "beside_model.safetensors"
 
@@ -22,13 +22,7 @@ def save_beside(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path
     tensors = _beside(optimizer, model)
     if not tensors:
         return
-    path = folder / BESIDE_NAME
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_tensors(tensors, folder / BESIDE_NAME)
 
 
 def load_beside(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path) -> None:

@@ -35,13 +35,18 @@ def save_thawed(model: nn.Module, folder: str | os.PathLike[str], ever_trainable
     if not tensors:
         return None
     path = Path(folder) / THAWED_NAME
+    write_tensors(tensors, path)
+    return path
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file under a temporary name and rename it, so that it is whole or absent."""
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    return path
 
 
 def load_thawed(
