@@ -114,8 +114,12 @@ def test_two_processes_print_once_and_end_with_equal_replicas(two) -> None:
     ("flags", "message"),
     [
         (["--trainable", "clasifier"], "'clasifier' matches none of the 105 parameters. Nearest: 'classifier'"),
-        (["--freeze", "layers[:6]", "--trainable", "head"], "exactly one of freeze= and trainable="),
-        (["--freeze", "layers[6]"], "layers[6]"),
+        pytest.param(
+            ["--freeze", "layers[:6]", "--trainable", "head"],
+            "exactly one of freeze= and trainable=",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(["--freeze", "layers[6]"], "layers[6]", marks=pytest.mark.slow),
     ],
 )
 def test_a_mistake_ends_with_its_message_alone_and_writes_nothing(tmp_path, flags, message) -> None:
@@ -126,6 +130,7 @@ def test_a_mistake_ends_with_its_message_alone_and_writes_nothing(tmp_path, flag
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_data_and_model_can_be_given(alone, tmp_path) -> None:
     """A csv file with columns of other names and labels that are numbers."""
     texts = [f"{SPAM if index % 3 == 0 else HAM} {index}" for index in range(60)]
@@ -269,6 +274,7 @@ def test_probabilities_are_read_as_such_and_refused_as_logits(printed) -> None:
     assert number("On new rows f1 {};", printed) > 0.65
 
 
+@pytest.mark.slow
 @example("single_logit.py")
 def test_a_single_logit_learns_by_bce_and_is_the_margin(printed) -> None:
     shown = re.findall(r"logit (\S+) -> probability (\S+) -> label (\d)", printed)
@@ -301,6 +307,7 @@ def test_thawed_norms_are_saved_beside_the_adapter_and_loaded(printed) -> None:
     assert number("by {} after load_thawed, which loaded 26 tensors", printed) == 0
 
 
+@pytest.mark.slow
 @example("seq2seq.py")
 def test_a_frozen_encoder_leaves_a_seq2seq_model_to_learn(printed) -> None:
     assert re.search(r"^encoder\.layers\[1\] +[\d,]+ +0 ", printed, flags=re.M)
@@ -319,6 +326,7 @@ def test_a_loop_without_a_trainer_freezes_and_saves_a_threshold(printed) -> None
     assert printed.rstrip().endswith(f"threshold {tuned}")
 
 
+@pytest.mark.slow
 @example("rare_class_costs.py")
 def test_the_threshold_of_least_cost_finds_what_accuracy_hides(printed) -> None:
     rows = dict(re.findall(r"^(at .*?) {2,}(\d.*)$", printed, flags=re.M))
@@ -345,6 +353,7 @@ def test_the_comparison_shows_what_frozen_layers_cost_a_probe_that_is_trained_to
 TESTED.add("compare_sms.py")
 
 
+@pytest.mark.slow
 def test_the_command_compares_plans_on_sms_spam(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(EXAMPLES)
@@ -384,6 +393,7 @@ def test_layers_thaw_from_the_top_down(printed) -> None:
     assert "The weights of 1 processes differ by 0.0." in printed
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_gradual_unfreezing_keeps_two_processes_equal() -> None:
     printed = accelerate_launch(EXAMPLES / "gradual_unfreezing.py", processes=2)

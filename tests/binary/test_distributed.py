@@ -41,7 +41,7 @@ def free_port():
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("mode", ["whole", "batched"])
+@pytest.mark.parametrize("mode", ["whole", pytest.param("batched", marks=pytest.mark.slow)])
 def test_two_processes_tune_the_threshold_of_one_on_every_rank_and_write_it_once(tmp_path, mode):
     """101 rows in batches of 8 on 2 processes: the last round is padded, and the padding must not count."""
     (alone,) = launch(tmp_path / "one", mode, processes=1)

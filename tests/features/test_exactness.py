@@ -81,7 +81,7 @@ def test_one_pass_serves_all_stages_whose_frozen_part_does_not_change_before_the
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing\\w*. is deprecated")
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", ["left", pytest.param("right", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "given",
     [

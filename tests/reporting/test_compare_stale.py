@@ -98,6 +98,7 @@ def test_functions_are_told_apart_by_code_defaults_and_what_they_enclose():
     assert describe(nn.functional.relu)[:6] == "torch "
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_runs_of_this_one(tmp_path, trained):
     code = f"from tests.reporting.compared import resumable; resumable({str(tmp_path)!r})"
     environment = {**os.environ, "PYTHONHASHSEED": "7"}

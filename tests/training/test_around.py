@@ -84,7 +84,9 @@ def search(made: Trainer, name: str, values: list) -> None:
 
 
 @every_way_in
-@pytest.mark.parametrize("saving", [{}, {"save_strategy": "steps", "save_steps": 4}], ids=str)
+@pytest.mark.parametrize(
+    "saving", [{}, pytest.param({"save_strategy": "steps", "save_steps": 4}, marks=pytest.mark.slow)], ids=str
+)
 def test_each_trial_of_a_search_is_the_run_that_it_would_be_alone(tmp_path, how, saving) -> None:
     made, trials = searching(tmp_path / "search", how, **saving)
     search(made, "learning_rate", [0.01, 0.02])
@@ -164,7 +166,10 @@ class OutOfMemory:
 
 
 @every_way_in
-@pytest.mark.parametrize("schedule", ["constant", "linear", "reduce_lr_on_plateau"])
+@pytest.mark.parametrize(
+    "schedule",
+    ["linear", *(pytest.param(name, marks=pytest.mark.slow) for name in ("constant", "reduce_lr_on_plateau"))],
+)
 def test_after_an_attempt_without_memory_the_plan_starts_anew(tmp_path, how, schedule) -> None:
     """The optimizer of the first attempt is used again, with the rates that the gate had set at that moment."""
     values = {"lr_scheduler_type": schedule, "eval_strategy": "epoch", "unfreeze_warmup": 2}

@@ -137,9 +137,11 @@ RUNS = {
     "scheduler by metric": ("mixin", PLAN, {"lr_scheduler_type": "reduce_lr_on_plateau"}),
 }
 
+SLOW = {"workers": pytest.mark.slow}  # each epoch and evaluation starts processes
 
-@pytest.mark.parametrize("strategy", ["epoch", "steps"])
-@pytest.mark.parametrize("name", RUNS)
+
+@pytest.mark.parametrize("strategy", ["epoch", pytest.param("steps", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in RUNS])
 def test_resumed_from_any_checkpoint_a_run_that_evaluates_ends_bit_equal(tmp_path, name, strategy) -> None:
     kind, plan, values = RUNS[name]
     values = {**values, "eval_strategy": strategy, "eval_steps": 3, "save_strategy": "steps", "save_steps": 1}
