@@ -105,15 +105,17 @@ class FeatureCache:
         Where a set is refused, its rows go through the whole model, and the reason is logged.
         """
         self.leave()
+        plans: dict[str, _Plan] = {}
         for feature_set, demands in sets:
             try:
                 with random_states_kept(feature_set.source.dataset, feature_set.source.held):
-                    kept = self._prepared(feature_set, demands)
+                    kept, plans[feature_set.name] = self._prepared(feature_set, demands)
             except CacheRefused as refusal:
                 self._say(logging.WARNING, _OFF, spoken(feature_set.name), refusal)
                 continue
             if kept is not None:
                 self._kept[feature_set.name] = kept
+        self._report({name: plans[name] for name in self._kept})
 
     def leave(self) -> None:
         """Stand in for nothing any more."""
@@ -154,19 +156,21 @@ class FeatureCache:
             logger.warning(_OFF, spoken(name), why)
             self._kept.pop(name).replay.remove()
 
-    def _prepared(self, feature_set: FeatureSet, demands: Sequence[Demand]) -> _Kept | None:
+    def _prepared(self, feature_set: FeatureSet, demands: Sequence[Demand]) -> tuple[_Kept | None, _Plan]:
         first, *later = demands
         plan = self._planned(feature_set, first)
         plans = [plan, *filter(None, (self._planned_ahead(feature_set, demand) for demand in later))]
         worth_it = self._ranks.of_main(saves_time([plan.estimate for plan in plans])) or self._settings.always
-        for plan in plans:
-            self._report(feature_set, plan, kept=worth_it)
+        for each in plans:
+            logger.debug("Stage %d, %s: %s.", each.demand.stage, spoken(feature_set.name), each.estimate)
         if not worth_it:
-            return None
+            what = plan.work.frontier.describe(), spoken(feature_set.name)
+            self._say(logging.INFO, "Caching %s for %s takes longer than it saves.", *what)
+            return None, plan
         plans = plans[: self._ranks.of_main(self._ranks.together(lambda: self._number_that_fits(plans)))]
         self._compute(feature_set, plans)
         kept: _Kept = self._ranks.together(lambda: self._checked(feature_set, plans[0].work))
-        return kept
+        return kept, plan
 
     def _planned(self, feature_set: FeatureSet, demand: Demand) -> _Plan:
         cut: _Cut = self._ranks.together(lambda: self._cut(feature_set, demand))
@@ -221,13 +225,19 @@ class FeatureCache:
         except CacheRefused:
             return None  # said when the stage comes
 
-    def _report(self, feature_set: FeatureSet, plan: _Plan, *, kept: bool) -> None:
-        what = plan.work.frontier.describe(), spoken(feature_set.name)
-        if kept:
-            self._say(logging.INFO, "Stage %d: caching %s for %s.", plan.demand.stage, *what)
-        else:
-            self._say(logging.INFO, "Stage %d: caching %s for %s takes longer than it saves.", plan.demand.stage, *what)
-        self._say(logging.INFO, "%s.", plan.estimate)
+    def _report(self, plans: Mapping[str, _Plan]) -> None:
+        """Say in one line what is kept, for which sets, how large it is and what it saves."""
+        if not plans:
+            return
+        sets: dict[str, list[str]] = {}
+        for name, plan in plans.items():
+            sets.setdefault(plan.work.frontier.describe(), []).append(spoken(name))
+        what = ", and ".join(f"{kept} for {' and '.join(names)}" for kept, names in sets.items())
+        estimates = [plan.estimate for plan in plans.values()]
+        saved = sum(estimate.saved_seconds - estimate.extraction_seconds for estimate in estimates)
+        gain = f", saves about {saved:.2g} s" if saved > 0 else ""
+        size = in_bytes(sum(estimate.size for estimate in estimates))
+        self._say(logging.INFO, "Caching %s: %s%s.", what, size, gain)
 
     def _number_that_fits(self, plans: Sequence[_Plan]) -> int:
         """How many plans can be stored together. Raises `CacheRefused` where even the first cannot."""

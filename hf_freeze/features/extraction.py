@@ -112,7 +112,11 @@ def extract(
     mine = range(len(parts))[share[0] :: share[1]]
     chunks = {part: np.array_split(parts[part], -(-len(parts[part]) // batch_size)) for part in mine}
     bar = tqdm(
-        total=sum(len(parts[part]) for part in mine), unit="rows", desc="Frozen features", disable=not show_progress
+        total=sum(len(parts[part]) for part in mine),
+        unit="rows",
+        desc="Frozen features",
+        disable=not show_progress,
+        leave=False,
     )
     kept = random_states_kept(source.dataset, source.held)
     written: list[tuple[FeatureStore, int]] = []

@@ -26,7 +26,7 @@ _OF_THE_TASK = {
 }
 """What a configuration says of heads and files, on which frozen features do not depend."""
 
-_VERSION = 2
+_VERSION = 3
 
 
 def fingerprint(model: nn.Module, frontier: Frontier, *, form: Mapping[str, Any]) -> dict[str, str]:

@@ -55,14 +55,14 @@ def digest_rows(inputs: Mapping[str, Any], labels: Collection[str] = ("labels",)
     spans = _spans_of_masks(flat, rows)
     lengths = [span.stops - span.starts for span in spans.values()]
     digests = np.zeros((rows, WIDTH), np.int64)
-    for name, value in flat.items():
-        if name in labels:
-            digests[:, 2:4] += _digest(name, value, rows, span := _span_of_labels(value))
-            lengths += [] if span is None else [span.stops]
-        else:
-            digests[:, :2] += _digest(name, value, rows, _span_of(name, value, spans))
+    for name in [name for name in flat if name in labels]:
+        span = _span_of_labels(flat[name])
+        digests[:, 2:4] += _digest(name, flat.pop(name), rows, span)
+        lengths += [] if span is None else [span.stops]
+    for name, value, span in _interleaved(flat, spans):
+        digests[:, :2] += _digest(name, value, rows, span)
     if lengths:
-        digests[:, -1] = np.max(lengths, axis=0)
+        digests[:, -1] = lengths[0] if len(lengths) == 1 else np.max(lengths, axis=0)
     return torch.from_numpy(digests)
 
 
@@ -104,13 +104,16 @@ def _span_of_mask(kept: npt.NDArray[np.bool_]) -> _Span:
     starts, stops = np.zeros(rows, np.int64), np.full(rows, length, np.int64)
     if kept.all():
         return _Span(starts, stops, length, None)
+    places = np.arange(length)
+    if kept[:, 0].all():
+        stops = length - kept[:, ::-1].argmax(axis=1)
+        return _Span(starts, stops, length, places >= stops[:, None])
     some = kept.any(axis=1)
     if (some & ~kept[:, -1]).any():
         stops = length - kept[:, ::-1].argmax(axis=1)
     else:
         starts = kept.argmax(axis=1)
     stops[~some] = 0
-    places = np.arange(length)
     return _Span(starts, stops, length, (places < starts[:, None]) | (places >= stops[:, None]))
 
 
@@ -130,6 +133,21 @@ def _span_of(name: str, value: Any, spans: Mapping[str, _Span]) -> _Span | None:
     return span if (padding == fill).all() else None
 
 
+def _interleaved(flat: Mapping[str, Any], spans: Mapping[str, _Span]) -> Iterator[tuple[str, Any, _Span | None]]:
+    """Yield the inputs with their spans; those of one span and type as one, which takes one hash for a row of all."""
+    together: dict[tuple[int, Any], list[str]] = {}
+    for name, value in flat.items():
+        span = _span_of(name, value, spans)
+        if span is None or value.ndim != 2:
+            yield name, value, span
+        else:
+            together.setdefault((id(span), value.dtype), []).append(name)
+    known = {id(span): span for span in spans.values()}
+    for (key, _), names in together.items():
+        names.sort()
+        yield " ".join(names), np.stack([flat[name] for name in names], axis=2), known[key]
+
+
 def _span_of_labels(value: Any) -> _Span | None:
     if not isinstance(value, np.ndarray) or value.ndim != 2 or value.dtype.kind != "i" or not value.shape[1]:
         return None
@@ -142,7 +160,7 @@ def _digest(name: str, value: Any, rows: int, span: _Span | None) -> Keys:
     """Digest an input, (rows, 2) or, where it is none per row, (1, 2). Digests of all inputs are added up."""
     if isinstance(value, np.ndarray) and value.ndim and len(value) == rows and value.dtype.kind in "biufc":
         shape = value.shape[1 if span is None else 2 :]
-        seed = _seed(f"{name} {value.dtype} {shape}")
+        seed = _seed(f"{name} {value.dtype.str} {shape}")
         width = value.nbytes // rows
         starts = np.arange(0, rows * width, width) if width else np.zeros(rows, np.int64)
         stops = starts + width

@@ -408,12 +408,22 @@ def test_large_stores_are_read_from_disk_part_by_part(tmp_path, monkeypatch, sma
     assert logged(mapped) == logged(plain)
 
 
+def test_a_script_that_sets_no_level_is_told_in_one_sentence_what_is_kept(tmp_path, capsys):
+    run(CASES["bert"], tmp_path, trainable="head", disable_tqdm=False)
+    told = [line for line in "".join(capsys.readouterr()).replace("\r", "\n").splitlines() if "aching" in line]
+    assert len(told) == 1
+    assert re.fullmatch(
+        r"Caching bert.pooler_output for the training set and the evaluation set: [\d.]+ kB(, saves about \S+ s)?\.",
+        told[0],
+    )
+
+
 def test_what_takes_longer_than_it_saves_is_not_kept(tmp_path, caplog):
-    caplog.set_level(logging.INFO, "hf_freeze")
+    caplog.set_level(logging.DEBUG, "hf_freeze")
     with kept_sets() as kept:
         run(BERT, tmp_path, trainable="head", num_train_epochs=1, cache_frozen_always=False)
     assert kept == [[]]
-    assert "caching bert.pooler_output for the training set takes longer than it saves" in caplog.text
+    assert "Caching bert.pooler_output for the training set takes longer than it saves" in caplog.text
     assert "26 rows, 1 passes, 1.66 kB" in caplog.text
 
 

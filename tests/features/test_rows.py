@@ -71,6 +71,20 @@ def test_inputs_do_not_run_into_each_other():
     assert keys({k: torch.tensor(v) for k, v in one.items()}) != keys({k: torch.tensor(v) for k, v in other.items()})
 
 
+def test_inputs_that_are_digested_together_are_told_apart_and_have_no_order():
+    one, other, mask = torch.tensor([[5, 6]]), torch.tensor([[7, 8]]), torch.tensor([[1, 1]])
+    batch = {"input_ids": one, "token_type_ids": other, "attention_mask": mask}
+    assert keys(batch) == keys(dict(reversed(batch.items())))
+    assert keys(batch) != keys({**batch, "input_ids": other, "token_type_ids": one})
+    assert keys(batch) != keys({"input_ids": one, "position_ids": other, "attention_mask": mask})
+
+
+def test_a_mask_with_a_hole_or_with_padding_on_both_sides_is_no_other_mask():
+    ids = torch.tensor([[5, 6, 7, 8]])
+    masks = [[1, 1, 1, 1], [1, 0, 1, 1], [1, 1, 1, 0], [0, 1, 1, 1], [0, 1, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0]]
+    assert len({tuple(keys({"input_ids": ids, "attention_mask": torch.tensor([mask])})[0]) for mask in masks}) == 7
+
+
 @pytest.mark.parametrize("dtype", [torch.bool, torch.bfloat16, torch.float16, torch.float64, torch.uint8])
 def test_any_type_and_any_shape_is_digested(dtype):
     values = torch.tensor([[[0.0], [1.0]], [[1.0], [1.0]], [[0.0], [1.0]]]).to(dtype)
