@@ -2,22 +2,19 @@
 
 import logging
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
 from hf_freeze.features.batches import Batch
-from hf_freeze.features.calls import Call, intercepted
 from hf_freeze.features.check import check_replay, check_still, check_stored, reads_labels
-from hf_freeze.features.cost import Estimate, in_bytes, saves_time
+from hf_freeze.features.cost import Estimate, in_bytes, saves_time, seconds_per_row, stored_bytes
 from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.extraction import CHANGING, Work, extract
 from hf_freeze.features.fingerprint import fingerprint, short
@@ -26,14 +23,12 @@ from hf_freeze.features.ranks import Ranks
 from hf_freeze.features.replay import Replay
 from hf_freeze.features.row_digests import keys_of
 from hf_freeze.features.sets import FeatureSet, Reading, read_rows
-from hf_freeze.features.shapes import elements
 from hf_freeze.features.store import Features, FeatureStore
 from hf_freeze.features.untouched import random_states_kept, untouched
 
 logger = logging.getLogger(__name__)
 
 _OFF = "No features are cached for %s: %s."
-_TIMED_ROWS = 8
 _LEAST_BATCHES = 8
 _BYTES_PER_SECOND = 2e9  # of reading stored features
 
@@ -99,23 +94,27 @@ class FeatureCache:
         self._cuts: dict[tuple[str, int], _Cut] = {}
         self._readings: dict[str, Reading] = {}
 
-    def enter(self, sets: Sequence[tuple[FeatureSet, Sequence[Demand]]]) -> None:
+    def enter(
+        self, sets: Sequence[tuple[FeatureSet, Sequence[Demand]]], refused: Mapping[str, str] | None = None
+    ) -> None:
         """Make the features ready that the first of each set's demands needs, and on the way those of the others.
 
-        Where a set is refused, its rows go through the whole model, and the reason is logged.
+        Where a set is refused, its rows go through the whole model, and the reason is logged; `refused` has the reasons
+        for sets that were refused before.
         """
         self.leave()
         plans: dict[str, _Plan] = {}
+        refused = dict(refused or {})
         for feature_set, demands in sets:
             try:
                 with random_states_kept(feature_set.source.dataset, feature_set.source.held):
                     kept, plans[feature_set.name] = self._prepared(feature_set, demands)
             except CacheRefused as refusal:
-                self._say(logging.WARNING, _OFF, spoken(feature_set.name), refusal)
+                refused[feature_set.name] = str(refusal)
                 continue
             if kept is not None:
                 self._kept[feature_set.name] = kept
-        self._report({name: plans[name] for name in self._kept})
+        self._report(plans, refused)
 
     def leave(self) -> None:
         """Stand in for nothing any more."""
@@ -164,8 +163,6 @@ class FeatureCache:
         for each in plans:
             logger.debug("Stage %d, %s: %s.", each.demand.stage, spoken(feature_set.name), each.estimate)
         if not worth_it:
-            what = plan.work.frontier.describe(), spoken(feature_set.name)
-            self._say(logging.INFO, "Caching %s for %s takes longer than it saves.", *what)
             return None, plan
         plans = plans[: self._ranks.of_main(self._ranks.together(lambda: self._number_that_fits(plans)))]
         self._compute(feature_set, plans)
@@ -193,7 +190,7 @@ class FeatureCache:
             check_still(self._model, frontier, forward, batches=probes, **how)
             labels = feature_set.labels
             read = reads_labels(self._model, frontier, forward, batch=probes[0], labels=labels)
-            self._cuts[key] = _Cut(frontier, read, _seconds_per_row(self._model, frontier, feature_set))
+            self._cuts[key] = _Cut(frontier, read, seconds_per_row(self._model, frontier, feature_set))
         return self._cuts[key]
 
     def _plan(self, feature_set: FeatureSet, demand: Demand, cut: _Cut, reading: Reading) -> _Plan:
@@ -208,7 +205,7 @@ class FeatureCache:
             parts = fingerprint(self._model, cut.frontier, form=form)
         store = FeatureStore(self._settings.folder / short(parts), {**parts, "stores": cut.frontier.describe()})
         keys = reading.keys(with_labels=cut.reads_labels)
-        size, rows = _size(cut.frontier, feature_set, reading, self._settings), len(keys)
+        size, rows = stored_bytes(cut.frontier, feature_set, reading, self._settings.dtype), len(keys)
         estimate = Estimate(
             rows=rows,
             passes=demand.passes,
@@ -225,19 +222,21 @@ class FeatureCache:
         except CacheRefused:
             return None  # said when the stage comes
 
-    def _report(self, plans: Mapping[str, _Plan]) -> None:
-        """Say in one line what is kept, for which sets, how large it is and what it saves."""
-        if not plans:
-            return
-        sets: dict[str, list[str]] = {}
-        for name, plan in plans.items():
-            sets.setdefault(plan.work.frontier.describe(), []).append(spoken(name))
-        what = ", and ".join(f"{kept} for {' and '.join(names)}" for kept, names in sets.items())
-        estimates = [plan.estimate for plan in plans.values()]
-        saved = sum(estimate.saved_seconds - estimate.extraction_seconds for estimate in estimates)
-        gain = f", saves about {saved:.2g} s" if saved > 0 else ""
-        size = in_bytes(sum(estimate.size for estimate in estimates))
-        self._say(logging.INFO, "Caching %s: %s%s.", what, size, gain)
+    def _report(self, plans: Mapping[str, _Plan], refused: Mapping[str, str]) -> None:
+        """Warn of what is refused; say in one line what is kept, how large it is and what it saves, and what is not."""
+        for why, names in _grouped(refused).items():
+            self._say(logging.WARNING, _OFF, names, why)
+        kept = [plan.estimate for name, plan in plans.items() if name in self._kept]
+        said = []
+        if kept:
+            saved = sum(estimate.saved_seconds - estimate.extraction_seconds for estimate in kept)
+            gain = f", saves about {saved:.2g} s" if saved > 0 else ""
+            what = _cached_for({name: plan for name, plan in plans.items() if name in self._kept})
+            said.append(f"Caching {what}: {in_bytes(sum(estimate.size for estimate in kept))}{gain}.")
+        if slow := {name: plan for name, plan in plans.items() if name not in self._kept}:
+            said.append(f"Caching {_cached_for(slow)} takes longer than it saves.")
+        if said:
+            self._say(logging.INFO, "%s", " ".join(said))
 
     def _number_that_fits(self, plans: Sequence[_Plan]) -> int:
         """How many plans can be stored together. Raises `CacheRefused` where even the first cannot."""
@@ -336,6 +335,19 @@ class FeatureCache:
         logger.log(level, message, *values)
 
 
+def _cached_for(plans: Mapping[str, _Plan]) -> str:
+    sets = _grouped({name: plan.work.frontier.describe() for name, plan in plans.items()})
+    return ", and ".join(f"{what} for {names}" for what, names in sets.items())
+
+
+def _grouped(said: Mapping[str, str]) -> dict[str, str]:
+    """Name of a set -> what is said of it, turned into what is said -> the sets of which it is."""
+    sets: dict[str, list[str]] = {}
+    for name, text in said.items():
+        sets.setdefault(text, []).append(spoken(name))
+    return {text: " and ".join([", ".join(names[:-1]), names[-1]][-len(names) :]) for text, names in sets.items()}
+
+
 def spoken(name: str) -> str:
     """Name a set for people.
 
@@ -359,42 +371,3 @@ def _refuse_train_mode(model: nn.Module, frontier: Frontier) -> None:
         moving = [name for name, part in modules[key.name].named_modules() if part.training]
         if moving:
             raise CacheRefused(f"the frozen {key.name!r} is in train mode (frozen_eval=False): its dropout is on")
-
-
-def _seconds_per_row(model: nn.Module, frontier: Frontier, feature_set: FeatureSet) -> float:
-    """Time the calls that would be stood in for, over random rows."""
-    count = min(feature_set.batch_size, len(feature_set.source), _TIMED_ROWS)
-    rows = np.random.default_rng(0).choice(len(feature_set.source), count, replace=False)
-    batch = feature_set.source.batch(rows.tolist())
-    seconds = 0.0
-
-    def timed(call: Call) -> Any:
-        nonlocal seconds
-        if call.key not in frontier.answers or frontier.answers[call.key].is_computed:
-            return call.run()
-        began = _clock(feature_set.device)
-        output = call.run()
-        seconds += _clock(feature_set.device) - began
-        return output
-
-    with torch.no_grad(), intercepted(model, frontier.watched(model), timed):
-        feature_set.roots(batch.inputs())
-        seconds = 0.0  # the first pass warms caches up
-        feature_set.roots(batch.inputs())
-    return seconds / len(rows)
-
-
-def _clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def _size(frontier: Frontier, feature_set: FeatureSet, reading: Reading, settings: CacheSettings) -> int:
-    rows = len(feature_set.source)
-    positions = int(reading.lengths.sum()) or rows * max(feature_set.probes[0].sizes.values())
-    size = 0
-    for leaf in frontier.leaves.values():
-        dtype = settings.dtype if settings.dtype is not None and leaf.dtype.is_floating_point else leaf.dtype
-        size += elements(leaf.layout, rows=rows, positions=positions) * dtype.itemsize
-    return size

@@ -1,7 +1,20 @@
-"""Whether computing features once is worth it: pure arithmetic over measured seconds."""
+"""What features cost and what they save: seconds that are measured, bytes, and whether it is worth it."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hf_freeze.features.calls import Call, intercepted
+from hf_freeze.features.frontier import Frontier
+from hf_freeze.features.sets import FeatureSet, Reading
+from hf_freeze.features.shapes import elements
+
+_TIMED_ROWS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,3 +68,43 @@ def in_bytes(count: float) -> str:
             break
         count /= 1000
     return f"{count:.3g} {unit}"
+
+
+def seconds_per_row(model: nn.Module, frontier: Frontier, feature_set: FeatureSet) -> float:
+    """Time the calls that would be stood in for, over random rows."""
+    count = min(feature_set.batch_size, len(feature_set.source), _TIMED_ROWS)
+    rows = np.random.default_rng(0).choice(len(feature_set.source), count, replace=False)
+    batch = feature_set.source.batch(rows.tolist())
+    seconds = 0.0
+
+    def timed(call: Call) -> Any:
+        nonlocal seconds
+        if call.key not in frontier.answers or frontier.answers[call.key].is_computed:
+            return call.run()
+        began = _clock(feature_set.device)
+        output = call.run()
+        seconds += _clock(feature_set.device) - began
+        return output
+
+    with torch.no_grad(), intercepted(model, frontier.watched(model), timed):
+        feature_set.roots(batch.inputs())
+        seconds = 0.0  # the first pass warms caches up
+        feature_set.roots(batch.inputs())
+    return seconds / len(rows)
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def stored_bytes(frontier: Frontier, feature_set: FeatureSet, reading: Reading, stored_as: torch.dtype | None) -> int:
+    """Return how large the features of a set are, in bytes; floating-point ones in the type `stored_as`, if given."""
+    rows = len(feature_set.source)
+    positions = int(reading.lengths.sum()) or rows * max(feature_set.probes[0].sizes.values())
+    size = 0
+    for leaf in frontier.leaves.values():
+        dtype = stored_as if stored_as is not None and leaf.dtype.is_floating_point else leaf.dtype
+        size += elements(leaf.layout, rows=rows, positions=positions) * dtype.itemsize
+    return size

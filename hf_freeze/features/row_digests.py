@@ -145,7 +145,7 @@ def _interleaved(flat: Mapping[str, Any], spans: Mapping[str, _Span]) -> Iterato
     known = {id(span): span for span in spans.values()}
     for (key, _), names in together.items():
         names.sort()
-        yield " ".join(names), np.stack([flat[name] for name in names], axis=2), known[key]
+        yield str(names), np.stack([flat[name] for name in names], axis=2), known[key]
 
 
 def _span_of_labels(value: Any) -> _Span | None:

@@ -1,6 +1,5 @@
 """A Trainer that computes the output of what is frozen once, and trains and evaluates on it from then on."""
 
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_freeze.features.batches import ROWS, Digesting, Source
-from hf_freeze.features.cache import CacheSettings, Demand, FeatureCache, spoken
+from hf_freeze.features.cache import CacheSettings, Demand, FeatureCache
 from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.sets import FeatureSet
 from hf_freeze.features.untouched import random_states_kept
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     _Base = Trainer
 else:
     _Base = object
-
-logger = logging.getLogger(__name__)
 
 FOLDER = "frozen_features"
 """Where features are kept in `output_dir` with `cache_frozen=True`."""
@@ -107,7 +104,7 @@ class CachedFeaturesTrainerMixin(_Base):
         if self._cache is None:
             self._cache = FeatureCache(self.model, self._cache_settings())
         with random_states_kept():
-            self._cache.enter(self._sets(state))
+            self._cache.enter(*self._sets(state))
 
     def _leave_stage(self) -> None:
         if self._cache is not None:
@@ -141,13 +138,13 @@ class CachedFeaturesTrainerMixin(_Base):
         dataset = given[dataset] if isinstance(dataset, str) else given if dataset is None else dataset
         return next((name for name, known in self._eval_sets().items() if known is dataset), "")
 
-    def _sets(self, state: TrainerState) -> list[tuple[FeatureSet, list[Demand]]]:
-        """Every set that is passed over in this stage or later ones, with how often that is."""
+    def _sets(self, state: TrainerState) -> tuple[list[tuple[FeatureSet, list[Demand]]], dict[str, str]]:
+        """Return the sets passed over in this stage or later ones, with how often; and why others are refused."""
         stages = self._stages_ahead(state)
         steps_per_epoch = max(state.max_steps / max(float(self.args.num_train_epochs), 1e-9), 1.0)
         if self._freezing.steps_per_epoch:
             steps_per_epoch = float(self._freezing.steps_per_epoch)
-        sets = []
+        sets, refused = [], {}
         for name in self._set_names[:-1]:
             passes = {
                 stage: steps / (steps_per_epoch if name == TRAINING else self._steps_per_evaluation(steps_per_epoch))
@@ -158,12 +155,11 @@ class CachedFeaturesTrainerMixin(_Base):
             try:
                 feature_set = self._feature_set(name, state)
             except CacheRefused as refusal:
-                if state.is_world_process_zero:
-                    logger.warning("No features are cached for %s: %s.", spoken(name), refusal)
+                refused[name] = str(refusal)
                 continue
             demands = [Demand(count, stage, self._as_in(stage)) for stage, count in passes.items()]
             sets.append((feature_set, demands))
-        return sets
+        return sets, refused
 
     def _as_in(self, stage: int) -> Any:
         resolved = self._freezing.resolved

@@ -404,8 +404,8 @@ def kept_sets():
     kept = []
     enter = FeatureCache.enter
 
-    def noting(self, sets):
-        enter(self, sets)
+    def noting(self, *given):
+        enter(self, *given)
         kept.append(self.kept)
 
     FeatureCache.enter = noting

@@ -408,14 +408,34 @@ def test_large_stores_are_read_from_disk_part_by_part(tmp_path, monkeypatch, sma
     assert logged(mapped) == logged(plain)
 
 
-def test_a_script_that_sets_no_level_is_told_in_one_sentence_what_is_kept(tmp_path, capsys):
-    run(CASES["bert"], tmp_path, trainable="head", disable_tqdm=False)
-    told = [line for line in "".join(capsys.readouterr()).replace("\r", "\n").splitlines() if "aching" in line]
-    assert len(told) == 1
-    assert re.fullmatch(
-        r"Caching bert.pooler_output for the training set and the evaluation set: [\d.]+ kB(, saves about \S+ s)?\.",
-        told[0],
-    )
+def said_on_the_terminal(capsys):
+    """The lines without progress bars, what the Trainer logs, and what DeepSpeed says on its import."""
+    lines = re.split(r"\x1b\[A|\r|\n", "".join(capsys.readouterr()))
+    return [line for line in lines if line.strip() and line[0] not in "{[" and "%|" not in line]
+
+
+KEPT = r"Caching bert.pooler_output for the training set and the evaluation set: [\d.]+ kB(, saves about \S+ s)?\."
+SLOW = "Caching bert.pooler_output for the training set and the evaluation set takes longer than it saves."
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({}, KEPT),
+        ({"cache_frozen_always": False, "num_train_epochs": 1}, re.escape(SLOW)),
+    ],
+    ids=["kept", "slow"],
+)
+def test_a_script_that_sets_no_level_is_told_in_one_line_what_is_kept(tmp_path, capsys, given, line):
+    run(BERT, tmp_path, trainable="head", disable_tqdm=False, **given)
+    (said,) = said_on_the_terminal(capsys)
+    assert re.fullmatch(line, said)
+
+
+@pytest.mark.parametrize("given", [{"neftune_noise_alpha": 5.0}, {"trainable": "embeddings"}])
+def test_a_reason_that_holds_for_all_sets_is_said_once(tmp_path, caplog, given):
+    run(BERT, tmp_path, **{"trainable": "head", **given})
+    assert caplog.text.count("No features are cached for the training set and the evaluation set: ") == 1
 
 
 def test_what_takes_longer_than_it_saves_is_not_kept(tmp_path, caplog):
@@ -423,7 +443,7 @@ def test_what_takes_longer_than_it_saves_is_not_kept(tmp_path, caplog):
     with kept_sets() as kept:
         run(BERT, tmp_path, trainable="head", num_train_epochs=1, cache_frozen_always=False)
     assert kept == [[]]
-    assert "Caching bert.pooler_output for the training set takes longer than it saves" in caplog.text
+    assert SLOW in caplog.text
     assert "26 rows, 1 passes, 1.66 kB" in caplog.text
 
 
