@@ -15,7 +15,7 @@ import hf_freeze
 PACKAGE = Path(hf_freeze.__file__).parent
 
 # room -> rooms that it may import; every room may import these
-SHARED = {"errors", "label_columns", "module_types"}
+SHARED = {"errors", "label_columns", "module_types", "whole_files"}
 ARROWS = {
     "selection": set(),
     "plan": {"selection"},
@@ -24,7 +24,7 @@ ARROWS = {
     "model_inputs": {"binary"},
     "debugging": {"model_inputs", "binary", "selection"},
     "features": set(),
-    "training": {"plan", "selection", "binary", "features", "private"},
+    "training": {"plan", "selection", "binary", "features", "model_inputs", "private"},
     "reporting": {"training", "plan", "selection", "binary", "debugging", "features", "model_inputs"},
 }
 

@@ -20,6 +20,7 @@ import numpy as np
 from hf_freeze.binary.diagnosis import warn_once_per_run
 from hf_freeze.binary.result import ThresholdResult, read_json_object, short
 from hf_freeze.errors import FreezeError
+from hf_freeze.whole_files import write_text
 
 THRESHOLD_FILE = "decision_threshold.json"
 CONFIG_FILE = "config.json"
@@ -46,7 +47,7 @@ def threshold_saved_with_weights(
         sidecar.unlink(missing_ok=True)
     yield
     if should_save and result is not None:
-        _write_atomically(result, Path(folder))
+        _save(result, Path(folder))
 
 
 def save_threshold(
@@ -69,12 +70,12 @@ def save_threshold(
         set_config_threshold(model, result)
     if not should_save:
         return None
-    written = _write_atomically(result, folder)
+    _save(result, folder)
     if config is not None:
         config = {name: value for name, value in config.items() if name not in _CONFIG_NAMES}
         config |= _config_entries(result)
-        _replace(config_file, json.dumps(config, indent=2, sort_keys=True) + "\n")
-    return written
+        write_text(config_file, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return folder / THRESHOLD_FILE
 
 
 def load_threshold(model_or_dir: Any) -> ThresholdResult:
@@ -167,14 +168,6 @@ def _said(result: ThresholdResult) -> str:
     return f"{result.threshold:.6g} for class {result.positive}{class_of_probabilities}"
 
 
-def _write_atomically(result: ThresholdResult, folder: Path) -> Path:
+def _save(result: ThresholdResult, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{THRESHOLD_FILE}.{os.getpid()}"
-    result.save(temporary)
-    return temporary.replace(folder / THRESHOLD_FILE)
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    result.save(folder / THRESHOLD_FILE)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hf_freeze.errors import FreezeError
+from hf_freeze.whole_files import write_text
 
 _LARGEST_FLOAT32 = 3.4028234663852886e38
 
@@ -141,9 +142,9 @@ class ThresholdResult:
         return cls(**read)
 
     def save(self, path: str | Path) -> None:
-        """Write the result as JSON, one line per field."""
+        """Write the result as JSON, one line per field, whole or not at all."""
         lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in self.to_dict().items()]
-        Path(path).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        write_text(Path(path), "{\n" + ",\n".join(lines) + "\n}\n")
 
     @classmethod
     def load(cls, path: str | Path) -> ThresholdResult:

@@ -7,7 +7,6 @@ is unpickled.
 
 import json
 import logging
-import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.row_digests import Keys
+from hf_freeze.whole_files import whole_file, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -110,23 +110,20 @@ class FeatureStore:
     def write(self, part: int, keys: Keys, columns: Sequence[Column]) -> None:
         """Write a part. Raises `CacheRefused` where the disk does not take it; nothing half written stays."""
         path, note = self._paths(part)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        content: dict[str, Any] = {
+            "columns": [
+                [list(column.values.shape[1:]), column.lengths is not None, str(column.values.dtype)[6:]]
+                for column in columns
+            ],
+        }
         try:
             self._describe()
-            _write_arrow(temporary, keys, columns)
-            content: dict[str, Any] = {
-                "columns": [
-                    [list(column.values.shape[1:]), column.lengths is not None, str(column.values.dtype)[6:]]
-                    for column in columns
-                ],
-            }
-            content["checksum"] = _checksum(temporary, content)
-            temporary.replace(path)
-            _write_text(note, json.dumps(content))
+            with whole_file(path) as unfinished:
+                _write_arrow(unfinished, keys, columns)
+                content["checksum"] = _checksum(unfinished, content)
+            write_text(note, json.dumps(content))
         except (OSError, pa.ArrowException) as error:
             raise CacheRefused(f"{str(self.folder)!r} could not be written to ({error})") from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def discard(self, parts: Iterable[int]) -> None:
         """Delete parts."""
@@ -196,7 +193,7 @@ class FeatureStore:
     def _describe(self) -> None:
         path = self.folder / "features.json"
         if not path.exists():
-            _write_text(path, json.dumps(self.description, indent=2, default=str))
+            write_text(path, json.dumps(self.description, indent=2, default=str))
 
 
 class Features:
@@ -332,9 +329,3 @@ def _contained(keys: Keys, held: Keys) -> npt.NDArray[np.bool_]:
     found = np.searchsorted(held[:, 0], keys[:, 0]).clip(max=len(held) - 1)
     same: npt.NDArray[np.bool_] = (held[found] == keys).all(axis=1)
     return same
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)

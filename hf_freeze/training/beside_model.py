@@ -18,7 +18,7 @@ BESIDE_NAME = "beside_model.safetensors"
 
 
 def save_beside(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path) -> None:
-    """Write what the optimizer holds beside the model, under a temporary name that is renamed when it is whole."""
+    """Write what the optimizer holds beside the model, whole or not at all."""
     tensors = _beside(optimizer, model)
     if not tensors:
         return

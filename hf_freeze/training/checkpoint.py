@@ -22,14 +22,15 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_freeze.errors import FreezeError
 from hf_freeze.selection.model_map import map_model, unwrap
+from hf_freeze.whole_files import whole_file
 
 THAWED_NAME = "thawed_base.safetensors"
 
 
 def save_thawed(model: nn.Module, folder: str | os.PathLike[str], ever_trainable: Collection[str]) -> Path | None:
-    """Write the base weights that train beside PEFT's adapter; return the file, or None where PEFT saves all of it.
+    """Write the base weights that train beside PEFT's adapter, whole or not at all.
 
-    Written to a temporary name and renamed, so that the file is whole or absent.
+    Return the file, or None where PEFT saves all of it.
     """
     tensors = thawed_tensors(model, ever_trainable)
     if not tensors:
@@ -39,14 +40,11 @@ def save_thawed(model: nn.Module, folder: str | os.PathLike[str], ever_trainable
     return path
 
 
-def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file under a temporary name and rename it, so that it is whole or absent."""
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all."""
+    with whole_file(path) as unfinished:
+        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(on_cpu, unfinished, metadata)
 
 
 def load_thawed(

@@ -2,7 +2,6 @@
 
 import json
 import numbers
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from hf_freeze.binary.result import ThresholdResult
 from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.training.attributes import replaced
 from hf_freeze.training.callbacks import FreezeCallback
+from hf_freeze.whole_files import write_text
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -38,9 +38,7 @@ class ModelCardTrainerMixin(_Base):
         metrics = self.compute_metrics
         tuned = metrics.result if isinstance(metrics, BinaryClassificationMetrics) else None
         written = card.read_text(encoding="utf-8").partition(f"\n{_HEADING}\n")[0].rstrip()
-        unfinished = card.with_suffix(f".{os.getpid()}.tmp")
-        unfinished.write_text(f"{written}\n\n{_HEADING}\n\n{section(resolved, tuned)}", encoding="utf-8")
-        unfinished.replace(card)
+        write_text(card, f"{written}\n\n{_HEADING}\n\n{section(resolved, tuned)}")
 
 
 def section(resolved: ResolvedPlan, tuned: ThresholdResult | None) -> str:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
 from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.selection.norms import is_norm
+from hf_freeze.training.checkpoint import write_tensors
 from hf_freeze.training.digests import digests
 
 STAGE_BEST_NAME = "stage_best.safetensors"
@@ -42,14 +43,12 @@ def restore_snapshot(model: nn.Module, snapshot: Mapping[str, torch.Tensor]) -> 
 
 
 def save_snapshot(snapshot: Mapping[str, torch.Tensor], folder: str | os.PathLike[str]) -> None:
-    """Write a snapshot into a checkpoint folder, under a temporary name that is renamed when it is whole."""
+    """Write a snapshot into a checkpoint folder, whole or not at all."""
     if not snapshot:
         return
     path = Path(folder) / STAGE_BEST_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(dict(snapshot), unfinished, metadata={"digests": json.dumps(digests(snapshot))})
-    unfinished.replace(path)
+    write_tensors(snapshot, path, {"digests": json.dumps(digests(snapshot))})
 
 
 def load_snapshot(

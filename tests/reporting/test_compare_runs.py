@@ -1,7 +1,5 @@
 """A finished run is one file, whole or not there, and is found again under the digest of its settings only."""
 
-import json
-
 import pytest
 import torch
 
@@ -40,16 +38,14 @@ def test_a_damaged_file_is_made_again(tmp_path, damage):
     assert read_run(path, "key") is None
 
 
-def test_a_write_that_is_interrupted_leaves_nothing_under_the_final_name(tmp_path, monkeypatch):
+def test_a_write_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
     def killed(self, target):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pathlib.Path.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         write_run(tmp_path / "run.json", run(), "key")
-    assert not (tmp_path / "run.json").exists()
-    (left,) = tmp_path.iterdir()
-    assert json.loads(left.read_text())["digest"] == "key"
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_digest_depends_on_every_value_and_not_on_the_order_of_keys_or_sets():

@@ -210,7 +210,7 @@ def test_a_truncated_file_is_refused_by_name(tmp_path):
 
 
 def test_an_interrupted_write_leaves_the_file_whole_or_absent(tmp_path, monkeypatch):
-    def dies_half_way(tensors, path):
+    def dies_half_way(tensors, path, metadata):
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 

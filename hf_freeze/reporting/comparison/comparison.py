@@ -26,6 +26,7 @@ from hf_freeze.reporting.comparison.verdicts import (
     recall_collapsed,
     too_short,
 )
+from hf_freeze.whole_files import write_text
 
 _NOT_TOLD = "-"
 
@@ -71,8 +72,8 @@ class Comparison:
         return {"runs": [asdict(run) for run in self.runs], "failures": failures, "verdicts": self.verdicts}
 
     def save(self, path: str | Path) -> None:
-        """Write `to_dict` as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        """Write `to_dict` as JSON, whole or not at all."""
+        write_text(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
 
 
 def line_of(run: Run) -> str:

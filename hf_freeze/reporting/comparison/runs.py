@@ -6,13 +6,14 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+
+from hf_freeze.whole_files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -102,12 +103,9 @@ def path_of(folder: Path, name: str, seed: int, key: str) -> Path:
 
 
 def write_run(path: Path, run: Run, key: str) -> None:
-    """Write a finished run under a temporary name, and rename: what has the final name is whole."""
+    """Write a finished run, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    text = json.dumps({"digest": key, **asdict(run)}, indent=1, default=_plain)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps({"digest": key, **asdict(run)}, indent=1, default=_plain) + "\n")
 
 
 def read_run(path: Path, key: str) -> Run | None:
