@@ -137,7 +137,7 @@ def inspect_model(trainer_or_model: Any, *, tokenizer: Any, collator: Any, thres
     model = trainer_or_model if trainer is None else trainer.model
     if not isinstance(model, nn.Module):
         raise FreezeError(
-            f"debug_sample was given {type(trainer_or_model).__name__}, which is neither a Trainer nor a torch module. "
+            f"{trainer_or_model!r:.80} is a {type(trainer_or_model).__name__}, neither a Trainer nor a torch module. "
             "Give the Trainer, or the loaded model together with dataset= or a sample."
         )
     processor = tokenizer if tokenizer is not None else getattr(trainer, "processing_class", None)
@@ -175,7 +175,7 @@ def _refuse_unloaded(model: nn.Module) -> None:
             found = "not initialised (a lazy module)" if isinstance(parameter, lazy) else "on the meta device"
             raise FreezeError(
                 f"{name} of this {type(model).__name__} is {found}: there are no weights to run. Load the model, or "
-                "run one batch through it, before debug_sample."
+                "run one batch through it, first."
             )
 
 

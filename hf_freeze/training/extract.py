@@ -1,6 +1,5 @@
 """`extract_features`: what a frozen prefix computes, as a data set, without any Trainer."""
 
-import inspect
 import re
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -24,7 +23,7 @@ from hf_freeze.features.ranks import Ranks
 from hf_freeze.features.sets import FeatureSet, read_rows
 from hf_freeze.features.store import KEY_COLUMNS, FeatureStore
 from hf_freeze.features.untouched import untouched
-from hf_freeze.label_columns import label_columns
+from hf_freeze.model_inputs.inspected_model import InspectedModel, inspect_model
 from hf_freeze.plan.trainable import all_but
 from hf_freeze.selection.language import Selection
 from hf_freeze.selection.model_map import map_model, unwrap
@@ -57,9 +56,10 @@ def extract_features(
     model = unwrap(model)
     if not len(dataset):
         raise FreezeError("dataset has no rows.")
-    labels = label_columns(model)
+    inspected = inspect_model(model, tokenizer=tokenizer, collator=collator, threshold=None)
+    labels = inspected.label_names
     keeps = all_but(selection, words := map_model(model))
-    source = _source(model, dataset, tokenizer=tokenizer, collator=collator)
+    source = _source(inspected, dataset, _collator(inspected, tokenizer, collator))
     with ExitStack() as stack:
         stack.enter_context(trainable_for_now(model, words.every_alias(keeps)))
         if not keeps:
@@ -70,7 +70,7 @@ def extract_features(
             _roots(model),
             _forward(model),
             False,
-            _device(model),
+            inspected.device,
             max(batch_size, 2),
             labels,
         )
@@ -106,34 +106,29 @@ class _Around(nn.Module):
         return self.model(**inputs)
 
 
-def _source(
-    model: nn.Module,
-    dataset: Any,
-    *,
-    tokenizer: PreTrainedTokenizerBase | None,
-    collator: Callable[[list[Any]], Any] | None,
-) -> Source:
-    accepted = inspect.signature(model.forward).parameters
-    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()) and len(accepted) == 1
-    wanted = {*accepted, *label_columns(model)}
-    collate = collator or (DataCollatorWithPadding(tokenizer) if tokenizer is not None else default_data_collator)
+def _source(inspected: InspectedModel, dataset: Any, collate: Callable[[list[Any]], Any]) -> Source:
+    accepts, labels = inspected.accepts, inspected.label_names
+    open_ended = inspected.takes_anything and len(accepts) == 1
     if isinstance(dataset, datasets.Dataset) and not open_ended:
-        dataset = dataset.select_columns([name for name in dataset.column_names if name in wanted])
-    device = _device(model)
-    left_out = set(label_columns(model)) - accepted.keys() if collator is None else set()
-
-    def collated(rows: list[Any]) -> Any:
-        # Features need no label, and the default collator takes `label_ids` for a list.
-        return collate([_without(row, left_out) for row in rows])
+        dataset = dataset.select_columns([name for name in dataset.column_names if name in {*accepts, *labels}])
 
     def prepare(inputs: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: value.to(device) if isinstance(value, torch.Tensor) else value
-            for name, value in inputs.items()
-            if open_ended or name in accepted
-        }
+        return inspected.place({name: value for name, value in inputs.items() if open_ended or name in accepts})
 
-    return Source(dataset, Digesting(collated if left_out else collate, label_columns(model)), prepare)
+    return Source(dataset, Digesting(collate, labels), prepare)
+
+
+def _collator(
+    inspected: InspectedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    given: Callable[[list[Any]], Any] | None,
+) -> Callable[[list[Any]], Any]:
+    if given is not None:
+        return given
+    collate = DataCollatorWithPadding(tokenizer) if tokenizer is not None else default_data_collator
+    left_out = set(inspected.label_names) - inspected.accepts
+    # Features need no label, and the default collator takes `label_ids` for a list.
+    return lambda rows: collate([_without(row, left_out) for row in rows])
 
 
 def _without(row: Any, names: Collection[str]) -> Any:
@@ -162,10 +157,6 @@ def _without_padding(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     if tensor.shape[:2] != mask.shape:
         return tensor
     return tensor * mask.reshape(*mask.shape, *[1] * (tensor.dim() - 2)).to(tensor.dtype)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def _has_bfloat16(frontier: Frontier) -> bool:

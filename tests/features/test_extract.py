@@ -98,3 +98,12 @@ def test_another_call_with_the_same_weights_and_rows_reads_the_folder(tmp_path):
     again = extract_features(case.build(), rows, collator=case.collate, folder=tmp_path)
     assert arrow.stat().st_mtime_ns == stamp
     assert first["features"] == again["features"]
+
+
+def test_a_peft_model_is_given_every_input_that_the_model_inside_takes():
+    rows = [{**row, "token_type_ids": [1] * len(row["input_ids"])} for row in texts(12, least=9, most=9)]
+    with_adapter, base = CASES["lora"].build(), models.tiny_bert(layers=4)  # a fresh adapter adds nothing
+    expected = extract_features(base, rows, "all")
+    np.testing.assert_allclose(extract_features(with_adapter, rows, "all")["features"], expected["features"])
+    without = [{name: value for name, value in row.items() if name != "token_type_ids"} for row in rows]
+    assert extract_features(base, without, "all")["features"] != expected["features"]
