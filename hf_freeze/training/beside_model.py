@@ -1,11 +1,14 @@
 """The weights that train beside the model, such as the classifier of a loss.
 
 They stand in the optimizer, and no Trainer saves them: a resumed run would go on with fresh ones and the old moments.
+Nor does DistributedDataParallel, which wraps the model, know of them: each process would train its own.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -15,6 +18,28 @@ from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training.checkpoint import write_tensors
 
 BESIDE_NAME = "beside_model.safetensors"
+
+
+def share_beside(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[torch.Tensor]:
+    """Give every process the main one's values of what the optimizer holds beside the model, and return that."""
+    beside = [*_beside(optimizer, model).values()]
+    for parameter in beside if dist.is_initialized() else []:
+        dist.broadcast(parameter.data, src=0)
+    return beside
+
+
+def average_gradients(parameters: Sequence[torch.Tensor]) -> None:
+    """Replace gradients by their mean over all processes, as DistributedDataParallel does for the model's."""
+    if not parameters or not dist.is_initialized():
+        return
+    # Each of several losses may have its turn on another process.
+    present = torch.tensor([parameter.grad is not None for parameter in parameters], device=parameters[0].device).int()
+    dist.all_reduce(present)
+    for parameter, count in zip(parameters, present.tolist(), strict=True):
+        if count:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
 
 
 def save_beside(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler, ExportableState
@@ -17,7 +18,7 @@ from hf_freeze.plan.resolved import ResolvedPlan, resolve, sizes_of
 from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.selection.language import Selection
 from hf_freeze.training import checkpoint
-from hf_freeze.training.beside_model import load_beside, save_beside
+from hf_freeze.training.beside_model import average_gradients, load_beside, save_beside, share_beside
 from hf_freeze.training.freezing import set_trainable
 from hf_freeze.training.groups import refuse_groups_of_another_plan, refuse_left_out
 from hf_freeze.training.loss_scaling import CountProbe
@@ -73,6 +74,7 @@ class FreezeCallback(TrainerCallback, ExportableState):
         self._run: FreezeRun | None = None
         self._steps_per_epoch: int | None = None
         self._rates: dict[str, float] = {}
+        self._beside: list[torch.Tensor] = []  # what the optimizer holds that is not the model's
         self._random_states = RandomStatesCallback()
         self._missed_evaluation = False
         self._counts_evaluations = True
@@ -168,6 +170,7 @@ class FreezeCallback(TrainerCallback, ExportableState):
         self._counts_evaluations = self._missed_evaluation or not state.global_step
         if state.global_step and is_whole(args):
             load_beside(optimizer, model, Path(self.resumed_from or checkpoint.folder_of(args, state)))
+        self._beside = share_beside(optimizer, model) if is_whole(args) else []
         cut_up = args.gradient_accumulation_steps > 1 or args.world_size > 1
         if cut_up and not self.managed and state.is_world_process_zero:
             self._run.undo_at_end(CountProbe(model, is_running).remove)
@@ -193,6 +196,7 @@ class FreezeCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Note the learning rates of this step, and whose gradients have arrived."""
         if self._live_run:
+            average_gradients(self._beside)
             self._rates = self._live_run.optimizer_steps()
 
     def on_optimizer_step(

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers as hf
 from datasets import Dataset
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
@@ -49,6 +50,13 @@ def tokenizer() -> hf.PreTrainedTokenizerFast:
     return made
 
 
+def save(model: hf.PreTrainedModel, folder: str) -> None:
+    """Write what `from_pretrained` reads, on every process: `save_pretrained` does on the main one only."""
+    model.config.to_json_file(f"{folder}/config.json")
+    save_file(model.state_dict(), f"{folder}/model.safetensors", metadata={"format": "pt"})
+    tokenizer().save_pretrained(folder)
+
+
 def text(seed: int, words: int = 8) -> str:
     return " ".join(WORDS[(seed * step) % 60] for step in range(1, words + 1))
 
@@ -67,7 +75,7 @@ def sequence_to_sequence() -> dict[str, Any]:
 
 
 def supervised() -> dict[str, Any]:
-    data = Dataset.from_dict({"text": [text(i) for i in range(32)]})
+    data = Dataset.from_dict({"text": [text(i, 5 + i % 4) for i in range(32)]})
     return {"model": llama(), "train_dataset": data, "processing_class": tokenizer()}
 
 
@@ -118,8 +126,7 @@ def encoder_modules() -> Any:
         vocab_size=64, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, pad_token_id=0
     )
     with tempfile.TemporaryDirectory() as folder:
-        hf.BertModel(config).save_pretrained(folder)
-        tokenizer().save_pretrained(folder)
+        save(hf.BertModel(config), folder)
         encoder = parts.Transformer(folder, max_seq_length=16)
     return encoder, parts.Pooling(16)
 
@@ -131,8 +138,7 @@ def cross_encoder() -> dict[str, Any]:
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 
     with tempfile.TemporaryDirectory() as folder:
-        tiny_bert(layers=4, num_labels=1).save_pretrained(folder)
-        tokenizer().save_pretrained(folder)
+        save(tiny_bert(layers=4, num_labels=1), folder)
         model = CrossEncoder(folder, num_labels=1, device="cpu", max_length=16)
     columns = {"a": [text(i) for i in range(32)], "b": [text(i + 1) for i in range(32)]}
     data = Dataset.from_dict({**columns, "label": [float(i % 2) for i in range(32)]})

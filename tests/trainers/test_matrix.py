@@ -4,59 +4,15 @@ import pytest
 import torch
 import transformers as hf
 from peft import LoraConfig
-from transformers import set_seed
 
-from hf_freeze import FreezeCallback, FreezePlan, SelectionError, Stage, freezing
+from hf_freeze import FreezePlan, SelectionError, freezing
 from tests.models import tiny_bert
 from tests.trainers.kinds import KINDS, ROWS, TeacherTrainer, distillation
+from tests.trainers.runs import TRANSITION, moved, plan_of, trainer, weights
 
-STEPS, TRANSITION = 6, 3
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # each library warns in its own words
 EACH = pytest.mark.parametrize("kind", [kind.param for kind in KINDS])
 BOTH = pytest.mark.parametrize("way", ["callback", "mixin"])
-
-
-def plan_of(kind, staged):
-    stages = [Stage(step=TRANSITION, unfreeze=kind.more)] if staged else []
-    return FreezePlan(trainable=kind.last, stages=stages)
-
-
-def trainer(kind, way, folder, *, staged=False, **changes):
-    """A trainer of this kind, its arguments, and its weights before."""
-    given = kind.build()
-    base, plan = kind.trainer(), changes.pop("plan", None) or plan_of(kind, staged)
-    mine, declared = freezing(base)
-    values = {
-        "max_steps": STEPS,
-        "per_device_train_batch_size": 4,
-        "use_cpu": True,
-        "report_to": [],
-        "logging_steps": 1,
-        "save_strategy": "steps",
-        "save_steps": TRANSITION,
-        "learning_rate": 1e-2,
-        "disable_tqdm": True,
-        "seed": 3,
-    }
-    args = declared(str(folder), **{**values, **kind.settings})
-    given |= changes
-    if "peft_config" in changes:
-        given.pop("ref_model", None)  # the base under the adapter is the reference
-    set_seed(5)
-    if way == "mixin":
-        made = mine(args=args, freeze_plan=plan, **given)
-    else:
-        made = base(args=args, callbacks=[FreezeCallback(plan)], **given)
-    assert made.args is args
-    return made
-
-
-def weights(made):
-    return {name: parameter.detach().clone() for name, parameter in made.model.named_parameters()}
-
-
-def moved(before, after):
-    return {name for name in before if not torch.equal(before[name], after[name])}
 
 
 @EACH
