@@ -83,6 +83,9 @@ class CachedFeaturesTrainerMixin(_Base):
 
     @contextmanager
     def _on_features(self, inputs: dict[str, Any], name: str | None = None) -> Iterator[dict[str, Any]]:
+        if not isinstance(inputs, Mapping):  # TRL's GRPO is handed prompts, and makes the batch of them itself
+            yield inputs
+            return
         numbered = inputs.get(ROWS)
         inputs = {key: value for key, value in inputs.items() if key != ROWS} if numbered is not None else inputs
         if self._cache is None or not self._cache.kept:

@@ -20,6 +20,7 @@ from hf_freeze.private.check import require_private
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training import checkpoint
 from hf_freeze.training.arguments import FreezeArguments
+from hf_freeze.training.arguments_class import naming_other_arguments
 from hf_freeze.training.cached_features import CachedFeaturesTrainerMixin, CacheFeatures
 from hf_freeze.training.callbacks import FreezeCallback
 from hf_freeze.training.freezing import plan_as_it_is, set_trainable
@@ -100,8 +101,11 @@ class FreezeTrainerMixin(
             if is_final:
                 self._freezing.others_train = _may_bring_parameters(given)
                 self._group_specs(args, model)
-        super().__init__(*positional, **kwargs)
+        with naming_other_arguments(type(self), args):
+            super().__init__(*positional, **kwargs)
         refuse_deepspeeds_own_optimizer(self.args)  # one that only `accelerate launch` knew of
+        if isinstance(self.args, FreezeArguments):
+            self._settings = self.args  # the Trainer may have copied them, or have them by another name than `args`
         as_given, self._plan_as_it_is = self._plan_as_it_is, plan_as_it_is(self.model)
         self._read_arguments()
         if unwrap(self.model) is not model or as_given != self._plan_as_it_is or self._freezing.others_train:
@@ -188,7 +192,9 @@ class FreezeTrainerMixin(
             self._freezing.resumed_from = None
             self._starts_optimizer_anew = False
         try:
-            output: TrainOutput = super().train(resume_from_checkpoint, *positional, **kwargs)
+            if positional or resume_from_checkpoint is not None:  # a Trainer's own `train` may take nothing
+                positional = (resume_from_checkpoint, *positional)
+            output: TrainOutput = super().train(*positional, **kwargs)
             return output
         finally:
             self._leave_stage()

@@ -1,9 +1,5 @@
 """`freezing`: the Trainer of any library with a freeze plan, in one line."""
 
-import inspect
-import re
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,6 +8,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_freeze.errors import UnsupportedSetupError
 from hf_freeze.training.arguments import FreezeArguments
+from hf_freeze.training.arguments_class import arguments_class
 from hf_freeze.training.trainer import FreezeTrainerMixin
 
 
@@ -76,32 +73,3 @@ def _restored(arguments: Any, values: dict[str, Any]) -> Any:
     instance = object.__new__(made)
     vars(instance).update(values)
     return instance
-
-
-def arguments_class(trainer: type[Trainer]) -> type[TrainingArguments]:
-    """Find the arguments class that belongs to a Trainer class, or to the nearest of its bases that has one.
-
-    >>> from transformers import Seq2SeqTrainer
-    >>> arguments_class(Seq2SeqTrainer).__name__
-    'Seq2SeqTrainingArguments'
-    """
-    bases = [base for base in trainer.__mro__ if issubclass(base, Trainer) and base is not Trainer]
-    found = (kind for base in bases for name in _names(base) for kind in _lookup(base, name))
-    return next((kind for kind in found if kind is not TrainingArguments), TrainingArguments)
-
-
-def _names(base: type) -> list[str]:
-    """How the arguments class may be called: after the Trainer, or as the annotation of `args` says."""
-    stem = base.__name__.removesuffix("Trainer")
-    args = inspect.signature(base).parameters.get("args")
-    annotated = re.findall(r"\w+", re.sub(r"\w+\.", "", str(args.annotation))) if args is not None else []
-    return [f"{stem}TrainingArguments", f"{stem}Config", *annotated]
-
-
-def _lookup(base: type, name: str) -> Iterator[type[TrainingArguments]]:
-    """Look the name up in the module that defines `base` and in the packages around it, from the inside out."""
-    parts = base.__module__.split(".")
-    for depth in range(len(parts), 0, -1):
-        found = getattr(sys.modules.get(".".join(parts[:depth])), name, None)
-        if isinstance(found, type) and issubclass(found, TrainingArguments):
-            yield found

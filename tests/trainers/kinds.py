@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.util import find_spec
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -52,6 +54,7 @@ def tokenizer() -> hf.PreTrainedTokenizerFast:
 
 def save(model: hf.PreTrainedModel, folder: str) -> None:
     """Write what `from_pretrained` reads, on every process: `save_pretrained` does on the main one only."""
+    model.config.architectures = [type(model).__name__]
     model.config.to_json_file(f"{folder}/config.json")
     save_file(model.state_dict(), f"{folder}/model.safetensors", metadata={"format": "pt"})
     tokenizer().save_pretrained(folder)
@@ -100,6 +103,35 @@ def preference() -> dict[str, Any]:
 PREFERENCE = {"prompt": 0, "chosen": 3, "rejected": 7}
 
 
+def desired() -> dict[str, Any]:
+    columns = {"prompt": [text(i, 4) for i in range(32)], "completion": [text(i + 3, 4) for i in range(32)]}
+    data = Dataset.from_dict({**columns, "label": [i % 2 == 0 for i in range(32)]})
+    return {"model": llama(), "ref_model": llama(), "train_dataset": data, "processing_class": tokenizer()}
+
+
+def rewarded() -> dict[str, Any]:
+    """The model is given by its path: RLOO loads the reference by the name in the model's configuration."""
+    data = Dataset.from_dict({"prompt": [text(i, 4) for i in range(32)]})
+    return {
+        "model": saved_llama().name,
+        "reward_funcs": variety,
+        "train_dataset": data,
+        "processing_class": tokenizer(),
+    }
+
+
+@cache
+def saved_llama() -> TemporaryDirectory[str]:
+    folder: TemporaryDirectory[str] = TemporaryDirectory()
+    save(llama(), folder.name)
+    return folder
+
+
+def variety(completions: list[str], **columns: Any) -> list[float]:
+    """Reward each completion by how many letters it has, so that two of a prompt seldom get the same."""
+    return [float(len(completion) % 7) for completion in completions]
+
+
 def sentence_encoder() -> dict[str, Any]:
     from sentence_transformers import losses
 
@@ -117,27 +149,23 @@ def sentence_transformer() -> Any:
 
 
 def encoder_modules() -> Any:
-    import tempfile
-
     from sentence_transformers import models as parts
 
     hf.set_seed(0)
     config = hf.BertConfig(
         vocab_size=64, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, pad_token_id=0
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         save(hf.BertModel(config), folder)
         encoder = parts.Transformer(folder, max_seq_length=16)
     return encoder, parts.Pooling(16)
 
 
 def cross_encoder() -> dict[str, Any]:
-    import tempfile
-
     from sentence_transformers import CrossEncoder
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         save(tiny_bert(layers=4, num_labels=1), folder)
         model = CrossEncoder(folder, num_labels=1, device="cpu", max_length=16)
     columns = {"a": [text(i) for i in range(32)], "b": [text(i + 1) for i in range(32)]}
@@ -171,6 +199,7 @@ def of(module: str, name: str) -> Callable[[], type]:
 
 
 SHORT = {"bf16": False, "max_length": 16}
+GENERATED = {"bf16": False, "num_generations": 2, "max_completion_length": 6}
 LAST_OF_T5 = {"last": "decoder.layers[-1]", "more": "decoder.layers[-2]"}
 TRL = {"lora": True, "needs": "trl"}
 KINDS = [
@@ -180,6 +209,9 @@ KINDS = [
     Kind("SFT", of("trl", "SFTTrainer"), supervised, settings=SHORT, **TRL),
     Kind("Reward", of("trl", "RewardTrainer"), reward, settings=SHORT, **TRL),
     Kind("DPO", of("trl", "DPOTrainer"), preference, settings=SHORT, **TRL),
+    Kind("KTO", of("trl", "KTOTrainer"), desired, settings=SHORT, **TRL),
+    Kind("GRPO", of("trl", "GRPOTrainer"), rewarded, settings=GENERATED, **TRL),
+    Kind("RLOO", of("trl", "RLOOTrainer"), rewarded, settings=GENERATED, **TRL),
     Kind(
         "SentenceTransformer",
         of("sentence_transformers", "SentenceTransformerTrainer"),

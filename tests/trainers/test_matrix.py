@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-import transformers as hf
 from peft import LoraConfig
 
-from hf_freeze import FreezePlan, SelectionError, freezing
-from tests.models import tiny_bert
-from tests.trainers.kinds import KINDS, ROWS, TeacherTrainer, distillation
+from hf_freeze import FreezePlan, SelectionError
+from tests.trainers.kinds import KINDS
 from tests.trainers.runs import TRANSITION, moved, plan_of, trainer, weights
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # each library warns in its own words
@@ -63,67 +61,3 @@ def test_the_parameters_of_a_loss_train_under_a_frozen_encoder(tmp_path, kind):
     assert moved(before, weights(made)) == set()
     assert not torch.equal(made.loss.classifier.weight, classifier)
     assert {"others", "others.no_decay"} == {group["name"] for group in made.optimizer.param_groups}
-
-
-def test_arguments_reach_the_parameter_of_their_name_by_position_too(tmp_path):
-    mine, declared = freezing(TeacherTrainer)
-    args = declared(str(tmp_path), trainable=["head"], learning_rate=0.123, use_cpu=True, report_to=[])
-    given = distillation()
-    by_name = mine(given["model"], args=args, teacher=given["teacher"], train_dataset=given["train_dataset"])
-    by_place = mine(given["model"], given["teacher"], args, train_dataset=given["train_dataset"])
-    assert by_name.args is args is by_place.args
-    assert by_name.teacher is given["teacher"] is by_place.teacher
-
-
-class PositionalTrainer(hf.Trainer):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-
-
-class NamedTrainer(hf.Trainer):
-    def __init__(self, *, model, args, reward_funcs=None, **kwargs):
-        self.reward_funcs = reward_funcs
-        super().__init__(model, args, **kwargs)
-
-
-class ReplacingTrainer(hf.Trainer):
-    """Ends up with another model than it was given, as after `peft_config=`."""
-
-    def __init__(self, model=None, args=None, **kwargs):
-        super().__init__(model, args, **kwargs)
-        self.model = self.model_wrapped = tiny_bert(layers=4, seed=7)
-
-
-HOSTILE = [PositionalTrainer, NamedTrainer, ReplacingTrainer]
-
-
-@pytest.mark.parametrize("base", HOSTILE)
-def test_constructors_of_any_shape_keep_the_plan(tmp_path, base):
-    mine, declared = freezing(base)
-    args = declared(str(tmp_path), trainable=["head"], max_steps=2, use_cpu=True, report_to=[], learning_rate=0.01)
-    made = mine(model=tiny_bert(layers=4), args=args, train_dataset=ROWS)
-    assert made.args is args
-    expected = FreezePlan(trainable="head").resolve(made.model).ever_trainable
-    before = weights(made)
-    made.train()
-    assert moved(before, weights(made)) == expected
-
-
-@pytest.mark.parametrize("base", [PositionalTrainer, hf.Trainer])
-def test_a_model_init_is_held_against_the_plan_at_once(tmp_path, base):
-    mine, declared = freezing(base)
-    args = declared(str(tmp_path), max_steps=1, use_cpu=True, report_to=[])
-    given = {"args": args, "model_init": lambda: tiny_bert(layers=4), "train_dataset": ROWS}
-    mine(None, freeze_plan="linear-probe", **given).train()
-    with pytest.raises(SelectionError, match="hed"):
-        mine(None, freeze_plan=FreezePlan(trainable="hed"), **given)
-
-
-def test_arguments_given_by_place_without_names_are_the_trainers_own(tmp_path):
-    mine, declared = freezing(PositionalTrainer)
-    args = declared(str(tmp_path), trainable=["head"], max_steps=1, use_cpu=True, report_to=[])
-    made = mine(tiny_bert(layers=4), args, train_dataset=ROWS)
-    assert made.args is args
-    with pytest.raises(SelectionError, match="hed"):
-        mine(tiny_bert(layers=4), declared(str(tmp_path / "b"), trainable=["hed"]), train_dataset=ROWS)
-    assert not (tmp_path / "b").exists()
