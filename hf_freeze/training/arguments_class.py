@@ -25,8 +25,8 @@ def naming_other_arguments(trainer: type, args: Any) -> Iterator[None]:
         if not isinstance(args, FreezeArguments) or isinstance(args, wanted):
             raise
         raise UnsupportedSetupError(
-            f"{trainer.__name__} was given {type(args).__name__} as args, and failed ({error}). Its own class "
-            f"of arguments is {wanted.__name__}: freezing({trainer.__name__}) returns that one with the fields of a plan."
+            f"{trainer.__name__} was given {type(args).__name__} as args, and failed ({error}). Its own "
+            f"arguments class is {wanted.__name__}: freezing({trainer.__name__}) returns it with the fields of a plan."
         ) from error
 
 
