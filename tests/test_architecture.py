@@ -134,10 +134,6 @@ CIRCLES = {
 LONG_FILES = {"selection/language.py"}
 SAME_FILE_NAMES = {"check.py", "checkpoint.py", "errors.py", "labels.py", "rows.py", "untouched.py"}
 PRIVATE_NAMES_OF_ANOTHER_ROOM = {
-    # ComparedTrainer is a FreezeTrainer.
-    ("reporting", "_cache"),
-    ("reporting", "_freezing"),
-    ("reporting", "_name_of"),
     # of torch and datasets
     ("reporting", "_dataset"),
 }

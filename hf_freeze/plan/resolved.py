@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import compress
@@ -67,11 +67,15 @@ class ResolvedPlan:
         ever = frozenset().union(*self.stages)
         return {entry.text: entry.pick(self.words) & ever for entry in entries if not entry.takes_out}
 
+    def size_of(self, canonical: Iterable[str]) -> int:
+        """Return how many elements the tensors of these canonical names have together."""
+        return sum(self.sizes[name] for name in canonical)
+
     def __str__(self) -> str:
         total = sum(self.sizes.values())
         rows = [("stage", "starts", "trainable", "share", "what trains")]
         for index, names in enumerate(self.stages):
-            count = sum(self.sizes[name] for name in names)
+            count = self.size_of(names)
             when = self.timed[index - 1].when if index else "start"
             rows.append(
                 (str(index), when, f"{count:,}", f"{count / max(total, 1):.1%}", describe_parts(names, self.words))

@@ -19,8 +19,8 @@ from hf_freeze.features.sets import FeatureSet
 from hf_freeze.features.untouched import random_states_kept
 from hf_freeze.training.arguments import FreezeArguments
 from hf_freeze.training.attributes import replaced
-from hf_freeze.training.callbacks import FreezeCallback
 from hf_freeze.training.freezing import trainable_for_now
+from hf_freeze.training.planned_training import PlannedTraining
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -40,9 +40,14 @@ class CachedFeaturesTrainerMixin(_Base):
 
     model: Any  # the Trainer's own annotation admits None, which it never is after construction
     _settings: FreezeArguments
-    _freezing: FreezeCallback
+    _freezing: PlannedTraining
     _cache: FeatureCache | None = None
     _count_parameters: Any = None
+
+    @property
+    def cached_sets(self) -> frozenset[str]:
+        """Names of the sets of which training reads stored features in this stage."""
+        return frozenset() if self._cache is None else frozenset(self._cache.kept)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Build the Trainer's loader; with `cache_frozen`, its batches carry the digests of their rows."""
@@ -165,14 +170,12 @@ class CachedFeaturesTrainerMixin(_Base):
         return sets, refused
 
     def _as_in(self, stage: int) -> Any:
-        resolved = self._freezing.resolved
-        assert resolved is not None
+        resolved = self._freezing.required_bound.resolved
         return lambda: trainable_for_now(self.model, resolved.names[stage])
 
     def _stages_ahead(self, state: TrainerState) -> dict[int, int]:
         """Return the steps of this stage, and of those later ones whose frozen part no stage before them changes."""
-        resolved, lengths = self._freezing.resolved, self._freezing.steps_ahead(state)
-        assert resolved is not None
+        resolved, lengths = self._freezing.required_bound.resolved, self._freezing.steps_ahead(state)
         now = min(lengths)
         kept = {now: lengths[now]}
         trained = resolved.names[now]

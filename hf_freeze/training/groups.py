@@ -25,6 +25,7 @@ from hf_freeze.plan.tables import part_labels
 from hf_freeze.selection.language import evaluate
 from hf_freeze.selection.model_map import ModelMap, unwrap
 from hf_freeze.training.backends import group_members
+from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.freezing import plan_as_it_is
 from hf_freeze.training.group_names import group_name
 
@@ -111,8 +112,9 @@ def param_groups(
     return [{**group, _PLAN: mark} for group in with_parameters(specs, model)]
 
 
-def refuse_groups_of_another_plan(optimizer: torch.optim.Optimizer, model: nn.Module, resolved: ResolvedPlan) -> None:
+def refuse_groups_of_another_plan(optimizer: torch.optim.Optimizer, bound: BoundPlan) -> None:
     """Raise `PlanError` where `param_groups` built the optimizer's groups for something else than this plan."""
+    resolved = bound.resolved
     theirs = {group[_PLAN] for group in optimizer.param_groups if _PLAN in group}
     if theirs - {resolved.fingerprint, _NO_PLAN}:
         raise PlanError(
@@ -120,7 +122,7 @@ def refuse_groups_of_another_plan(optimizer: torch.optim.Optimizer, model: nn.Mo
             f"{resolved.plan.to_dict()}, which the Trainer goes by. Give both the same one."
         )
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    names = {name: id(parameter) in held for name, parameter in unwrap(model).named_parameters()}
+    names = {name: id(parameter) in held for name, parameter in bound.parameters.items()}
     wrong = [name for name, is_held in names.items() if is_held != (name in resolved.ever_trainable)]
     # Where FSDP or DeepSpeed keep weights in tensors of their own, none is held by name.
     if _NO_PLAN in theirs and wrong and any(names.values()):
@@ -302,21 +304,20 @@ def with_parameters(specs: Sequence[GroupSpec], model: nn.Module) -> list[dict[s
     ]
 
 
-def refuse_left_out(optimizer: torch.optim.Optimizer, model: nn.Module, resolved: ResolvedPlan) -> None:
+def refuse_left_out(optimizer: torch.optim.Optimizer, bound: BoundPlan) -> None:
     """Raise `PlanError` for a model built anew in which something froze what the plan trains, before the optimizer.
 
     A callback is not asked between `model_init` and the optimizer, which holds only what requires a gradient then.
     """
     held = {id(parameter) for members in group_members(optimizer) for parameter in members}
-    named = unwrap(model).named_parameters()
-    left_out = [name for name, p in named if name in resolved.ever_trainable and id(p) not in held]
+    left_out = [name for name, parameter in bound.ever_trainable.items() if id(parameter) not in held]
     if left_out:
         more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
         raise PlanError(
             f"The plan trains {left_out[0]!r}{more}, but model_init returned a model with that frozen (PEFT freezes "
             "what it wraps), and the optimizer was built before a callback could unfreeze it. Let model_init call "
-            f"hf_freeze.unfreeze(model, {_entries_for(left_out, resolved)!r}) before it returns the model, or use "
-            "FreezeTrainer, which builds the optimizer itself."
+            f"hf_freeze.unfreeze(model, {_entries_for(left_out, bound.resolved)!r}) before it returns the model, or "
+            "use FreezeTrainer, which builds the optimizer itself."
         )
 
 

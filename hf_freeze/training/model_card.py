@@ -11,7 +11,7 @@ from hf_freeze.binary.metrics import BinaryClassificationMetrics
 from hf_freeze.binary.result import ThresholdResult
 from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.training.attributes import replaced
-from hf_freeze.training.callbacks import FreezeCallback
+from hf_freeze.training.planned_training import PlannedTraining
 from hf_freeze.whole_files import write_text
 
 if TYPE_CHECKING:
@@ -25,15 +25,15 @@ _HEADING = "## What trained"
 class ModelCardTrainerMixin(_Base):
     """Adds a section to the model card that the Trainer writes, and rounds the figures in the rest of it."""
 
-    _freezing: FreezeCallback
+    _freezing: PlannedTraining
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card as the Trainer does, with what trained, by which plan, and the threshold."""
         rounded = [{name: _rounded(value) for name, value in entry.items()} for entry in self.state.log_history]
         with replaced(self.state, log_history=rounded):
             super().create_model_card(*args, **kwargs)
-        card, resolved = Path(str(self.args.output_dir)) / "README.md", self._freezing.resolved
-        if resolved is None or not self.is_world_process_zero() or not card.exists():
+        card, resolved = Path(str(self.args.output_dir)) / "README.md", self._freezing.required_bound.resolved
+        if not self.is_world_process_zero() or not card.exists():
             return
         metrics = self.compute_metrics
         tuned = metrics.result if isinstance(metrics, BinaryClassificationMetrics) else None
@@ -44,7 +44,7 @@ class ModelCardTrainerMixin(_Base):
 def section(resolved: ResolvedPlan, tuned: ThresholdResult | None) -> str:
     """Say what trained and by which plan, and, where a threshold was tuned, how to apply it."""
     total = sum(resolved.sizes.values())
-    ever = sum(resolved.sizes[name] for name in frozenset().union(*resolved.stages))
+    ever = resolved.size_of(frozenset().union(*resolved.stages))
     plan = json.dumps({name: value for name, value in resolved.plan.to_dict().items() if value})
     text = (
         f"{ever:,} of {total:,} parameters trained ({ever / max(total, 1):.1%}); the others were frozen, and are "

@@ -5,13 +5,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from hf_freeze.errors import FreezeViolation
-from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.plan.tables import part_labels
 from hf_freeze.selection.norms import is_norm
 from hf_freeze.training.backends import group_members, is_sharded, local, steps_copies
+from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.digests import digests, over_shards
 from hf_freeze.training.freezing import frozen_modules
 
@@ -29,9 +28,8 @@ class FreezeProof:
     `watch` and `verify`; in between, only what has not yet been seen to move, at steps 1, 2, 4, 8, ...
     """
 
-    def __init__(self, model: nn.Module, resolved: ResolvedPlan, *, hold_buffers: bool) -> None:
-        self._model = model
-        self._resolved = resolved
+    def __init__(self, bound: BoundPlan, *, hold_buffers: bool) -> None:
+        self._bound = bound
         self._hold_buffers = hold_buffers
         self._trainable: Collection[str] = frozenset()
         self._frozen: dict[str, int] = {}
@@ -47,7 +45,7 @@ class FreezeProof:
         """Remember what is frozen now, and start to wait for what is trainable to move."""
         self._optimizer = optimizer
         self._trainable = trainable
-        named = self._named()
+        named = self._bound.parameters
         self._frozen = digests(self._frozen_tensors(named), merge_zeros=steps_copies(optimizer))
         self._refuse_left_out(named)
         waiting = {name: p for name, p in named.items() if name in trainable and name not in self._moved}
@@ -60,7 +58,8 @@ class FreezeProof:
         if not self._unmoved or not self._is_sampled():
             return
         rates = _rates(optimizer)
-        waiting = {name: p for name, p in self._named().items() if name in self._unmoved and rates.get(id(p), 0) > 0}
+        named = self._bound.parameters.items()
+        waiting = {name: p for name, p in named if name in self._unmoved and rates.get(id(p), 0) > 0}
         if self._steps > _STEPS_THAT_MAY_BE_SKIPPED or not steps_copies(optimizer):
             self._had_rate |= waiting.keys()  # whose gradients DeepSpeed keeps to itself
         waiting = {name: p for name, p in waiting.items() if p.grad is not None}
@@ -71,14 +70,14 @@ class FreezeProof:
     def see_step_done(self) -> None:
         """Cross off what has moved."""
         if self._unmoved and self._is_sampled():
-            self._cross_off(self._named())
+            self._cross_off(self._bound.parameters)
 
     def verify(self) -> None:
         """Raise `FreezeViolation` when something frozen moved since `watch`, or when replicas differ.
 
         What moved on one process only is raised on all of them.
         """
-        named = self._named()
+        named = self._bound.parameters
         now = digests(self._frozen_tensors(named), merge_zeros=steps_copies(self._optimizer))
         moved = [name for name, digest in self._frozen.items() if now.get(name, digest) != digest]
         # First, as all processes must take part: one that raised before would leave the others waiting for it.
@@ -120,7 +119,7 @@ class FreezeProof:
             "no gradient other than zero ever reached them. The model does not use them in this task; freeze them to "
             "say so",
         )
-        named = self._named().items()
+        named = self._bound.parameters.items()
         dtypes = {name: p.dtype for name, p in named if name in self._unmoved and name in self._had_gradient}
         for dtype in dict.fromkeys(dtypes.values()):
             small = [name for name in dtypes if dtypes[name] is dtype]
@@ -135,8 +134,8 @@ class FreezeProof:
     def _units(self) -> dict[str, set[str]]:
         """What must not stand still as a whole: head, layers and plan entries, as far as they were trainable."""
         tried = self._moved | self._unmoved.keys()
-        units: dict[str, set[str]] = {repr(entry): set(names) for entry, names in self._resolved.declared.items()}
-        for name, label in part_labels(self._resolved.words).items():
+        units: dict[str, set[str]] = {repr(entry): set(names) for entry, names in self._bound.resolved.declared.items()}
+        for name, label in part_labels(self._bound.resolved.words).items():
             if label == "head" or label.endswith("]"):
                 units.setdefault(label, set()).add(name)
         return {label: names & tried for label, names in units.items() if names & tried}
@@ -150,28 +149,25 @@ class FreezeProof:
     def _is_sampled(self) -> bool:
         return self._steps & (self._steps - 1) == 0
 
-    def _named(self) -> dict[str, torch.Tensor]:
-        return dict(self._model.named_parameters())
-
     def _frozen_tensors(self, named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Frozen parameters, and the statistics of the normalisations that are held in eval mode."""
-        frozen = {name: p for name, p in named.items() if name not in self._trainable}
-        with_statistics = (m for m in filter(is_norm, self._model.modules()) if next(m.buffers(), None) is not None)
+        frozen, model = {name: p for name, p in named.items() if name not in self._trainable}, self._bound.model
+        with_statistics = (m for m in filter(is_norm, model.modules()) if next(m.buffers(), None) is not None)
         if not self._hold_buffers or next(with_statistics, None) is None:
             return frozen
         held = {
             id(buffer)
-            for frozen_module in frozen_modules(self._model, self._trainable)
+            for frozen_module in frozen_modules(model, self._trainable)
             for module in filter(is_norm, frozen_module.modules())
             for buffer in module.buffers()
         }
-        return frozen | {name: buffer for name, buffer in self._model.named_buffers() if id(buffer) in held}
+        return frozen | {name: buffer for name, buffer in model.named_buffers() if id(buffer) in held}
 
     def _refuse_left_out(self, named: Mapping[str, torch.Tensor]) -> None:
         if self._optimizer is None:
             return
         held = {id(p) for members in group_members(self._optimizer) for p in members}
-        ever = self._resolved.ever_trainable
+        ever = self._bound.resolved.ever_trainable
         if left_out := [name for name, p in named.items() if name in ever and id(p) not in held]:
             raise FreezeViolation(
                 f"{_listing(left_out)} shall train but is left out of the optimizer, so that it never moves. Build "
@@ -181,7 +177,7 @@ class FreezeProof:
             )
 
     def _why_moved(self, moved: Sequence[str]) -> str:
-        if not set(moved) <= self._named().keys():
+        if not set(moved) <= self._bound.parameters.keys():
             return (
                 "Buffers are among them: a module was put into train mode after the trainer had set its frozen modules "
                 "to eval (a BatchNorm updates its statistics there). Do not call train() on it inside forward()."

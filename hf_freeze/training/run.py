@@ -19,6 +19,7 @@ from hf_freeze.plan.tables import describe_parts
 from hf_freeze.plan.timeline import Timeline
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training.backends import find_wrappers, is_sharded, steps_copies, tell_wrappers
+from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.freezing import hold_eval, release_eval, set_trainable
 from hf_freeze.training.proof import FreezeProof
 from hf_freeze.training.recomputation import let_gradients_in
@@ -95,18 +96,17 @@ class FreezeRun:
         self.resolved = resolved
         self.state = RunState(fired={})
         self.best: dict[str, torch.Tensor] = {}
-        model = unwrap(model)
-        self._model = model
+        self._bound = bound = BoundPlan(resolved, unwrap(model))
         self._optimizer = optimizer
         self._by_rate = steps_copies(optimizer)
         self._settings = settings
         self._max_steps = max_steps
         self._timeline = Timeline(resolved.timed, max_steps=max_steps, steps_per_epoch=steps_per_epoch)
         warmup = warmup_steps(settings.unfreeze_warmup, max_steps)
-        self._gate = RateGate(optimizer, resolved, model, warmup=warmup)
-        self._proof = FreezeProof(model, resolved, hold_buffers=settings.frozen_eval) if settings.verify else None
-        self._wrappers = find_wrappers(model)
-        if self._by_rate or any(map(is_sharded, model.parameters())):
+        self._gate = RateGate(optimizer, bound, warmup=warmup)
+        self._proof = FreezeProof(bound, hold_buffers=settings.frozen_eval) if settings.verify else None
+        self._wrappers = find_wrappers(bound.model)
+        if self._by_rate or any(map(is_sharded, bound.model.parameters())):
             refuse_rewind(resolved, "This set-up")
         self._logged: dict[str, Any] = {}
         self._is_running = is_running
@@ -118,8 +118,8 @@ class FreezeRun:
         """Put the model into the first stage, or into the one that an interrupted run was in."""
         self.state = state or self.state
         self.best = best or {}
-        self.undo_at_end(let_gradients_in(self._model))
-        self.undo_at_end(partial(release_eval, self._model, self._is_over))
+        self.undo_at_end(let_gradients_in(self._bound.model))
+        self.undo_at_end(partial(release_eval, self._bound.model, self._is_over))
         self._apply(self.state.stage)
 
     def step_begins(self, step: int) -> None:
@@ -210,7 +210,7 @@ class FreezeRun:
         watch = _from_main_process(watch.see(value, step=step, plateau=plateau))
         self.state.watch = watch
         if plateau.restore_best and watch.best_step == step:
-            self.best = take_snapshot(self._model)
+            self.best = take_snapshot(self._bound, self.state.stage)
         if watch.is_over(plateau):
             self._fired[awaited] = step
 
@@ -254,7 +254,7 @@ class FreezeRun:
 
     def _enter(self, stage: int, step: int) -> None:
         self.verify()
-        restore_snapshot(self._model, self.best)
+        restore_snapshot(self._bound, self.best)
         self.best = {}
         self._apply(stage)
         logger.info(
@@ -268,11 +268,11 @@ class FreezeRun:
 
     def _apply(self, stage: int) -> None:
         trainable = self.resolved.names[stage]
-        thawed, frozen = set_trainable(self._model, self.resolved.ever_trainable if self._by_rate else trainable)
+        thawed, frozen = set_trainable(self._bound.model, self.resolved.ever_trainable if self._by_rate else trainable)
         if thawed or frozen:
             tell_wrappers(self._wrappers)
         if self._settings.frozen_eval:
-            hold_eval(self._model, trainable, is_over=self._is_over)
+            hold_eval(self._bound.model, trainable, is_over=self._is_over)
         if self._proof:
             self._proof.watch(self._optimizer, trainable)
         self.state.stage = stage

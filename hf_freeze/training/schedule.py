@@ -12,9 +12,9 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from hf_freeze.errors import PlanError
-from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.plan.stages import is_number
 from hf_freeze.training.backends import group_members, steps_copies
+from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.group_names import joined_names
 
 
@@ -52,12 +52,10 @@ class RateGate:
     `close` before an optimizer step, `open` after it and before the scheduler steps.
     """
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, resolved: ResolvedPlan, model: torch.nn.Module, *, warmup: int
-    ) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, bound: BoundPlan, *, warmup: int) -> None:
         self._optimizer = optimizer
         self._warmup = warmup
-        self._trains = _trains_by_group(optimizer, resolved, model, warmup)
+        self._trains = _trains_by_group(optimizer, bound, warmup)
         self._closed: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._frozen: list[bool] = [False] * len(optimizer.param_groups)
 
@@ -100,17 +98,15 @@ class RateGate:
         self._closed = []
 
 
-def _trains_by_group(
-    optimizer: torch.optim.Optimizer, resolved: ResolvedPlan, model: torch.nn.Module, warmup: int
-) -> list[list[bool]]:
+def _trains_by_group(optimizer: torch.optim.Optimizer, bound: BoundPlan, warmup: int) -> list[list[bool]]:
     """For every group, in which stages it trains."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in bound.parameters.items()}
     by_rate = steps_copies(optimizer)
     result: list[list[bool]] = []
     for index, (group, parameters) in enumerate(zip(optimizer.param_groups, group_members(optimizer), strict=True)):
         members = [names[id(parameter)] for parameter in parameters if id(parameter) in names]
-        ever = [name for name in members if name in resolved.ever_trainable]
-        stages = [[name in trainable for name in ever] for trainable in resolved.names]
+        ever = [name for name in members if name in bound.resolved.ever_trainable]
+        stages = [[name in trainable for name in ever] for trainable in bound.resolved.names]
         if (warmup or by_rate) and any(any(stage) and not all(stage) for stage in stages):
             raise PlanError(
                 f"{'DeepSpeed' if by_rate else 'unfreeze_warmup'} needs groups that thaw as a whole; group "

@@ -13,22 +13,22 @@ from transformers import TrainingArguments
 
 from hf_freeze.errors import PlanError, UnsupportedSetupError
 from hf_freeze.plan.resolved import ResolvedPlan
-from hf_freeze.selection.model_map import unwrap
+from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.checkpoint import thawed_tensors
 from hf_freeze.training.snapshot import refuse_rewind
 
 logger = logging.getLogger(__name__)
 
 
-def check_setup(args: TrainingArguments, model: nn.Module, resolved: ResolvedPlan) -> None:
+def check_setup(args: TrainingArguments, bound: BoundPlan) -> None:
     """Raise `UnsupportedSetupError` for an optimizer, a precision or a wrapper that cannot honour the plan."""
     check_arguments(args)
-    _check_precision(args, model, resolved)
-    _check_plateaus(args, resolved)
-    _check_deepspeed(args, resolved)
+    _check_precision(args, bound)
+    _check_plateaus(args, bound.resolved)
+    _check_deepspeed(args, bound.resolved)
     if _uses_fsdp(args):
-        refuse_rewind(resolved, "FSDP")
-    _check_thawed_base(args, model, resolved)
+        refuse_rewind(bound.resolved, "FSDP")
+    _check_thawed_base(args, bound)
 
 
 def require_module(model: object) -> None:
@@ -61,11 +61,11 @@ def _check_plateaus(args: TrainingArguments, resolved: ResolvedPlan) -> None:
         )
 
 
-def _check_thawed_base(args: TrainingArguments, model: nn.Module, resolved: ResolvedPlan) -> None:
+def _check_thawed_base(args: TrainingArguments, bound: BoundPlan) -> None:
     """PEFT saves adapters only; what is saved beside them must be whole on the process that saves."""
     zero = _deepspeed_config(args).get("zero_optimization", {}).get("stage")
     in_shards = "FSDP" if _uses_fsdp(args) else "ZeRO-3" if zero == 3 else None
-    if in_shards and (thawed := thawed_tensors(model, resolved.ever_trainable)):
+    if in_shards and (thawed := thawed_tensors(bound.model, bound.resolved.ever_trainable)):
         raise UnsupportedSetupError(
             f"The plan trains {next(iter(thawed))!r} and {len(thawed) - 1} other weights of the base model under PEFT, "
             f"which would have to be saved beside the adapter, and {in_shards} keeps them in shards. Train adapters "
@@ -83,11 +83,10 @@ def _check_optimizer(args: TrainingArguments) -> None:
         )
 
 
-def _check_precision(args: TrainingArguments, model: nn.Module, resolved: ResolvedPlan) -> None:
+def _check_precision(args: TrainingArguments, bound: BoundPlan) -> None:
     if not args.fp16:
         return
-    named = unwrap(model).named_parameters()
-    half = [name for name, p in named if p.dtype is torch.float16 and name in resolved.ever_trainable]
+    half = [name for name, tensor in bound.ever_trainable.items() if tensor.dtype is torch.float16]
     if half:
         raise UnsupportedSetupError(
             f"{half[0]!r} and {len(half) - 1} other parameters to be trained are float16, and fp16=True scales "
@@ -96,18 +95,17 @@ def _check_precision(args: TrainingArguments, model: nn.Module, resolved: Resolv
         )
 
 
-def warn_of_coarse_weights(model: nn.Module, resolved: ResolvedPlan) -> None:
+def warn_of_coarse_weights(bound: BoundPlan) -> None:
     """Warn where what trains is kept in a precision that swallows small steps."""
-    by_name = dict(unwrap(model).named_parameters())
-    ever = [name for name in by_name if name in resolved.ever_trainable]
-    coarse = [name for name in ever if by_name[name].dtype in (torch.float16, torch.bfloat16)]
+    dtypes = {name: tensor.dtype for name, tensor in bound.ever_trainable.items()}
+    coarse = [name for name, dtype in dtypes.items() if dtype in (torch.float16, torch.bfloat16)]
     if coarse:
         logger.warning(
             "%r and %d other parameters to be trained are %s: most steps at small learning rates are lost to rounding. "
             "Keep what trains in float32; frozen parts may stay as they are.",
             coarse[0],
             len(coarse) - 1,
-            by_name[coarse[0]].dtype,
+            dtypes[coarse[0]],
         )
 
 

@@ -2,18 +2,17 @@
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import nn
 
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
 from hf_freeze.plan.resolved import ResolvedPlan
-from hf_freeze.selection.model_map import unwrap
 from hf_freeze.selection.norms import is_norm
+from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.checkpoint import write_tensors
 from hf_freeze.training.digests import digests
 
@@ -29,14 +28,14 @@ def refuse_rewind(resolved: ResolvedPlan, backend: str) -> None:
         )
 
 
-def take_snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Copy to the CPU what training can change now: trainable parameters, and statistics of normalisations."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in _changing(model).items()}
+def take_snapshot(bound: BoundPlan, stage: int) -> dict[str, torch.Tensor]:
+    """Copy to the CPU what training can change in a stage: trainable parameters, and statistics of normalisations."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in _changing(bound, stage).items()}
 
 
-def restore_snapshot(model: nn.Module, snapshot: Mapping[str, torch.Tensor]) -> None:
+def restore_snapshot(bound: BoundPlan, snapshot: Mapping[str, torch.Tensor]) -> None:
     """Copy a snapshot back into the model."""
-    own = dict(unwrap(model).named_parameters()) | dict(unwrap(model).named_buffers())
+    own = bound.parameters | dict(bound.model.named_buffers())
     with torch.no_grad():
         for name, tensor in snapshot.items():
             own[name].copy_(tensor)
@@ -51,10 +50,8 @@ def save_snapshot(snapshot: Mapping[str, torch.Tensor], folder: str | os.PathLik
     write_tensors(snapshot, path, {"digests": json.dumps(digests(snapshot))})
 
 
-def load_snapshot(
-    folder: str | os.PathLike[str], model: nn.Module, trainable: Collection[str]
-) -> dict[str, torch.Tensor]:
-    """Read the snapshot of a stage that trains `trainable`.
+def load_snapshot(folder: str | os.PathLike[str], bound: BoundPlan, stage: int) -> dict[str, torch.Tensor]:
+    """Read the snapshot of a stage.
 
     Raises `FreezeError` when it is missing, cannot be read, has changed since it was written, or is of other tensors.
     """
@@ -70,7 +67,7 @@ def load_snapshot(
             written = json.loads((file.metadata() or {}).get("digests", "null"))
     except (SafetensorError, ValueError) as error:
         raise FreezeError(f"{str(path)!r} cannot be read: {error}. Go back to another checkpoint.") from error
-    expected = _changing(model, trainable)
+    expected = _changing(bound, stage)
     for name in sorted(saved.keys() ^ expected.keys()):
         where = "the file" if name in saved else "this stage of the model"
         raise FreezeError(f"{str(path)!r} is of another stage or model: only {where} has {name!r}.")
@@ -85,9 +82,8 @@ def load_snapshot(
     return saved
 
 
-def _changing(model: nn.Module, trainable: Collection[str] | None = None) -> dict[str, torch.Tensor]:
-    model = unwrap(model)
+def _changing(bound: BoundPlan, stage: int) -> dict[str, torch.Tensor]:
+    model, trainable = bound.model, bound.resolved.names[stage]
     statistics = {id(buffer) for module in filter(is_norm, model.modules()) for buffer in module.buffers()}
     buffers = {name: buffer for name, buffer in model.named_buffers() if id(buffer) in statistics}
-    named = model.named_parameters()
-    return {name: p for name, p in named if (p.requires_grad if trainable is None else name in trainable)} | buffers
+    return {name: tensor for name, tensor in bound.parameters.items() if name in trainable} | buffers

@@ -2,13 +2,13 @@
 
 import inspect
 import logging
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
 
@@ -17,10 +17,10 @@ from hf_freeze.plan.given import PlanLike, as_plan
 from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.private.check import require_private
-from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training import checkpoint
 from hf_freeze.training.arguments import FreezeArguments
 from hf_freeze.training.arguments_class import naming_other_arguments
+from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.cached_features import CachedFeaturesTrainerMixin, CacheFeatures
 from hf_freeze.training.callbacks import FreezeCallback
 from hf_freeze.training.freezing import plan_as_it_is, set_trainable
@@ -31,16 +31,18 @@ from hf_freeze.training.groups import (
     refuse_unknown_options,
     with_parameters,
 )
-from hf_freeze.training.loss_window import LossWindow
+from hf_freeze.training.loss_window import LossWindowTrainerMixin
 from hf_freeze.training.merged_groups import trains_others, with_groups
 from hf_freeze.training.model_card import ModelCardTrainerMixin
+from hf_freeze.training.planned_training import STATE_KEY, PlannedTraining
 from hf_freeze.training.random_states import RandomStatesTrainerMixin
 from hf_freeze.training.run import FreezeSettings
-from hf_freeze.training.saved_state import require_readable
+from hf_freeze.training.run_events import RunEvents
 from hf_freeze.training.scaled_loss import ScaledLossTrainerMixin
 from hf_freeze.training.schedule import continue_schedule
 from hf_freeze.training.setup import check_arguments, refuse_deepspeeds_own_optimizer, uses_deepspeed
 from hf_freeze.training.thresholds import ThresholdTrainerMixin
+from hf_freeze.training.train_calls import while_training
 from hf_freeze.training.whole import has_optimizer, require_fitting, require_whole
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ require_private()
 
 
 class FreezeTrainerMixin(
+    LossWindowTrainerMixin,
     RandomStatesTrainerMixin,
     CachedFeaturesTrainerMixin,
     ScaledLossTrainerMixin,
@@ -77,7 +80,7 @@ class FreezeTrainerMixin(
     """
 
     model: Any  # the Trainer's own annotation admits None, which it never is after construction
-    _specs: tuple[ResolvedPlan | None, str, list[GroupSpec]] = (None, "", [])  # of which plan at which rates
+    _specs: tuple[BoundPlan | None, str, list[GroupSpec]] = (None, "", [])  # of which plan at which rates
 
     def __init__(self, *positional: Any, freeze_plan: PlanLike | None = None, **kwargs: Any) -> None:
         require_private()
@@ -89,18 +92,16 @@ class FreezeTrainerMixin(
         # With a path, a model_init or a peft_config, the Trainer builds the model that trains.
         is_final = isinstance(model, nn.Module) and given.get("peft_config") is None
         self._plan_as_it_is = plan_as_it_is(model) if is_final else FreezePlan(trainable="all")
-        self._freezing = FreezeCallback(self._declared_plan())
-        self._freezing.managed = True
+        self._freezing = PlannedTraining(self._declared_plan())
         self._read_arguments()
         self._starts_optimizer_anew = False
-        self._losses_since_logged = LossWindow()
         _refuse_second_callback(given.get("callbacks") or ())
         if args is not None:
             check_arguments(args)
             refuse_deepspeeds_own_optimizer(args)
             if is_final:
                 self._freezing.others_train = _may_bring_parameters(given)
-                self._group_specs(args, model)
+                self._bind(args, model)
         with naming_other_arguments(type(self), args):
             super().__init__(*positional, **kwargs)
         refuse_deepspeeds_own_optimizer(self.args)  # one that only `accelerate launch` knew of
@@ -108,14 +109,13 @@ class FreezeTrainerMixin(
             self._settings = self.args  # the Trainer may have copied them, or have them by another name than `args`
         as_given, self._plan_as_it_is = self._plan_as_it_is, plan_as_it_is(self.model)
         self._read_arguments()
-        if unwrap(self.model) is not model or as_given != self._plan_as_it_is or self._freezing.others_train:
-            self._freezing.others_train = self._freezing.others_train and self._trains_others()
-            self._freezing.resolved = None  # the Trainer built the model, or changed it
-        resolved, _ = self._group_specs(self.args, self.model)
-        self.add_callback(self._freezing)
-        self.add_callback(_LossWindow(self))
+        others_train = self._freezing.others_train
+        if as_given != self._plan_as_it_is or others_train:  # the Trainer froze some, or knows what trains beside it
+            self._freezing.unbind(others_train=others_train and self._trains_others())
+        bound, _ = self._bind(self.args, self.model)
+        self.add_callback(TrainerEvents(self._freezing, begin_loss_window=self._begin_loss_window))
         self.add_callback(CacheFeatures(self))
-        set_trainable(self.model, resolved.names[0])
+        set_trainable(self.model, bound.resolved.names[0])
 
     def _read_arguments(self) -> None:
         """Take the plan and its settings from the arguments, which a hyperparameter search changes between runs."""
@@ -123,8 +123,7 @@ class FreezeTrainerMixin(
         settings = FreezeSettings(
             frozen_eval=given.frozen_eval, verify=given.verify_freeze, unfreeze_warmup=given.unfreeze_warmup
         )
-        self._freezing.declare(self._declared_plan(), settings)
-        self._freezing.ignore_plan_change = given.ignore_plan_change
+        self._freezing.declare(self._declared_plan(), settings, ignores_plan_change=given.ignore_plan_change)
 
     def _declared_plan(self) -> FreezePlan:
         given, declared = self._given_plan, self._settings.freeze_plan()
@@ -134,10 +133,20 @@ class FreezeTrainerMixin(
             )
         return given or declared or self._plan_as_it_is
 
+    @property
+    def resolved_plan(self) -> ResolvedPlan:
+        """What trains in each stage of this model."""
+        return self._freezing.required_bound.resolved
+
+    @property
+    def freeze_stage(self) -> int | None:
+        """The stage that training is in; None outside of `train()`."""
+        return self._freezing.stage
+
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Build the model, and hold the plan and the groups against it at once."""
         model: nn.Module = super().call_model_init(trial)
-        self._group_specs(self.args, model)
+        self._bind(self.args, model)
         return model
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -147,11 +156,11 @@ class FreezeTrainerMixin(
         """
         target: Any = self.model if model is None else model
         self._read_arguments()
-        resolved, specs = self._group_specs(self.args, self.model)
+        bound, specs = self._bind(self.args, self.model)
         # Whatever is prepared next (DDP's reducer, FSDP's upcast, DeepSpeed's partition) sees all that ever trains.
-        set_trainable(self.model, resolved.ever_trainable)
+        set_trainable(self.model, bound.resolved.ever_trainable)
         if self.optimizer is not None:
-            refuse_groups_of_another_plan(self.optimizer, self.model, self._freezing.prepare(self.args, self.model))
+            refuse_groups_of_another_plan(self.optimizer, bound)
             return super().create_optimizer(*_given(model))
         before = self.optimizer_cls_and_kwargs
         cls, kwargs = before or self.get_optimizer_cls_and_kwargs(self.args, target)
@@ -169,18 +178,20 @@ class FreezeTrainerMixin(
         cls, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
         return trains_others(cls, kwargs, self.model)
 
-    def _group_specs(self, args: TrainingArguments, model: nn.Module) -> tuple[ResolvedPlan, list[GroupSpec]]:
+    def _bind(self, args: TrainingArguments, model: nn.Module) -> tuple[BoundPlan, list[GroupSpec]]:
         """Hold the plan and the groups against the model, unless that is done."""
-        resolved = self._freezing.prepare(args, model)
+        bound = self._freezing.bind(args, model)
         group_lrs, layer_lr_decay = self._settings.rates_by_selection, self._settings.layer_lr_decay
         rates = repr((args.learning_rate, args.weight_decay, group_lrs, layer_lr_decay))
         known, of_rates, specs = self._specs
-        if resolved is not known or rates != of_rates:
-            decayed = self.get_decay_parameter_names(unwrap(model))
-            specs = group_specs(resolved, args, decayed=decayed, group_lrs=group_lrs, layer_lr_decay=layer_lr_decay)
-            self._specs = resolved, rates, specs
-        self._freezing.groups = {spec.name: spec.digest for spec in specs}
-        return resolved, specs
+        if bound is not known or rates != of_rates:
+            decayed = self.get_decay_parameter_names(bound.model)
+            specs = group_specs(
+                bound.resolved, args, decayed=decayed, group_lrs=group_lrs, layer_lr_decay=layer_lr_decay
+            )
+            self._specs = bound, rates, specs
+        self._freezing.note_groups({spec.name: spec.digest for spec in specs})
+        return bound, specs
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **kwargs: Any) -> TrainOutput:
         """Train by the plan. A checkpoint that was written under another plan is refused with the difference."""
@@ -211,11 +222,9 @@ class FreezeTrainerMixin(
         if not in_parts and self.model_init is None:
             require_fitting(folder, self.model)
         self._read_arguments()
-        self._group_specs(self.args, self.model)
+        self._bind(self.args, self.model)
         self._freezing.resumed_from = folder
-        saved = checkpoint.read_callback_state(folder, FreezeCallback.__name__)
-        require_readable(saved, folder)
-        difference = checkpoint.plan_difference(saved, self._freezing.state(), folder)
+        difference = self._freezing.difference_from(folder)
         if difference and not self._settings.ignore_plan_change:
             raise PlanError(difference)
         if difference and uses_deepspeed(self.args):
@@ -237,22 +246,15 @@ class FreezeTrainerMixin(
         else:
             if self.is_fsdp_enabled:
                 # It asks the checkpoint for the moments of all that requires a gradient now.
-                set_trainable(self.model, self._trained_so_far(saved))
+                set_trainable(self.model, self._freezing.trained_so_far(saved))
             super()._load_optimizer_and_scheduler(folder)
 
-    def _trained_so_far(self, state: TrainerState) -> frozenset[str]:
-        """What trained in any stage up to that of the checkpoint that is resumed."""
-        saved = checkpoint.saved_part(checkpoint.callback_state(state, FreezeCallback.__name__))
-        resolved = self._freezing.prepare(self.args, self.model)
-        return frozenset().union(*resolved.names[: saved["run"]["stage"] + 1])
-
     def _load_callback_state(self) -> None:
-        super()._load_callback_state()
-        if self._freezing not in self.callback_handler.callbacks:
-            # restore_callback_states_from_checkpoint put one in its place that this trainer does not manage.
-            self.remove_callback(FreezeCallback)
-            self.add_callback(self._freezing)
         saved: Any = self.state.stateful_callbacks
+        # This trainer goes on with its own: restore_callback_states_from_checkpoint would build it anew.
+        ours = {name: saved.pop(name) for name in (STATE_KEY,) if name in saved}
+        super()._load_callback_state()
+        saved.update(ours)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
                 # The next save looks every such callback up, those that the interrupted run had not among them.
@@ -265,8 +267,8 @@ class FreezeTrainerMixin(
         super().log(logs, *positional, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self._freezing.verify_now()
-        self._freezing.loss_window = self._loss_window()
+        self._freezing.verify()
+        self._freezing.note_loss_window(self._loss_window())
         if self.args.should_save:
             run_folder = self._get_output_dir(kwargs.get("trial", args[1] if len(args) > 1 else None))
             self._freezing.save_stage_best(Path(run_folder) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
@@ -276,61 +278,46 @@ class FreezeTrainerMixin(
         """Save as the Trainer does, under PEFT with the base weights that train."""
         super().save_model(output_dir, *args, **kwargs)
         if self.args.should_save:
-            ever_trainable = self._freezing.prepare(self.args, self.model).ever_trainable
-            checkpoint.save_thawed(self.model, output_dir or str(self.args.output_dir), ever_trainable)
+            self._freezing.save_thawed(output_dir or str(self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *given: Any) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, *given)
-        ever_trainable = self._freezing.prepare(self.args, self.model).ever_trainable
-        checkpoint.load_thawed(self.model, resume_from_checkpoint, needed=ever_trainable)
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Step as the Trainer does; the loss of a resumed run goes on where it was."""
-        loss = super().training_step(*args, **kwargs)
-        return self._losses_since_logged.add(
-            loss,
-            logged=self._globalstep_last_logged,
-            step=self.state.global_step,
-            skips_nan=self.args.logging_nan_inf_filter,
-        )
-
-    def _loss_window(self) -> dict[str, Any]:
-        """The training loss since it was last logged, per process: what a resumed run must add to."""
-        window = self._losses_since_logged
-        total = window.total if window.logged == self._globalstep_last_logged else 0.0
-        losses = torch.as_tensor(total, device=self.args.device).detach().reshape(1).float()
-        gathered = self.accelerator.gather(losses) if self.accelerator.num_processes > 1 else losses
-        return {"step": self.state.global_step, "logged": self._globalstep_last_logged, "losses": gathered.tolist()}
-
-    def _restore_loss_window(self) -> None:
-        self._losses_since_logged.begin(self._globalstep_last_logged)
-        saved = checkpoint.callback_state(self.state, FreezeCallback.__name__)
-        window = checkpoint.saved_part(saved).get("loss_window", {}) if self.state.global_step else {}
-        if window.get("step") != self.state.global_step or not window:
-            return
-        losses: list[float] = window["losses"]
-        mean = sum(losses) / len(losses)
-        same_processes = len(losses) == self.accelerator.num_processes
-        own = losses[self.accelerator.process_index] if same_processes else mean
-        self._globalstep_last_logged = window["logged"]
-        self._losses_since_logged.begin(window["logged"], own)
-        self._total_loss_scalar -= mean  # the mean loss of this call counts its own steps only
+        self._freezing.load_thawed(resume_from_checkpoint)
 
 
 class FreezeTrainer(FreezeTrainerMixin, Trainer):
     """The Hugging Face Trainer with a freeze plan; every argument beside `freeze_plan` is the Trainer's."""
 
 
-class _LossWindow(TrainerCallback):
-    """Continues the loss window of a resumed run; `on_train_begin` comes right after the Trainer resets it."""
+class TrainerEvents(RunEvents):
+    """The events of a FreezeTrainer, which itself makes the groups, looks at checkpoints and saves."""
 
-    def __init__(self, trainer: FreezeTrainerMixin) -> None:
-        self._trainer = trainer
+    def __init__(self, training: PlannedTraining, *, begin_loss_window: Callable[[Mapping[str, Any]], None]) -> None:
+        super().__init__(training)
+        self._begin_loss_window = begin_loss_window
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._trainer._restore_loss_window()
+        """Freeze by the plan, and go on with the loss of an interrupted run."""
+        training = self._training
+        training.end()  # a run that broke off, as under auto_find_batch_size
+        training.bind(args, kwargs["model"])
+        training.begin(
+            args,
+            state,
+            kwargs["optimizer"],
+            resumed=training.resumed_run(args, state),
+            batches=kwargs.get("train_dataloader"),
+            is_running=while_training(self),
+        )
+        self._begin_loss_window(training.saved_loss_window(state) if state.global_step else {})
+
+
+# By this name trainer_state.json holds its state, so that each kind of Trainer knows a checkpoint of the other.
+TrainerEvents.__name__ = STATE_KEY
+# Who looks for the callback that follows the plan finds it in every Trainer.
+FreezeCallback.register(TrainerEvents)
 
 
 def by_name(trainer: type, mixin: type, positional: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from hf_freeze import (
     UnsupportedSetupError,
     freeze,
 )
+from hf_freeze.training.bound_plan import bind
 from hf_freeze.training.setup import check_setup, warn_of_coarse_weights
 from tests.installed import since
 from tests.launch import accelerate_launch
@@ -38,7 +39,7 @@ def arguments(**overrides):
 
 def check(args, model=None, plan=None):
     model = model or tiny_bert()
-    check_setup(args, model, (plan or FreezePlan(trainable="head")).resolve(model))
+    check_setup(args, bind(plan or FreezePlan(trainable="head"), model))
 
 
 def test_a_plain_set_up_is_fine():
@@ -106,7 +107,7 @@ def test_a_later_stage_counts():
 def test_weights_too_coarse_for_small_steps_are_warned_of(dtype, caplog):
     model = tiny_bert().to(dtype)
     with caplog.at_level(logging.WARNING):
-        warn_of_coarse_weights(model, FreezePlan(trainable="head").resolve(model))
+        warn_of_coarse_weights(bind(FreezePlan(trainable="head"), model))
     (message,) = caplog.messages
     assert message.startswith(f"'classifier.weight' and 1 other parameters to be trained are {dtype}")
 
@@ -115,7 +116,7 @@ def test_coarse_weights_that_stay_frozen_are_not_warned_of(caplog):
     model = tiny_bert()
     model.bert.to(torch.bfloat16)
     with caplog.at_level(logging.WARNING):
-        warn_of_coarse_weights(model, FreezePlan(trainable="head").resolve(model))
+        warn_of_coarse_weights(bind(FreezePlan(trainable="head"), model))
     assert not caplog.messages
 
 

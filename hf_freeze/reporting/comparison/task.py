@@ -71,7 +71,7 @@ class ComparedTrainer(FreezeTrainer):
     @property
     def trained(self) -> frozenset[str]:
         """The names of the parameters that trained in a stage which began."""
-        names = self._freezing.prepare(self.args, self.model).names
+        names = self.resolved_plan.names
         return frozenset().union(*(names[stage] for stage in self.stages_trained))
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -85,8 +85,7 @@ class ComparedTrainer(FreezeTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Step as the Trainer does."""
-        kept = [] if self._cache is None else self._cache.kept
-        self.steps_on_features.add(TRAINING in kept)
-        if self._freezing.stage is not None:
-            self.stages_trained.add(self._freezing.stage)
+        self.steps_on_features.add(TRAINING in self.cached_sets)
+        if self.freeze_stage is not None:
+            self.stages_trained.add(self.freeze_stage)
         return super().training_step(*args, **kwargs)

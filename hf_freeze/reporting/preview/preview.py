@@ -26,6 +26,7 @@ from hf_freeze.reporting.preview.stand_in import ModelSource, longest_text, with
 from hf_freeze.reporting.preview.trace import ModelTracer, StepTrace
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training.arguments import FreezeArguments
+from hf_freeze.training.bound_plan import bind
 from hf_freeze.training.freezing import plan_as_it_is
 from hf_freeze.training.groups import GroupSpec, group_specs
 from hf_freeze.training.setup import check_setup
@@ -84,8 +85,9 @@ def preview(
     built = unwrap(without_weights(model, auto_class))
     check_tokens(tokens, built)
     check_batch(batch, built)
-    resolved = (plan or plan_as_it_is(built)).resolve(built)
-    check_setup(args, built, resolved)
+    bound = bind(plan or plan_as_it_is(built), built)
+    check_setup(args, bound)
+    resolved = bound.resolved
     specs = _specs(resolved, args, built)
     schedule = rate_schedule(args, resolved, specs, rows=rows)
     count = args.per_device_train_batch_size if batch_size is None else batch_size

@@ -1,0 +1,322 @@
+"""The training of one Trainer under a plan: what was declared, what it means for the model, and the run that goes on.
+
+`FreezeCallback` and `FreezeTrainer` tell it what happens, each in the way of its kind of Trainer. What it keeps in a
+checkpoint, beside the Trainer's own files:
+
+| file | what | written by | read by |
+|---|---|---|---|
+| `trainer_state.json` | plan, settings, groups, stage, plateaus, loss | `state` | `difference_from`, `resumed_run` |
+| `stage_best.safetensors` | the best weights of a stage that a plateau ends | `save_stage_best` | `begin` |
+| `thawed_base.safetensors` | under PEFT, the base weights that train | `save_thawed` | `load_thawed` |
+| `beside_model.safetensors` | what trains beside the model, as a loss does | `save_beside` | `begin` |
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerState, TrainingArguments
+
+from hf_freeze.errors import PlanError
+from hf_freeze.plan.stages import FreezePlan
+from hf_freeze.training import checkpoint
+from hf_freeze.training.beside_model import average_gradients, load_beside, save_beside, share_beside
+from hf_freeze.training.bound_plan import BoundPlan, bind
+from hf_freeze.training.missed_evaluation import is_missed
+from hf_freeze.training.resumed_run import ResumedRun
+from hf_freeze.training.run import FreezeRun, FreezeSettings, RunState
+from hf_freeze.training.saved_state import require_readable
+from hf_freeze.training.setup import check_setup, is_whole, require_module, warn_of_coarse_weights
+from hf_freeze.training.snapshot import save_snapshot
+from hf_freeze.training.whole import lost_random_states
+
+logger = logging.getLogger(__name__)
+
+STATE_KEY = "FreezeCallback"
+"""Under which name `trainer_state.json` holds the state of a training."""
+
+
+class PlannedTraining:
+    """Owns what there is to know of one Trainer's training under a plan.
+
+    Declare a plan, `bind` it to the model whenever that may be another one, `begin` a run, say what happens in it, and
+    `end` it.
+
+    Args:
+        plan: What was declared.
+        settings: How to carry it out.
+        key: Under which name `trainer_state.json` holds the state.
+    """
+
+    def __init__(self, plan: FreezePlan, settings: FreezeSettings | None = None, *, key: str = STATE_KEY) -> None:
+        self.plan = plan
+        self.settings = settings or FreezeSettings()
+        self.ignores_plan_change = False
+        self.others_train = False
+        """Whether something beside the model has parameters that train, such as a loss."""
+        self.bound: BoundPlan | None = None
+        self.resumed_from: str | Path | None = None
+        """The checkpoint that the Trainer is about to resume from, where that is known."""
+        self.steps_per_epoch: int | None = None
+        """Optimizer steps per epoch, where the data has a length."""
+        self._key = key
+        self._groups: dict[str, str] = {}
+        self._loss_window: dict[str, Any] = {}
+        self._run: FreezeRun | None = None
+        self._beside: list[torch.Tensor] = []  # what the optimizer holds that is not the model's
+        self._rates: dict[str, float] = {}
+        self.misses_evaluation = False
+        """Whether the checkpoint that the run goes on from lacks the evaluation of its epoch."""
+        self._counts_evaluations = True
+
+    def declare(self, plan: FreezePlan, settings: FreezeSettings, *, ignores_plan_change: bool) -> None:
+        """Go by this plan and these settings from the next `bind` on."""
+        self.plan, self.settings, self.ignores_plan_change = plan, settings, ignores_plan_change
+
+    # The model
+
+    def bind(self, args: TrainingArguments, model: nn.Module) -> BoundPlan:
+        """Hold the plan against `model`, unless that is done, and check that the set-up can honour it.
+
+        For the moments when the model may be another one than before, or its embeddings may have been resized.
+
+        Raises:
+            SelectionError, PlanError, UnsupportedSetupError: Where plan, model and arguments do not go together.
+        """
+        require_module(model)
+        if self.bound is None or not self.bound.fits(self.plan, model):
+            self.bound = bind(self.plan, model, others_train=self.others_train)
+            warn_of_coarse_weights(self.bound)
+        check_setup(args, self.bound)
+        return self.bound
+
+    def unbind(self, *, others_train: bool) -> None:
+        """Hold the plan anew at the next `bind`: in the model, or beside it, something else trains now than before."""
+        self.bound, self.others_train = None, others_train
+
+    @property
+    def required_bound(self) -> BoundPlan:
+        """The plan and its model, which there is from the constructor of a Trainer on."""
+        assert self.bound is not None
+        return self.bound
+
+    def note_groups(self, groups: Mapping[str, str]) -> None:
+        """Remember the optimizer's groups, a digest of the members for each name: a checkpoint fits no others."""
+        self._groups = dict(groups)
+
+    # The run
+
+    def begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        optimizer: torch.optim.Optimizer,
+        *,
+        resumed: ResumedRun | None,
+        batches: object = None,
+        is_running: Callable[[], bool] = lambda: True,
+    ) -> FreezeRun:
+        """Start a run over the bound model, or go on with the one that was interrupted.
+
+        Args:
+            args: Those of the Trainer.
+            state: That of the Trainer.
+            optimizer: The optimizer that steps the model.
+            resumed: What `resumed_run` returned.
+            batches: The loader of the training set; its length gives the steps of an epoch.
+            is_running: Whether the run still goes on: nobody tells when an exception ends it.
+        """
+        bound = self.required_bound
+        self.steps_per_epoch = _steps_per_epoch(args, batches)
+        self._run = run = FreezeRun(
+            bound.resolved,
+            bound.model,
+            optimizer,
+            settings=self.settings,
+            max_steps=state.max_steps,
+            steps_per_epoch=self.steps_per_epoch,
+            is_running=is_running,
+        )
+        if state.is_world_process_zero:
+            logger.info("Freeze plan:\n%s", bound.resolved)
+        if resumed is None:
+            run.begin()
+        else:
+            resumed.go_on(run, bound, state)
+        self.misses_evaluation = is_missed(args, state, self.steps_per_epoch)
+        # An interrupted run has seen those of its last step: what `eval_on_start` adds would count twice.
+        self._counts_evaluations = self.misses_evaluation or not state.global_step
+        if resumed is not None and is_whole(args):
+            load_beside(optimizer, bound.model, Path(resumed.folder))
+        self._beside = share_beside(optimizer, bound.model) if is_whole(args) else []
+        return run
+
+    def end(self) -> None:
+        """Take every hook off the model. Doing it twice changes nothing."""
+        if self._run:
+            self._run.end()
+        self._run = None
+
+    def step_begins(self, step: int) -> None:
+        """Enter the stage of the step that comes after `step` steps, and set its learning rates."""
+        self._counts_evaluations = True
+        if run := self.run:
+            run.step_begins(step)
+
+    def before_optimizer_step(self) -> None:
+        """Note the learning rates of this step, and whose gradients have arrived."""
+        if run := self.run:
+            average_gradients(self._beside)
+            self._rates = run.optimizer_steps()
+
+    def after_optimizer_step(self) -> None:
+        """Note what has moved; from here on the scheduler's own rates apply again."""
+        if run := self.run:
+            run.optimizer_stepped()
+
+    def evaluated(self, metrics: Mapping[str, Any] | None, step: int) -> None:
+        """Judge whether a plateau is there that the plan waits for."""
+        self.misses_evaluation = False
+        if (run := self.run) and metrics is not None and self._counts_evaluations:
+            run.evaluated(metrics, step)
+
+    def verify(self) -> None:
+        """Raise `FreezeViolation` when something frozen moved, or replicas differ. Does nothing outside training."""
+        if run := self.run:
+            run.verify()
+
+    def conclude(self) -> None:
+        """Raise `FreezeViolation` when the run that ends did not do what the plan says."""
+        if run := self.run:
+            run.conclude()
+
+    @property
+    def run(self) -> FreezeRun | None:
+        """The run that goes on; nobody is told when an exception ends one."""
+        if self._run and self._run.is_over():
+            self.end()
+        return self._run
+
+    @property
+    def stage(self) -> int | None:
+        """The stage that the run is in; None outside training."""
+        run = self.run
+        return run.state.stage if run else None
+
+    def steps_ahead(self, state: TrainerState) -> dict[int, int]:
+        """Return, from the present stage on, how many steps each has left, as far as that is known."""
+        run = self.run
+        return run.steps_ahead(state.global_step) if run else {}
+
+    def log_entries(self) -> dict[str, Any]:
+        """Return what the logs of a training step should hold: `lr/<group>`, `stage`, `trainable_params`."""
+        run = self.run
+        if run is None:
+            return {}
+        resolved, stage = run.resolved, run.state.stage
+        return {**self._rates, "stage": stage, "trainable_params": resolved.size_of(resolved.stages[stage])}
+
+    def planned_now(self) -> list[frozenset[str]]:
+        """Return sets of names, one of which should be what requires gradients now; none before a model is known.
+
+        Between runs that is the set of any stage, or of all: what trains later stays trainable for the optimizer.
+        """
+        if self.bound is None:
+            return []
+        resolved = self.bound.resolved
+        return [*resolved.names, resolved.ever_trainable] if self._run is None else self._run.may_require_grad
+
+    # The checkpoint
+
+    def state(self) -> dict[str, Any]:
+        """Return what `trainer_state.json` keeps: how to declare the same again, and where the run is."""
+        run = self.run
+        saved = {
+            "fingerprint": self.bound.resolved.fingerprint if self.bound else "",
+            "groups": self._groups,
+            "loss_window": self._loss_window,
+            "run": (run.state if run else RunState()).to_dict(),
+        }
+        return {"args": {"plan": self.plan.to_dict(), **vars(self.settings)}, "attributes": {"saved": saved}}
+
+    def note_loss_window(self, window: Mapping[str, Any]) -> None:
+        """Remember the training loss since it was last logged, for the next checkpoint."""
+        self._loss_window = dict(window)
+
+    def save_stage_best(self, folder: str | Path) -> None:
+        """Save the best weights of a stage that a plateau shall end, for a run that resumes from `folder`."""
+        if run := self.run:
+            save_snapshot(run.best, folder)
+
+    def save_thawed(self, folder: str | Path) -> None:
+        """Under PEFT, save the base weights that train, which it leaves out."""
+        if bound := self.bound:
+            checkpoint.save_thawed(bound.model, folder, bound.resolved.ever_trainable)
+
+    def load_thawed(self, folder: str | Path) -> None:
+        """Under PEFT, load the base weights that trained; `FreezeError` where the checkpoint lacks them."""
+        if bound := self.bound:
+            checkpoint.load_thawed(bound.model, folder, needed=bound.resolved.ever_trainable)
+
+    def save_beside(self, args: TrainingArguments, state: TrainerState, optimizer: torch.optim.Optimizer) -> None:
+        """Save what the optimizer trains beside the model."""
+        if self.bound and args.should_save and is_whole(args):
+            save_beside(optimizer, self.bound.model, checkpoint.folder_of(args, state))
+
+    def difference_from(self, folder: str | Path) -> str | None:
+        """Say how the plan or the groups of a checkpoint differ from this run's; None if they do not.
+
+        Raises:
+            FreezeError: For a state that cannot be used.
+        """
+        return self._difference(checkpoint.read_callback_state(folder, self._key), folder)
+
+    def resumed_run(self, args: TrainingArguments, state: TrainerState) -> ResumedRun | None:
+        """Read what the run left that the Trainer resumes; None at the start of one.
+
+        Raises:
+            PlanError: For the checkpoint of another plan, unless that is to be ignored.
+            FreezeError: For a state that cannot be used.
+        """
+        if not state.global_step:
+            return None
+        folder = self.resumed_from or checkpoint.folder_of(args, state)
+        saved = checkpoint.callback_state(state, self._key)
+        difference = self._difference(saved, folder)
+        if difference and not self.ignores_plan_change:
+            raise PlanError(difference)
+        if lost := lost_random_states(folder, args):
+            logger.warning(
+                "%r is missing: the random numbers of this run (dropout, augmentation) are not those that the "
+                "interrupted run would have drawn, and its weights will differ from that one's.",
+                str(lost),
+            )
+        return ResumedRun(folder=folder, saved=checkpoint.saved_part(saved), plan_difference=difference)
+
+    def trained_so_far(self, state: TrainerState) -> frozenset[str]:
+        """Return the names of what trained in any stage up to that of the checkpoint that `state` was read from."""
+        saved = checkpoint.saved_part(checkpoint.callback_state(state, self._key))
+        return frozenset().union(*self.required_bound.resolved.names[: saved["run"]["stage"] + 1])
+
+    def saved_loss_window(self, state: TrainerState) -> Mapping[str, Any]:
+        """Return the training loss that the interrupted run had not logged yet; {} where `state` has none."""
+        saved = checkpoint.saved_part(checkpoint.callback_state(state, self._key))
+        window: Mapping[str, Any] = saved.get("loss_window", {})
+        return window
+
+    def _difference(self, saved: Mapping[str, Any] | None, folder: str | Path) -> str | None:
+        require_readable(saved, folder)
+        return checkpoint.plan_difference(saved, self.state(), folder)
+
+
+def _steps_per_epoch(args: TrainingArguments, batches: Any) -> int | None:
+    """Count optimizer steps per epoch as the Trainer does; None for data without a length."""
+    try:
+        length = len(batches)
+    except TypeError:
+        return None
+    return max(math.ceil(length / args.gradient_accumulation_steps), 1)

@@ -1,0 +1,118 @@
+"""The events of a Trainer, as every kind of Trainer has them, told to the training under a plan."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from hf_freeze.plan.resolved import ResolvedPlan
+from hf_freeze.plan.stages import FreezePlan
+from hf_freeze.training.missed_evaluation import make_up
+from hf_freeze.training.planned_training import PlannedTraining
+from hf_freeze.training.run import FreezeSettings
+
+
+class RunEvents(TrainerCallback, ExportableState):
+    """Tells `PlannedTraining` what happens in a run; how one begins differs from one kind of Trainer to the other."""
+
+    def __init__(self, training: PlannedTraining) -> None:
+        self._training = training
+
+    @property
+    def plan(self) -> FreezePlan:
+        """The plan that was declared."""
+        return self._training.plan
+
+    @property
+    def settings(self) -> FreezeSettings:
+        """How it is carried out."""
+        return self._training.settings
+
+    @property
+    def resolved(self) -> ResolvedPlan | None:
+        """What the plan means for the model; None before a model is known."""
+        return self._training.bound.resolved if self._training.bound else None
+
+    @property
+    def stage(self) -> int | None:
+        """The stage that the run is in; None outside training."""
+        return self._training.stage
+
+    def planned_now(self) -> list[frozenset[str]]:
+        """Return sets of names, one of which should be what requires gradients now; none before a model is known.
+
+        Between runs that is the set of any stage, or of all: what trains later stays trainable for the optimizer.
+        """
+        return self._training.planned_now()
+
+    def state(self) -> dict[str, Any]:
+        """Return what the Trainer writes into `trainer_state.json`: how to build this callback again."""
+        return self._training.state()
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Make the evaluation that a checkpoint lacks."""
+        if self._training.misses_evaluation:
+            make_up()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Enter the stage that this step belongs to, and set its learning rates."""
+        self._training.step_begins(state.global_step)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note the learning rates of this step, and whose gradients have arrived."""
+        self._training.before_optimizer_step()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note what has moved; from here on the scheduler's own rates apply again."""
+        self._training.after_optimizer_step()
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Judge whether a plateau is there that the plan waits for."""
+        self._training.evaluated(metrics, state.global_step)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save what trains beside the model."""
+        self._training.save_beside(args, state, kwargs["optimizer"])
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the learning rate per group, the stage and the number of trainable parameters to the training logs."""
+        if logs is None:
+            return
+        if "loss" in logs:
+            missing = {name: value for name, value in self._training.log_entries().items() if name not in logs}
+            logs.update(missing)
+            state.log_history[-1].update(missing)
+        if "train_runtime" in logs:
+            # The Trainer logs its closing metrics before it loads the best checkpoint: the last look at this run.
+            self._training.conclude()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let go of the model; under PEFT, load what the best checkpoint has beside the adapter."""
+        self._training.end()
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._training.load_thawed(state.best_model_checkpoint)
