@@ -62,9 +62,9 @@ def main() -> None:
         run.step_begins(step)
         model.train()
         accelerator.backward(model(**batch).loss)
-        run.optimizer_steps()
+        run.before_optimizer_step()
         optimizer.step()
-        run.optimizer_stepped()
+        run.after_optimizer_step()
         optimizer.zero_grad()
     run.conclude()  # FreezeViolation, unless what is frozen stood still and the rest moved
     accelerator.print(f"Trained in stages 0 to {run.state.stage}; what was frozen stood still.")

@@ -22,8 +22,8 @@ from hf_freeze.errors import (
     UnsupportedSetupError,
 )
 from hf_freeze.plan import recipes
-from hf_freeze.plan.resolved import ResolvedPlan
-from hf_freeze.plan.stages import FreezePlan, Plateau, Stage
+from hf_freeze.plan.freeze_plan import FreezePlan, ResolvedPlan
+from hf_freeze.plan.stages import Plateau, Stage
 from hf_freeze.reporting.comparison.compare import compare
 from hf_freeze.reporting.comparison.comparison import Comparison
 from hf_freeze.reporting.comparison.comparison_plot import plot_comparison

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from hf_freeze.errors import PlanError
+from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.plan.recipes import names_a_recipe, recipe
-from hf_freeze.plan.stages import FreezePlan
 
 PlanLike: TypeAlias = FreezePlan | Mapping[str, Any] | str | os.PathLike[str]
 

@@ -7,7 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 from hf_freeze.errors import PlanError
-from hf_freeze.plan.stages import FreezePlan, Stage, TopDown
+from hf_freeze.plan.freeze_plan import FreezePlan
+from hf_freeze.plan.stages import Stage, TopDown
 
 
 def linear_probe() -> FreezePlan:

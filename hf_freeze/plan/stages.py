@@ -1,4 +1,4 @@
-"""The declaration: what trains, and how that changes over the run. Knows no model.
+"""What a plan is made of: stages, each with the time at which it starts. Knows no model.
 
 A plan is a function of time, not a chain of events: every stage has a time at which it starts, and asking twice for
 the stage at one step gives the same answer. That is what makes resuming exact.
@@ -10,19 +10,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard
 
 import yaml
 
 from hf_freeze.errors import PlanError
 from hf_freeze.selection.language import Selection, parse
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from hf_freeze.plan.resolved import ResolvedPlan
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -158,80 +151,16 @@ def _whole_steps(steps: float) -> int:
     return math.ceil(round(steps, 6))
 
 
-@dataclass(frozen=True, kw_only=True)
-class FreezePlan:
-    """What trains from the start (`freeze` or `trainable`, each the complement of the other), and the stages after.
-
-    >>> plan = FreezePlan(trainable="head", stages=[Stage(epoch=1, unfreeze="layers[-1]")])
-    >>> plan == FreezePlan.from_dict(plan.to_dict())
-    True
-    """
-
-    freeze: Selection | None = None
-    trainable: Selection | None = None
-    stages: Sequence[Stage | TopDown] = ()
-
-    def __post_init__(self) -> None:
-        given, found = [n for n in ("freeze", "trainable") if getattr(self, n) is not None], ""
-        if len(given) != 1:
-            found = f"freeze={self.freeze!r} and trainable={self.trainable!r}" if given else "neither"
-            raise PlanError(
-                f"A plan has exactly one of freeze= and trainable=, each the complement of the other; got {found}."
-            )
-        parse(getattr(self, given[0]))
-        if not isinstance(self.stages, Sequence) or isinstance(self.stages, str):
-            raise PlanError(f"stages= is a list of Stage objects; got {self.stages!r}.")
-        object.__setattr__(self, "stages", tuple(self.stages))
-        for stage in self.stages:
-            if not isinstance(stage, Stage | TopDown):
-                raise PlanError(
-                    f"stages= holds Stage objects; found {stage!r}. For plain dicts use FreezePlan.from_dict."
-                )
-
-    def resolve(self, model: "nn.Module") -> "ResolvedPlan":
-        """Hold the plan against a model; nothing of the model changes.
-
-        Raises `SelectionError` for what matches nothing, `PlanError` when nothing would train or a stage changes
-        nothing, `UnsupportedSetupError` when a quantised parameter is to be trained.
-        """
-        from hf_freeze.plan.resolved import resolve  # noqa: PLC0415 - resolved plans refer back to their plan
-
-        return resolve(self, model)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plan as JSON-able values; what is not set is left out."""
-        plan = {
-            name: _plain(getattr(self, name)) for name in ("freeze", "trainable") if getattr(self, name) is not None
-        }
-        if self.stages:
-            plan["stages"] = [stage_to_dict(stage) for stage in self.stages]
-        return plan
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "FreezePlan":
-        """Read what `to_dict` wrote, or the same written by hand; raises `PlanError` for an unknown key."""
-        checked = _known(cls, values, "a plan")
-        stages = checked.get("stages") or ()
-        if not isinstance(stages, Sequence) or isinstance(stages, str):
-            raise PlanError(f"stages: {stages!r} is no list of stages.")
-        return cls(**{**checked, "stages": [stage_from_dict(stage) for stage in stages]})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "FreezePlan":
-        """Read a plan from a YAML or JSON file."""
-        return cls.from_dict(read_mapping(path))
-
-
 def stage_from_dict(values: Mapping[str, Any]) -> Stage | TopDown:
     """Read one stage; `plateau` is a metric's name or a mapping of `Plateau`'s fields."""
     if isinstance(values, Mapping) and values.keys() == {"top_down"}:
-        return TopDown(**_known(TopDown, values["top_down"], "top_down"))
-    checked = _known(Stage, values, "a stage")
+        return TopDown(**known_fields(TopDown, values["top_down"], "top_down"))
+    checked = known_fields(Stage, values, "a stage")
     plateau = checked.pop("plateau", None)
     if isinstance(plateau, str):
         plateau = Plateau(plateau)
     elif plateau is not None:
-        plateau = Plateau(**{"metric": "", **_known(Plateau, plateau, "a plateau")})
+        plateau = Plateau(**{"metric": "", **known_fields(Plateau, plateau, "a plateau")})
     return Stage(plateau=plateau, **checked)
 
 
@@ -239,7 +168,7 @@ def stage_to_dict(stage: Stage | TopDown) -> dict[str, Any]:
     """Return one stage as JSON-able values; what is not set is left out."""
     if isinstance(stage, TopDown):
         return {"top_down": asdict(stage)}
-    selections = {"unfreeze": _plain(stage.unfreeze), "freeze": _plain(stage.freeze)}
+    selections = {"unfreeze": plain(stage.unfreeze), "freeze": plain(stage.freeze)}
     return {**stage.time, **{name: value for name, value in selections.items() if value is not None}}
 
 
@@ -253,7 +182,8 @@ def read_mapping(path: str | os.PathLike[str]) -> Any:
         raise PlanError(f"The plan file {str(path)!r} cannot be read: {error}.{quote}") from error
 
 
-def _known(cls: type, values: Any, what: str) -> dict[str, Any]:
+def known_fields(cls: type, values: Any, what: str) -> dict[str, Any]:
+    """Return a mapping of fields of the dataclass `cls`; raises `PlanError` for another key or another type."""
     names = [field.name for field in fields(cls) if field.name != "_"]
     if not isinstance(values, Mapping):
         raise PlanError(f"{what.capitalize()} is a mapping with the keys {', '.join(names)}; got {values!r}.")
@@ -262,5 +192,6 @@ def _known(cls: type, values: Any, what: str) -> dict[str, Any]:
     return dict(values)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a selection as JSON-able values."""
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

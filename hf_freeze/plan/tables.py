@@ -6,19 +6,19 @@ from hf_freeze.selection.language import paths_in_front
 from hf_freeze.selection.model_map import ModelMap
 
 
-def part_labels(words: ModelMap) -> dict[str, str]:
+def part_labels(model_map: ModelMap) -> dict[str, str]:
     """Canonical name -> head, embeddings, rest, layers[i], or path.layers[i] where there are several stacks."""
-    labels = dict(words.parts)
-    paths = paths_in_front(words.stacks) if len(words.stacks) > 1 else [""]
-    for stack, path in zip(words.stacks, paths, strict=False):
+    labels = dict(model_map.parts)
+    paths = paths_in_front(model_map.stacks) if len(model_map.stacks) > 1 else [""]
+    for stack, path in zip(model_map.stacks, paths, strict=False):
         for index, names in enumerate(stack.layers):
             labels.update(dict.fromkeys(names, f"{path}.layers[{index}]" if path else f"layers[{index}]"))
     return labels
 
 
-def describe_parts(names: Collection[str], words: ModelMap) -> str:
+def describe_parts(names: Collection[str], model_map: ModelMap) -> str:
     """Name the parts that these canonical names make up: whole ones plainly, others with their share."""
-    labels = part_labels(words)
+    labels = part_labels(model_map)
     members: dict[str, list[bool]] = {}
     for name, label in labels.items():
         members.setdefault(label, []).append(name in names)

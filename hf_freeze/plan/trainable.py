@@ -7,43 +7,49 @@ from hf_freeze.selection.language import Selection, Specificity, evaluate
 from hf_freeze.selection.model_map import ModelMap
 
 
-def trainable_only(selection: Selection, words: ModelMap) -> frozenset[str]:
+def trainable_only(selection: Selection, model_map: ModelMap) -> frozenset[str]:
     """What trains when exactly `selection` shall train."""
-    return _may_train(evaluate(selection, words).names, words)
+    return _may_train(evaluate(selection, model_map).names, model_map)
 
 
-def all_but(selection: Selection, words: ModelMap) -> frozenset[str]:
+def all_but(selection: Selection, model_map: ModelMap) -> frozenset[str]:
     """What trains when `selection` is frozen: the rest, with what was handed in frozen only where '!' names it."""
-    picked = evaluate(selection, words)
-    others = {name: picked.taken_out.get(name, Specificity.EVERYTHING) for name in words.parts.keys() - picked.names}
-    return _may_train(others, words)
+    picked = evaluate(selection, model_map)
+    others = {
+        name: picked.taken_out.get(name, Specificity.EVERYTHING) for name in model_map.parts.keys() - picked.names
+    }
+    return _may_train(others, model_map)
 
 
 def changed(
-    trainable: frozenset[str], words: ModelMap, *, unfreeze: Selection | None = None, freeze: Selection | None = None
+    trainable: frozenset[str],
+    model_map: ModelMap,
+    *,
+    unfreeze: Selection | None = None,
+    freeze: Selection | None = None,
 ) -> frozenset[str]:
     """What trains after thawing `unfreeze` and then freezing `freeze`, which wins where both pick."""
-    to_thaw = _may_train(evaluate(unfreeze, words).names, words) if unfreeze is not None else frozenset()
-    to_freeze = frozenset(evaluate(freeze, words).names) if freeze is not None else frozenset()
+    to_thaw = _may_train(evaluate(unfreeze, model_map).names, model_map) if unfreeze is not None else frozenset()
+    to_freeze = frozenset(evaluate(freeze, model_map).names) if freeze is not None else frozenset()
     return (trainable | to_thaw) - to_freeze
 
 
-def _may_train(picked: Mapping[str, Specificity], words: ModelMap) -> frozenset[str]:
+def _may_train(picked: Mapping[str, Specificity], model_map: ModelMap) -> frozenset[str]:
     """Drop what may not train: handed in frozen and not named, held aside by PEFT, or not floating point."""
-    _refuse_integers([name for name, how in picked.items() if how is Specificity.NAMED], words)
-    return frozenset(name for name, how in picked.items() if _may_thaw(name, how, words))
+    _refuse_integers([name for name, how in picked.items() if how is Specificity.NAMED], model_map)
+    return frozenset(name for name, how in picked.items() if _may_thaw(name, how, model_map))
 
 
-def _may_thaw(name: str, how: Specificity, words: ModelMap) -> bool:
-    if name in words.inactive or name in words.not_floating:
+def _may_thaw(name: str, how: Specificity, model_map: ModelMap) -> bool:
+    if name in model_map.inactive or name in model_map.not_floating:
         return False
-    if name not in words.frozen_at_hand_in:
+    if name not in model_map.frozen_at_hand_in:
         return True
-    return how is Specificity.NAMED or (how is Specificity.ROLE and name in words.frozen_by_peft)
+    return how is Specificity.NAMED or (how is Specificity.ROLE and name in model_map.frozen_by_peft)
 
 
-def _refuse_integers(named: list[str], words: ModelMap) -> None:
-    if bad := sorted(set(named) & words.not_floating):
+def _refuse_integers(named: list[str], model_map: ModelMap) -> None:
+    if bad := sorted(set(named) & model_map.not_floating):
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise UnsupportedSetupError(
             f"{bad[0]!r}{more} cannot be trained: the values are integers (quantised weights), which have no gradient. "

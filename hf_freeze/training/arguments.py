@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainingArguments
 
 from hf_freeze.errors import PlanError
+from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.plan.given import as_plan
 from hf_freeze.plan.recipes import RECIPES
-from hf_freeze.plan.stages import FreezePlan, Plateau, Stage, TopDown, read_mapping, stage_from_dict, stage_to_dict
+from hf_freeze.plan.stages import Plateau, Stage, TopDown, read_mapping, stage_from_dict, stage_to_dict
 
 # HfArgumentParser takes a union with bool for a bool; a string is what a flag gives.
 if TYPE_CHECKING:

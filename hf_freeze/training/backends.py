@@ -31,7 +31,7 @@ def find_wrappers(model: nn.Module) -> list[DistributedDataParallel]:
     ]
 
 
-def tell_wrappers(wrappers: Sequence[DistributedDataParallel]) -> None:
+def rebuild_ddp_reducers(wrappers: Sequence[DistributedDataParallel]) -> None:
     """Let the wrappers know that the `requires_grad` of their parameters changed.
 
     DistributedDataParallel reduces only the gradients of parameters that required one when its reducer was built:
@@ -64,7 +64,7 @@ def _forget_buckets(state: object) -> None:
             getattr(state, name).clear()
 
 
-def steps_copies(optimizer: object) -> bool:
+def uses_master_weights(optimizer: object) -> bool:
     """Tell whether the optimizer steps copies of the weights, as that of a DeepSpeed engine does.
 
     The copies are made once, of what requires a gradient then, and all of them are stepped in every step, with zeros
@@ -82,7 +82,7 @@ def group_members(optimizer: torch.optim.Optimizer) -> list[list[torch.Tensor]]:
     Raises `UnsupportedSetupError` where they cannot be told.
     """
     groups = optimizer.param_groups
-    if not steps_copies(optimizer):
+    if not uses_master_weights(optimizer):
         return [list(group["params"]) for group in groups]
     inner = _unwrapped(optimizer)
     kept: list[Any] = next((getattr(inner, name) for name in _GROUPS_OF_ORIGINALS if hasattr(inner, name)), [])

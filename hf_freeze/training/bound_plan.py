@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from hf_freeze.plan.resolved import ResolvedPlan, resolve, sizes_of
-from hf_freeze.plan.stages import FreezePlan
+from hf_freeze.plan.freeze_plan import FreezePlan, ResolvedPlan, resolve, sizes_of
 from hf_freeze.selection.model_map import unwrap
 
 

@@ -9,8 +9,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import CallbackHandler
 
 from hf_freeze.errors import PlanError
+from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.plan.given import PlanLike, as_plan
-from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.selection.language import Selection
 from hf_freeze.training import checkpoint
 from hf_freeze.training.freezing import set_trainable

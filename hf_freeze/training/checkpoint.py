@@ -85,9 +85,9 @@ def thawed_tensors(model: nn.Module, ever_trainable: Collection[str]) -> dict[st
     model = unwrap(model)
     if not isinstance(model, PeftModel):
         return {}
-    words = map_model(model)
-    kept_by_peft = words.roles["adapters"] | {name for name in words.parts if ".modules_to_save." in name}
-    names = [name for name in words.parts if name in ever_trainable and name not in kept_by_peft]
+    model_map = map_model(model)
+    kept_by_peft = model_map.roles["adapters"] | {name for name in model_map.parts if ".modules_to_save." in name}
+    names = [name for name in model_map.parts if name in ever_trainable and name not in kept_by_peft]
     owners = {name.rpartition(".")[0] for name in names}
     buffers = {name: buffer for name, buffer in model.named_buffers() if name.rpartition(".")[0] in owners}
     by_name = dict(model.named_parameters())

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_freeze.plan.stages import FreezePlan
+from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.plan.trainable import changed
 from hf_freeze.selection.frozen_marks import mark_frozen, unmark_frozen
 from hf_freeze.selection.language import Selection, evaluate, quoted
@@ -26,8 +26,8 @@ def freeze(model: nn.Module, selection: Selection = "all") -> list[str]:
     Their gradients are dropped, so that a stale one cannot move them. `module.requires_grad = False` does none of
     this: it sets an attribute that nobody reads. Raises `SelectionError` for what matches nothing.
     """
-    words = map_model(model)
-    frozen = _write(model, words.every_alias(evaluate(selection, words).names), trainable=False)
+    model_map = map_model(model)
+    frozen = _write(model, model_map.every_alias(evaluate(selection, model_map).names), trainable=False)
     logger.info("freeze(%r) froze %d parameters: %s", selection, len(frozen), ", ".join(frozen))
     return frozen
 
@@ -38,8 +38,8 @@ def unfreeze(model: nn.Module, selection: Selection = "all") -> list[str]:
     What was frozen before hf_freeze saw the model stays frozen under `all` and roles: name it by path or regex.
     Raises `SelectionError`, or `UnsupportedSetupError` where quantised weights are named.
     """
-    words = map_model(model)
-    thawed = _write(model, words.every_alias(changed(frozenset(), words, unfreeze=selection)), trainable=True)
+    model_map = map_model(model)
+    thawed = _write(model, model_map.every_alias(changed(frozenset(), model_map, unfreeze=selection)), trainable=True)
     logger.info("unfreeze(%r) thawed %d parameters: %s", selection, len(thawed), ", ".join(thawed))
     return thawed
 

@@ -18,8 +18,8 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from hf_freeze.errors import PlanError
+from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.plan.given import PlanLike, as_plan
-from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.plan.stages import is_number
 from hf_freeze.plan.tables import part_labels
 from hf_freeze.selection.language import evaluate
@@ -161,14 +161,14 @@ def group_specs(
     layer_lr_decay: float,
 ) -> list[GroupSpec]:
     """Put every ever trainable tensor into exactly one group of one rung, one weight decay and one set of stages."""
-    rungs = _ladder(resolved.words, base.learning_rate, layer_lr_decay)
+    rungs = _ladder(resolved.model_map, base.learning_rate, layer_lr_decay)
     rungs |= _named_rungs(group_lrs, resolved, base.learning_rate)
     members: dict[tuple[Any, ...], list[str]] = {}
     decayed = frozenset(decayed)  # transformers gives a list
     stages_of = _stages_of_each(resolved.stages)
-    for name in resolved.words.parts:
+    for name in resolved.model_map.parts:
         if stages := stages_of.get(name):
-            decays = any(alias in decayed for alias in resolved.words.ties[name])
+            decays = any(alias in decayed for alias in resolved.model_map.ties[name])
             members.setdefault((rungs[name].order, stages, not decays), []).append(name)
     splits = {order for order, _, undecayed in members if not undecayed}
     times: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
@@ -205,16 +205,16 @@ def _between(changes: Sequence[int], end: int) -> tuple[int, ...]:
     return tuple(stage for first, last in zip(bounds[::2], bounds[1::2], strict=False) for stage in range(first, last))
 
 
-def _ladder(words: ModelMap, rate: float, decay: float) -> dict[str, _Rung]:
+def _ladder(model_map: ModelMap, rate: float, decay: float) -> dict[str, _Rung]:
     """Rungs from the head down; one rung for all without a decay."""
     if not (is_number(decay) and 0 < decay <= 1):
         raise PlanError(
             f"layer_lr_decay={decay!r} is no factor per layer: it lies above 0 and at most at 1 (no decay)."
         )
     if decay == 1:
-        return dict.fromkeys(words.parts, _Rung("trainable", {"lr": rate}, (0,)))
-    depths = _depths(words)
-    labels = {name: re.sub(r"\[(\d+)\]", r".\1", label) for name, label in part_labels(words).items()}
+        return dict.fromkeys(model_map.parts, _Rung("trainable", {"lr": rate}, (0,)))
+    depths = _depths(model_map)
+    labels = {name: re.sub(r"\[(\d+)\]", r".\1", label) for name, label in part_labels(model_map).items()}
     order = {label: index for index, label in enumerate(sorted(set(labels.values())))}
     return {
         name: _Rung(label, {"lr": rate * decay ** depths[name]}, (0, depths[name], order[label]))
@@ -222,21 +222,21 @@ def _ladder(words: ModelMap, rate: float, decay: float) -> dict[str, _Rung]:
     }
 
 
-def _depths(words: ModelMap) -> dict[str, int]:
+def _depths(model_map: ModelMap) -> dict[str, int]:
     """How far below the head a tensor is: 0 for head and rest, 1 for the top layer, embeddings last."""
-    depths = dict.fromkeys(words.parts, 0)
-    for stack in words.stacks:
+    depths = dict.fromkeys(model_map.parts, 0)
+    for stack in model_map.stacks:
         for index, names in enumerate(stack.layers):
             depths.update(dict.fromkeys(names, len(stack.layers) - index))
     bottom = max(depths.values()) + 1
-    return depths | {name: bottom for name, part in words.parts.items() if part == "embeddings"}
+    return depths | {name: bottom for name, part in model_map.parts.items() if part == "embeddings"}
 
 
 def _named_rungs(group_lrs: GroupLRs, resolved: ResolvedPlan, rate: float) -> dict[str, _Rung]:
     rungs: dict[str, _Rung] = {}
     ever_trainable = frozenset().union(*resolved.stages)
     for order, (selection, value) in enumerate(group_lrs.items()):
-        picked = evaluate(selection, resolved.words).names.keys() & ever_trainable
+        picked = evaluate(selection, resolved.model_map).names.keys() & ever_trainable
         if not picked:
             raise PlanError(f"group_lrs[{selection!r}] matches nothing that the plan ever trains. Drop it, or thaw it.")
         if twice := sorted(picked & rungs.keys()):

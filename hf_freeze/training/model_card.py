@@ -9,7 +9,7 @@ from transformers import Trainer
 
 from hf_freeze.binary.metrics import BinaryClassificationMetrics
 from hf_freeze.binary.result import ThresholdResult
-from hf_freeze.plan.resolved import ResolvedPlan
+from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.training.attributes import replaced
 from hf_freeze.training.planned_training import PlannedTraining
 from hf_freeze.whole_files import write_text

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import TrainerState, TrainingArguments
 
 from hf_freeze.errors import PlanError
-from hf_freeze.plan.stages import FreezePlan
+from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.training import checkpoint
 from hf_freeze.training.beside_model import average_gradients, load_beside, save_beside, share_beside
 from hf_freeze.training.bound_plan import BoundPlan, bind
@@ -171,12 +171,12 @@ class PlannedTraining:
         """Note the learning rates of this step, and whose gradients have arrived."""
         if run := self.run:
             average_gradients(self._beside)
-            self._rates = run.optimizer_steps()
+            self._rates = run.before_optimizer_step()
 
     def after_optimizer_step(self) -> None:
         """Note what has moved; from here on the scheduler's own rates apply again."""
         if run := self.run:
-            run.optimizer_stepped()
+            run.after_optimizer_step()
 
     def evaluated(self, metrics: Mapping[str, Any] | None, step: int) -> None:
         """Judge whether a plateau is there that the plan waits for."""

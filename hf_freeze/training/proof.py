@@ -9,7 +9,7 @@ import torch.distributed as dist
 from hf_freeze.errors import FreezeViolation
 from hf_freeze.plan.tables import part_labels
 from hf_freeze.selection.norms import is_norm
-from hf_freeze.training.backends import group_members, is_sharded, local, steps_copies
+from hf_freeze.training.backends import group_members, is_sharded, local, uses_master_weights
 from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.digests import digests, over_shards
 from hf_freeze.training.freezing import frozen_modules
@@ -23,7 +23,7 @@ _STEPS_THAT_MAY_BE_SKIPPED = 7
 class FreezeProof:
     """Watches one `train()` call over one model.
 
-    `watch` when what is trainable was set, `see_step_coming` before and `see_step_done` after an optimizer step,
+    `watch` when what is trainable was set, `before_step` before and `after_step` after an optimizer step,
     `verify` whenever the frozen part must be what it was, `conclude` at the end. The weights are read in full only at
     `watch` and `verify`; in between, only what has not yet been seen to move, at steps 1, 2, 4, 8, ...
     """
@@ -46,13 +46,13 @@ class FreezeProof:
         self._optimizer = optimizer
         self._trainable = trainable
         named = self._bound.parameters
-        self._frozen = digests(self._frozen_tensors(named), merge_zeros=steps_copies(optimizer))
+        self._frozen = digests(self._frozen_tensors(named), merge_zeros=uses_master_weights(optimizer))
         self._refuse_left_out(named)
         waiting = {name: p for name, p in named.items() if name in trainable and name not in self._moved}
         self._unmoved |= digests(waiting)
         self._steps = 0
 
-    def see_step_coming(self, optimizer: torch.optim.Optimizer) -> None:
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Note which unmoved parameters have a gradient and a learning rate; call it before the optimizer steps."""
         self._steps += 1
         if not self._unmoved or not self._is_sampled():
@@ -60,14 +60,14 @@ class FreezeProof:
         rates = _rates(optimizer)
         named = self._bound.parameters.items()
         waiting = {name: p for name, p in named if name in self._unmoved and rates.get(id(p), 0) > 0}
-        if self._steps > _STEPS_THAT_MAY_BE_SKIPPED or not steps_copies(optimizer):
+        if self._steps > _STEPS_THAT_MAY_BE_SKIPPED or not uses_master_weights(optimizer):
             self._had_rate |= waiting.keys()  # whose gradients DeepSpeed keeps to itself
         waiting = {name: p for name, p in waiting.items() if p.grad is not None}
         self._had_gradient |= _names_where(_has_gradient, waiting)
         if self._steps > _STEPS_THAT_MAY_BE_SKIPPED:
             self._had_visible_step |= _names_where(lambda p: _steps_visibly(p, rates[id(p)]), waiting)
 
-    def see_step_done(self) -> None:
+    def after_step(self) -> None:
         """Cross off what has moved."""
         if self._unmoved and self._is_sampled():
             self._cross_off(self._bound.parameters)
@@ -78,7 +78,7 @@ class FreezeProof:
         What moved on one process only is raised on all of them.
         """
         named = self._bound.parameters
-        now = digests(self._frozen_tensors(named), merge_zeros=steps_copies(self._optimizer))
+        now = digests(self._frozen_tensors(named), merge_zeros=uses_master_weights(self._optimizer))
         moved = [name for name, digest in self._frozen.items() if now.get(name, digest) != digest]
         # First, as all processes must take part: one that raised before would leave the others waiting for it.
         # Of buffers, that they moved: nobody but DistributedDataParallel makes them equal while they train.
@@ -135,7 +135,7 @@ class FreezeProof:
         """What must not stand still as a whole: head, layers and plan entries, as far as they were trainable."""
         tried = self._moved | self._unmoved.keys()
         units: dict[str, set[str]] = {repr(entry): set(names) for entry, names in self._bound.resolved.declared.items()}
-        for name, label in part_labels(self._bound.resolved.words).items():
+        for name, label in part_labels(self._bound.resolved.model_map).items():
             if label == "head" or label.endswith("]"):
                 units.setdefault(label, set()).add(name)
         return {label: names & tried for label, names in units.items() if names & tried}

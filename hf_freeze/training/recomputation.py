@@ -11,7 +11,7 @@ from torch import nn
 from hf_freeze.features.frontier import without_input_gradients
 
 
-def let_gradients_in(model: nn.Module) -> Callable[[], None]:
+def stop_backward_at_lowest_trainable(model: nn.Module) -> Callable[[], None]:
     """Let the gradient begin at the first layer that trains, whatever is recomputed; return what undoes it.
 
     Transformers and PEFT make embeddings require a gradient for the sake of reentrant checkpointing, which gives none

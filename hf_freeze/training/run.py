@@ -13,16 +13,16 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from hf_freeze.errors import PlanError
+from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.plan.plateau import PlateauWatch, metric_value, require_metric
-from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.plan.tables import describe_parts
 from hf_freeze.plan.timeline import Timeline
 from hf_freeze.selection.model_map import unwrap
-from hf_freeze.training.backends import find_wrappers, is_sharded, steps_copies, tell_wrappers
+from hf_freeze.training.backends import find_wrappers, is_sharded, rebuild_ddp_reducers, uses_master_weights
 from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.freezing import hold_eval, release_eval, set_trainable
 from hf_freeze.training.proof import FreezeProof
-from hf_freeze.training.recomputation import let_gradients_in
+from hf_freeze.training.recomputation import stop_backward_at_lowest_trainable
 from hf_freeze.training.schedule import RateGate, warmup_steps
 from hf_freeze.training.snapshot import refuse_rewind, restore_snapshot, take_snapshot
 
@@ -31,7 +31,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class FreezeSettings:
-    """How a plan is carried out: see `FreezeCallback`."""
+    """How a plan is carried out.
+
+    Args:
+        frozen_eval: Keep frozen modules in eval mode while training.
+        verify: Prove at each transition, each save and the end that frozen weights stood still, trainable ones moved
+            and replicas are equal, and raise `FreezeViolation` otherwise.
+        unfreeze_warmup: Ramp up the learning rate of what thaws, over a number of steps (1 or more) or a fraction of
+            the run (below 1).
+
+    Raises:
+        PlanError: For a setting of another type, or a ramp that is neither steps nor a fraction.
+    """
 
     frozen_eval: bool = True
     verify: bool = True
@@ -70,16 +81,31 @@ class RunState:
 class FreezeRun:
     """Carries a plan through one run over one model and one optimizer.
 
-    In a loop of one's own: `begin` first, `step_begins` before each step, `optimizer_steps` and `optimizer_stepped`
-    around the optimizer's, then the scheduler's step, `conclude` at the end. `end` takes everything off the model after
-    an exception; the model's next `train()` or `eval()` does so too once `is_running()` is False or the run is gone.
+    In a loop of one's own: `begin` first, `step_begins` before each step, `before_optimizer_step` and
+    `after_optimizer_step` around the optimizer's, then the scheduler's step, `conclude` at the end. `end` takes
+    everything off the model after an exception; the model's next `train()` or `eval()` does so too once `is_running()`
+    is False or the run is gone.
 
     Under DeepSpeed: call `deepspeed.initialize` with the groups of `param_groups`, while all that ever trains requires
-    a gradient, and give `engine.module` and `engine.optimizer` here. Where the engine steps copies of the weights (see
-    `steps_copies`), what is frozen in a stage has a learning rate and a weight decay of 0 instead of no gradient. Its
+    a gradient, and give `engine.module` and `engine.optimizer` here. Where the engine steps copies of the weights, as
+    under ZeRO 1 to 3, what is frozen in a stage has a learning rate and a weight decay of 0 instead of no gradient. Its
     weights stand still all the same, but its gradients are computed, sent, and counted in the norm for clipping, and
     its moments follow them: what thaws starts with warm moments. A weight of -0.0 becomes 0.0, and a gradient that is
     not finite reaches frozen weights too, unless the engine skips the step.
+
+    Args:
+        resolved: The plan for this model, as `FreezePlan.resolve` returns it.
+        model: The model, with or without its wrappers.
+        optimizer: What steps it; holds everything that ever trains, as the groups of `param_groups` do.
+        settings: How the plan is carried out.
+        max_steps: Optimizer steps in the whole run.
+        steps_per_epoch: Optimizer steps in an epoch; None where the data has no length.
+        is_running: Whether the loop still runs, for a loop that an exception may end without `end`.
+
+    Raises:
+        PlanError: For stages out of order, or whose times are unknown; for groups that `unfreeze_warmup` or DeepSpeed
+            cannot unfreeze as a whole.
+        UnsupportedSetupError: For `restore_best` where no process has the weights whole.
     """
 
     def __init__(
@@ -98,7 +124,7 @@ class FreezeRun:
         self.best: dict[str, torch.Tensor] = {}
         self._bound = bound = BoundPlan(resolved, unwrap(model))
         self._optimizer = optimizer
-        self._by_rate = steps_copies(optimizer)
+        self._freezes_by_lr = uses_master_weights(optimizer)
         self._settings = settings
         self._max_steps = max_steps
         self._timeline = Timeline(resolved.timed, max_steps=max_steps, steps_per_epoch=steps_per_epoch)
@@ -106,7 +132,7 @@ class FreezeRun:
         self._gate = RateGate(optimizer, bound, warmup=warmup)
         self._proof = FreezeProof(bound, hold_buffers=settings.frozen_eval) if settings.verify else None
         self._wrappers = find_wrappers(bound.model)
-        if self._by_rate or any(map(is_sharded, bound.model.parameters())):
+        if self._freezes_by_lr or any(map(is_sharded, bound.model.parameters())):
             refuse_rewind(resolved, "This set-up")
         self._logged: dict[str, Any] = {}
         self._is_running = is_running
@@ -118,7 +144,7 @@ class FreezeRun:
         """Put the model into the first stage, or into the one that an interrupted run was in."""
         self.state = state or self.state
         self.best = best or {}
-        self.undo_at_end(let_gradients_in(self._bound.model))
+        self.undo_at_end(stop_backward_at_lowest_trainable(self._bound.model))
         self.undo_at_end(partial(release_eval, self._bound.model, self._is_over))
         self._apply(self.state.stage)
 
@@ -129,7 +155,7 @@ class FreezeRun:
         if stage != self.state.stage:
             self._enter(stage, step)
         self.state.begins = self._timeline.begins(fired=self._fired)
-        self._gate.close(self.state.begins, step)
+        self._gate.apply(self.state.begins, step)
 
     def has_best(self, state: RunState) -> bool:
         """Whether an interrupted run of this state kept the best weights of its stage."""
@@ -173,22 +199,25 @@ class FreezeRun:
             if stage >= self.state.stage and begin < self._max_steps
         }
 
-    def optimizer_steps(self) -> dict[str, float]:
+    def before_optimizer_step(self) -> dict[str, float]:
         """Return what to log of the step that the optimizer is about to make: the rate of every group that trains."""
         if self._proof:
-            self._proof.see_step_coming(self._optimizer)
+            self._proof.before_step(self._optimizer)
         return {f"lr/{name}": rate for name, rate in self._gate.rates().items()}
 
-    def optimizer_stepped(self) -> None:
+    def after_optimizer_step(self) -> None:
         """Give the scheduler its rates back, and note what moved."""
-        self._gate.open()
+        self._gate.restore()
         if self._proof:
-            self._proof.see_step_done()
+            self._proof.after_step()
+
+    # What these two were called at first.
+    optimizer_steps, optimizer_stepped = before_optimizer_step, after_optimizer_step
 
     @property
     def may_require_grad(self) -> list[frozenset[str]]:
         """The names of this stage; where frozen weights are held by a rate of 0, also those of all stages."""
-        ever = [self.resolved.ever_trainable] if self._by_rate else []
+        ever = [self.resolved.ever_trainable] if self._freezes_by_lr else []
         return [self.resolved.names[self.state.stage], *ever]
 
     def evaluated(self, metrics: Mapping[str, Any], step: int) -> None:
@@ -244,7 +273,7 @@ class FreezeRun:
     def end(self) -> None:
         """Let go of the model and the optimizer. Doing it twice changes nothing."""
         self._on_the_model.close()
-        self._gate.open()
+        self._gate.restore()
         self._proof = None
 
     @property
@@ -263,14 +292,15 @@ class FreezeRun:
             stage,
             len(self.resolved.timed),
             self.resolved.timed[stage - 1].when if stage else "start",
-            describe_parts(self.resolved.stages[stage], self.resolved.words),
+            describe_parts(self.resolved.stages[stage], self.resolved.model_map),
         )
 
     def _apply(self, stage: int) -> None:
         trainable = self.resolved.names[stage]
-        thawed, frozen = set_trainable(self._bound.model, self.resolved.ever_trainable if self._by_rate else trainable)
+        with_gradient = self.resolved.ever_trainable if self._freezes_by_lr else trainable
+        thawed, frozen = set_trainable(self._bound.model, with_gradient)
         if thawed or frozen:
-            tell_wrappers(self._wrappers)
+            rebuild_ddp_reducers(self._wrappers)
         if self._settings.frozen_eval:
             hold_eval(self._bound.model, trainable, is_over=self._is_over)
         if self._proof:

@@ -6,8 +6,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from hf_freeze.plan.resolved import ResolvedPlan
-from hf_freeze.plan.stages import FreezePlan
+from hf_freeze.plan.freeze_plan import FreezePlan, ResolvedPlan
 from hf_freeze.training.missed_evaluation import make_up
 from hf_freeze.training.planned_training import PlannedTraining
 from hf_freeze.training.run import FreezeSettings

@@ -8,7 +8,8 @@ from typing import Any
 from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_freeze.errors import FreezeError
-from hf_freeze.plan.stages import FreezePlan, is_number
+from hf_freeze.plan.freeze_plan import FreezePlan
+from hf_freeze.plan.stages import is_number
 from hf_freeze.training.run import FreezeSettings
 from hf_freeze.training.whole import is_count
 

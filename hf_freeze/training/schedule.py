@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.stages import is_number
-from hf_freeze.training.backends import group_members, steps_copies
+from hf_freeze.training.backends import group_members, uses_master_weights
 from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.group_names import joined_names
 
@@ -49,20 +49,20 @@ def rate_factor(trains: Sequence[bool], begins: Sequence[int], step: int, warmup
 class RateGate:
     """Applies `rate_factor` to the groups of one optimizer.
 
-    `close` before an optimizer step, `open` after it and before the scheduler steps.
+    `apply` before an optimizer step, `restore` after it and before the scheduler steps.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, bound: BoundPlan, *, warmup: int) -> None:
         self._optimizer = optimizer
         self._warmup = warmup
         self._trains = _trains_by_group(optimizer, bound, warmup)
-        self._closed: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._applied: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._frozen: list[bool] = [False] * len(optimizer.param_groups)
 
-    def close(self, begins: Sequence[int], step: int) -> None:
+    def apply(self, begins: Sequence[int], step: int) -> None:
         """Set every group to its rate of this step; a frozen one has no weight decay either."""
         groups = self._optimizer.param_groups
-        self.open()
+        self.restore()
         if len(groups) != len(self._trains):
             position = min(len(groups), len(self._trains))
             extra = groups[position].get("name", f"group_{position}") if len(groups) > len(self._trains) else ""
@@ -79,7 +79,7 @@ class RateGate:
             group["lr"] = group["lr"] * factor
             if not factor and "weight_decay" in group:
                 group["weight_decay"] = 0.0
-            self._closed.append((scheduled, {option: group[option] for option in scheduled}))
+            self._applied.append((scheduled, {option: group[option] for option in scheduled}))
 
     def rates(self) -> dict[str, float]:
         """Return name -> rate of the groups that train; of a group and its part without weight decay once if equal."""
@@ -91,25 +91,25 @@ class RateGate:
         }
         return {shown: rates[name] for shown, name in joined_names(rates).items()}
 
-    def open(self) -> None:
+    def restore(self) -> None:
         """Put the scheduler's rates back, but where a new scheduler has set others since."""
-        for group, (scheduled, gated) in zip(self._optimizer.param_groups, self._closed, strict=False):
+        for group, (scheduled, gated) in zip(self._optimizer.param_groups, self._applied, strict=False):
             group.update({option: value for option, value in scheduled.items() if group[option] == gated[option]})
-        self._closed = []
+        self._applied = []
 
 
 def _trains_by_group(optimizer: torch.optim.Optimizer, bound: BoundPlan, warmup: int) -> list[list[bool]]:
     """For every group, in which stages it trains."""
     names = {id(parameter): name for name, parameter in bound.parameters.items()}
-    by_rate = steps_copies(optimizer)
+    freezes_by_lr = uses_master_weights(optimizer)
     result: list[list[bool]] = []
     for index, (group, parameters) in enumerate(zip(optimizer.param_groups, group_members(optimizer), strict=True)):
         members = [names[id(parameter)] for parameter in parameters if id(parameter) in names]
         ever = [name for name in members if name in bound.resolved.ever_trainable]
         stages = [[name in trainable for name in ever] for trainable in bound.resolved.names]
-        if (warmup or by_rate) and any(any(stage) and not all(stage) for stage in stages):
+        if (warmup or freezes_by_lr) and any(any(stage) and not all(stage) for stage in stages):
             raise PlanError(
-                f"{'DeepSpeed' if by_rate else 'unfreeze_warmup'} needs groups that thaw as a whole; group "
+                f"{'DeepSpeed' if freezes_by_lr else 'unfreeze_warmup'} needs groups that thaw as a whole; group "
                 f"{group.get('name', index)!r} of the optimizer mixes parameters of several stages. Build it with "
                 "hf_freeze.param_groups(model, args, plan=plan), or use FreezeTrainer."
             )

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from hf_freeze.errors import PlanError, UnsupportedSetupError
-from hf_freeze.plan.resolved import ResolvedPlan
+from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.checkpoint import thawed_tensors
 from hf_freeze.training.snapshot import refuse_rewind

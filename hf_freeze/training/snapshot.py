@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
-from hf_freeze.plan.resolved import ResolvedPlan
+from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.selection.norms import is_norm
 from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.checkpoint import write_tensors

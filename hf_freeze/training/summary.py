@@ -62,10 +62,10 @@ def trainable_summary(model: nn.Module) -> TrainableSummary:
     Frozen with `module.requires_grad = False`, a model shows here that nothing was frozen, and a remark says why.
     """
     model = unwrap(model)
-    words = map_model(model)
+    model_map = map_model(model)
     by_name = dict(model.named_parameters())
     grouped: dict[str, list[torch.Tensor]] = {}
-    for name, label in part_labels(words).items():
+    for name, label in part_labels(model_map).items():
         grouped.setdefault(label, []).append(by_name[name])
     return TrainableSummary(
         rows=[_row(label, tensors) for label, tensors in grouped.items()], remarks=tuple(_remarks(model))

@@ -13,9 +13,8 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
 
 from hf_freeze.errors import FreezeError, PlanError, UnsupportedSetupError
+from hf_freeze.plan.freeze_plan import FreezePlan, ResolvedPlan
 from hf_freeze.plan.given import PlanLike, as_plan
-from hf_freeze.plan.resolved import ResolvedPlan
-from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.private.check import require_private
 from hf_freeze.training import checkpoint
 from hf_freeze.training.arguments import FreezeArguments
@@ -31,6 +30,7 @@ from hf_freeze.training.groups import (
     refuse_unknown_options,
     with_parameters,
 )
+from hf_freeze.training.loss_scaling import ScaledLossTrainerMixin
 from hf_freeze.training.loss_window import LossWindowTrainerMixin
 from hf_freeze.training.merged_groups import trains_others, with_groups
 from hf_freeze.training.model_card import ModelCardTrainerMixin
@@ -38,7 +38,6 @@ from hf_freeze.training.planned_training import STATE_KEY, PlannedTraining
 from hf_freeze.training.random_states import RandomStatesTrainerMixin
 from hf_freeze.training.run import FreezeSettings
 from hf_freeze.training.run_events import RunEvents
-from hf_freeze.training.scaled_loss import ScaledLossTrainerMixin
 from hf_freeze.training.schedule import continue_schedule
 from hf_freeze.training.setup import check_arguments, refuse_deepspeeds_own_optimizer, uses_deepspeed
 from hf_freeze.training.thresholds import ThresholdTrainerMixin

@@ -27,7 +27,7 @@ from hf_freeze.training.proof import FreezeProof
 
 PERCENT_ALLOWED = 1.0
 PLANS = {"head": ["head"], "head and 2 layers": ["head", "layers[-2:]"], "all": ["all"]}
-TIMED = ("watch", "see_step_coming", "see_step_done", "verify", "conclude")
+TIMED = ("watch", "before_step", "after_step", "verify", "conclude")
 
 
 class Clock:

@@ -103,13 +103,13 @@ PLAN = [
     ),
     change(
         "plan/trainable.py",
-        "if name in words.inactive or name in words.not_floating:",
-        "if name in words.inactive:",
+        "if name in model_map.inactive or name in model_map.not_floating:",
+        "if name in model_map.inactive:",
         "selection/peft::quantised_weights_that_peft_froze_are_passed_over_by_roles",
     ),
     change(
         "plan/trainable.py",
-        "if name not in words.frozen_at_hand_in:",
+        "if name not in model_map.frozen_at_hand_in:",
         "if True:",
         "selection/model_map::what_was_frozen_before_stays_frozen_under_all_and_roles",
     ),

@@ -175,7 +175,7 @@ def test_a_plan_prints_as_a_table_of_its_stages():
 def test_parts_of_several_stacks_carry_their_path():
     model = tiny_bart()
     plan = FreezePlan(trainable=["decoder.layers[1:]", "encoder.layers[0]"]).resolve(model)
-    text = describe_parts(plan.stages[0], plan.words)
+    text = describe_parts(plan.stages[0], plan.model_map)
     assert text == "model.encoder.layers[0], model.decoder.layers[1:3]"
 
 

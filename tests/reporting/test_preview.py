@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from hf_freeze import PlanError, Stage, param_groups, preview
 from hf_freeze.plan import recipes
-from hf_freeze.plan.stages import FreezePlan
+from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.reporting.preview.trace import AliveStorages, ModelTracer
 from hf_freeze.training.freezing import set_trainable
 from tests.models import (

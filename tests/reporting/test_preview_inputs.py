@@ -6,7 +6,7 @@ import transformers as hf
 
 from hf_freeze import FreezeError, PlanError, Plateau, Stage, UnsupportedSetupError, preview
 from hf_freeze.plan import recipes
-from hf_freeze.plan.stages import FreezePlan
+from hf_freeze.plan.freeze_plan import FreezePlan
 from tests.models import text_batch, tiny_bert
 from tests.quiet import quiet_arguments as arguments
 from tests.training.runs import freeze_trainer

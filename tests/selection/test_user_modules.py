@@ -86,7 +86,7 @@ def test_stacks_side_by_side_are_told_apart_by_their_own_paths():
 
 def test_stacks_side_by_side_have_labels_of_their_own():
     plan = FreezePlan(trainable=["layers", "head"]).resolve(two_stacks_side_by_side())
-    labels = describe_parts(plan.stages[0], plan.words)
+    labels = describe_parts(plan.stages[0], plan.model_map)
     assert labels == "net.down.layers[0:2], net.up.layers[0:3], net.inner.layers[0:4], head"
 
 

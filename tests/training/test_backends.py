@@ -6,7 +6,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_freeze import FreezePlan, Stage, UnsupportedSetupError
-from hf_freeze.training.backends import find_wrappers, tell_wrappers
+from hf_freeze.training.backends import find_wrappers, rebuild_ddp_reducers
 from hf_freeze.training.freezing import set_trainable
 from tests.models import text_batch, tiny_bert
 
@@ -31,7 +31,7 @@ def test_a_hook_that_keeps_something_for_every_bucket_begins_anew_with_the_new_b
     sizes = []
     for names in PLAN.resolve(model).names:
         set_trainable(model, names)
-        tell_wrappers(find_wrappers(model))
+        rebuild_ddp_reducers(find_wrappers(model))
         assert not state.error_dict
         for _ in range(4):
             wrapper(**text_batch()).loss.backward()
@@ -45,4 +45,4 @@ def test_a_wrapper_in_a_group_of_its_own_is_refused():
     model = tiny_bert()
     wrapper = DistributedDataParallel(model, process_group=dist.new_group([0]))
     with pytest.raises(UnsupportedSetupError, match="process group of its own"):
-        tell_wrappers([wrapper])
+        rebuild_ddp_reducers([wrapper])

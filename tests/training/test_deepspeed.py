@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from transformers import TrainingArguments
 
 from hf_freeze import FreezePlan, FreezeViolation, PlanError, Plateau, Stage, UnsupportedSetupError, param_groups
-from hf_freeze.training.backends import group_members, steps_copies
+from hf_freeze.training.backends import group_members, uses_master_weights
 from hf_freeze.training.run import FreezeRun, FreezeSettings
 from tests.launch import torchrun
 from tests.models import text_batch, tiny_bert
@@ -206,9 +206,9 @@ def go(run: FreezeRun, model, optimizer, *, steps: int = STEPS) -> None:
         run.step_begins(step)
         model.train()
         model(**text_batch()).loss.backward()
-        run.optimizer_steps()
+        run.before_optimizer_step()
         optimizer.step()
-        run.optimizer_stepped()
+        run.after_optimizer_step()
     run.conclude()
 
 
@@ -274,9 +274,9 @@ def test_an_engine_that_never_steps_is_found_out_once_no_step_may_be_skipped(ste
 def test_the_optimizer_is_known_inside_the_wrapper_of_accelerate_and_others_are_not_taken_for_it() -> None:
     model = tiny_bert()
     prepared = Accelerator(cpu=True).prepare_optimizer(torch.optim.AdamW(model.parameters()))
-    assert not steps_copies(prepared)
+    assert not uses_master_weights(prepared)
     prepared.optimizer = ZeroOptimizer(groups_of(model, FreezePlan(trainable="head")))
-    assert steps_copies(prepared)
+    assert uses_master_weights(prepared)
     assert [list(map(id, members)) for members in group_members(prepared)] == [
         list(map(id, group["params"])) for group in groups_of(model, FreezePlan(trainable="head"))
     ]

@@ -96,13 +96,13 @@ def test_every_ever_trainable_parameter_is_in_exactly_one_group(name, trainable,
 
     grouped = [parameter for spec in found for parameter in spec.parameters]
     assert len(grouped) == len(set(grouped))
-    assert resolved.words.every_alias(grouped) == resolved.ever_trainable
+    assert resolved.model_map.every_alias(grouped) == resolved.ever_trainable
     assert len(set(names(found))) == len(found)
     assert specs(model, resolved.plan, **options) == found
     decayed = decayed_names(model)
     for spec in found:
         for parameter in spec.parameters:
-            decays = any(alias in decayed for alias in resolved.words.ties[parameter])
+            decays = any(alias in decayed for alias in resolved.model_map.ties[parameter])
             assert spec.options["weight_decay"] == (DECAY if decays else 0.0), parameter
             assert (".no_decay" in spec.name) is not decays
 

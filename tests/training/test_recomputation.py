@@ -84,7 +84,7 @@ def test_gradients_go_no_deeper_than_the_lowest_layer_that_trains(tmp_path, name
 
 
 def test_a_plain_trainer_goes_through_all_of_it(tmp_path):
-    """Why `let_gradients_in` is there: should transformers no longer do so, it can go."""
+    """Why `stop_backward_at_lowest_trainable` is there: should transformers no longer do so, it can go."""
     model = models.tiny_bert(layers=4)
     freeze(model, ["all", "!head", "!layers[3]"])
     args = TrainingArguments(

@@ -89,7 +89,7 @@ def test_three_transitions_under_fsdp2_end_where_one_process_does(tmp_path) -> N
     sharded_run.cast_inputs(model)
     sharded_run.train(model, 0, 1, str(tmp_path / "arguments"))
 
-    never = sharded_run.PLAN.resolve(model).words.parts.keys() - sharded_run.PLAN.resolve(model).ever_trainable
+    never = sharded_run.PLAN.resolve(model).model_map.parts.keys() - sharded_run.PLAN.resolve(model).ever_trainable
     assert_near(found, {name: parameter.detach() for name, parameter in model.named_parameters()}, floor=0.1)
     for name, parameter in model.named_parameters():
         assert torch.equal(found[name], before[name]) == (name in never), name

@@ -16,8 +16,9 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan import recipes
+from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.plan.given import PlanLike, as_plan
-from hf_freeze.plan.stages import FreezePlan, TopDown
+from hf_freeze.plan.stages import TopDown
 from hf_freeze.reporting.preview.rates import steps_per_epoch
 from hf_freeze.selection.language import evaluate, paths_in_front
 from hf_freeze.selection.model_map import map_model
@@ -74,10 +75,10 @@ class Contender:
     def is_linear_probe(self, model: nn.Module) -> bool:
         """Whether nothing but the head ever trains, so that the rest can be computed once."""
         plan = self.freeze_plan
-        words = map_model(model)
-        if plan is None or plan.stages or not words.roles["head"]:
+        model_map = map_model(model)
+        if plan is None or plan.stages or not model_map.roles["head"]:
             return False
-        return plan.resolve(model).ever_trainable <= words.every_alias(evaluate("head", words).names)
+        return plan.resolve(model).ever_trainable <= model_map.every_alias(evaluate("head", model_map).names)
 
 
 ContenderLike: TypeAlias = PlanLike | PeftConfig | Contender

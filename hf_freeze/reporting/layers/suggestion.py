@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from hf_freeze.plan.stages import FreezePlan
+from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.plan.tables import as_table
 
 

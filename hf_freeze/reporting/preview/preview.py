@@ -10,8 +10,8 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from hf_freeze.errors import FreezeError
+from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.plan.given import PlanLike
-from hf_freeze.plan.resolved import ResolvedPlan
 from hf_freeze.reporting.preview.optimizer_state import StateBytes, state_bytes
 from hf_freeze.reporting.preview.preview_inputs import (
     check_batch,
@@ -216,8 +216,8 @@ def _traces(
     model: nn.Module, args: TrainingArguments, resolved: ResolvedPlan, remarks: list[str], **batch: Any
 ) -> dict[frozenset[str], StepTrace]:
     """By what trains, a step of it; under no names, one of full fine-tuning. {} and a remark where none can be had."""
-    words = resolved.words
-    full = frozenset(words.parts) - words.not_floating - words.inactive
+    model_map = resolved.model_map
+    full = frozenset(model_map.parts) - model_map.not_floating - model_map.inactive
     try:
         tracer = ModelTracer(model, args, **batch)
         traces = {names: tracer.trace(names) for names in {full, *resolved.stages}}

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig, TrainingArguments
 
 from hf_freeze.errors import FreezeError, PlanError
+from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.plan.given import as_plan
-from hf_freeze.plan.stages import FreezePlan
 from hf_freeze.reporting.preview.stand_in import longest_text
 from hf_freeze.training.arguments import FreezeArguments
 

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments, get_scheduler
 
 from hf_freeze.errors import PlanError
-from hf_freeze.plan.resolved import ResolvedPlan
+from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.plan.stages import Stage
 from hf_freeze.plan.timeline import Timeline
 from hf_freeze.training.groups import GroupSpec

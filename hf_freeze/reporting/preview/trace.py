@@ -24,7 +24,7 @@ from transformers import TrainingArguments
 from hf_freeze.reporting.preview.operations import GroupedProductsOfAnyType, operation_counter
 from hf_freeze.reporting.preview.stand_in import example_batches, moved_into_mode, stand_in
 from hf_freeze.training.freezing import hold_eval, release_eval, set_trainable
-from hf_freeze.training.recomputation import let_gradients_in
+from hf_freeze.training.recomputation import stop_backward_at_lowest_trainable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,8 @@ class ModelTracer:
         with self._without_values():
             self._model = stand_in(model, "cpu")
             _set_up(self._model, args)
-            self._let_in = let_gradients_in(self._model)  # holds for as long as what it returns is kept
+            # Holds for as long as what it returns is kept.
+            self._undo_stop = stop_backward_at_lowest_trainable(self._model)
             self._batch = moved_into_mode(batch) if batch is not None else self._one_that_fits(rows, tokens)
 
     def trace(self, trainable: Collection[str]) -> StepTrace:

@@ -91,14 +91,14 @@ def train(case: str, folder, *, model=None, plan=PLAN, rows=None, see=None):
         loss = (engine or model)(**inputs).loss
         if engine:
             engine.backward(loss)
-            run.optimizer_steps()
+            run.before_optimizer_step()
             engine.step()
         else:
             loss.backward()
-            run.optimizer_steps()
+            run.before_optimizer_step()
             base.step()
             base.zero_grad()
-        run.optimizer_stepped()
+        run.after_optimizer_step()
         scheduler.step()
         see(model)
     run.conclude()

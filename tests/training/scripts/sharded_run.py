@@ -59,9 +59,9 @@ def train(model: torch.nn.Module, rank: int, processes: int, folder: str) -> lis
         batch = rows[step * ROWS : (step + 1) * ROWS][rank::processes]
         loss = model(**{key: torch.tensor([row[key] for row in batch]) for key in batch[0]}).loss
         loss.backward()
-        run.optimizer_steps()
+        run.before_optimizer_step()
         optimizer.step()
-        run.optimizer_stepped()
+        run.after_optimizer_step()
         optimizer.zero_grad()
         losses.append(loss.item())
     run.conclude()

@@ -1,23 +1,92 @@
-"""A plan held against a model: which parameters train in each stage."""
+"""The declaration, alone and held against a model: which parameters train in each stage."""
 
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import compress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_freeze.errors import PlanError
-from hf_freeze.plan.stages import FreezePlan, Stage, TopDown
+from hf_freeze.plan.stages import (
+    Stage,
+    TopDown,
+    known_fields,
+    plain,
+    read_mapping,
+    stage_from_dict,
+    stage_to_dict,
+)
 from hf_freeze.plan.tables import as_table, describe_parts
 from hf_freeze.plan.trainable import all_but, changed, trainable_only
-from hf_freeze.selection.language import parse, paths_in_front
+from hf_freeze.selection.language import Selection, parse, paths_in_front
 from hf_freeze.selection.model_map import ModelMap, map_model, unwrap
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreezePlan:
+    """What trains from the start (`freeze` or `trainable`, each the complement of the other), and the stages after.
+
+    >>> plan = FreezePlan(trainable="head", stages=[Stage(epoch=1, unfreeze="layers[-1]")])
+    >>> plan == FreezePlan.from_dict(plan.to_dict())
+    True
+    """
+
+    freeze: Selection | None = None
+    trainable: Selection | None = None
+    stages: Sequence[Stage | TopDown] = ()
+
+    def __post_init__(self) -> None:
+        given, found = [n for n in ("freeze", "trainable") if getattr(self, n) is not None], ""
+        if len(given) != 1:
+            found = f"freeze={self.freeze!r} and trainable={self.trainable!r}" if given else "neither"
+            raise PlanError(
+                f"A plan has exactly one of freeze= and trainable=, each the complement of the other; got {found}."
+            )
+        parse(getattr(self, given[0]))
+        if not isinstance(self.stages, Sequence) or isinstance(self.stages, str):
+            raise PlanError(f"stages= is a list of Stage objects; got {self.stages!r}.")
+        object.__setattr__(self, "stages", tuple(self.stages))
+        for stage in self.stages:
+            if not isinstance(stage, Stage | TopDown):
+                raise PlanError(
+                    f"stages= holds Stage objects; found {stage!r}. For plain dicts use FreezePlan.from_dict."
+                )
+
+    def resolve(self, model: "nn.Module") -> "ResolvedPlan":
+        """Hold the plan against a model; nothing of the model changes.
+
+        Raises `SelectionError` for what matches nothing, `PlanError` when nothing would train or a stage changes
+        nothing, `UnsupportedSetupError` when a quantised parameter is to be trained.
+        """
+        return resolve(self, model)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON-able values; what is not set is left out."""
+        plan = {name: plain(getattr(self, name)) for name in ("freeze", "trainable") if getattr(self, name) is not None}
+        if self.stages:
+            plan["stages"] = [stage_to_dict(stage) for stage in self.stages]
+        return plan
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "FreezePlan":
+        """Read what `to_dict` wrote, or the same written by hand; raises `PlanError` for an unknown key."""
+        checked = known_fields(cls, values, "a plan")
+        stages = checked.get("stages") or ()
+        if not isinstance(stages, Sequence) or isinstance(stages, str):
+            raise PlanError(f"stages: {stages!r} is no list of stages.")
+        return cls(**{**checked, "stages": [stage_from_dict(stage) for stage in stages]})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "FreezePlan":
+        """Read a plan from a YAML or JSON file."""
+        return cls.from_dict(read_mapping(path))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +98,7 @@ class ResolvedPlan:
     """
 
     plan: FreezePlan
-    words: ModelMap = field(repr=False)
+    model_map: ModelMap = field(repr=False)
     sizes: Mapping[str, int] = field(repr=False)
     timed: tuple[Stage, ...]
     stages: tuple[frozenset[str], ...]
@@ -37,7 +106,7 @@ class ResolvedPlan:
     @cached_property
     def names(self) -> tuple[frozenset[str], ...]:
         """Names per stage, every alias of tied weights among them."""
-        return tuple(map(self.words.every_alias, self.stages))
+        return tuple(map(self.model_map.every_alias, self.stages))
 
     @cached_property
     def ever_trainable(self) -> frozenset[str]:
@@ -65,7 +134,7 @@ class ResolvedPlan:
         asked = [self.plan.trainable, *(stage.unfreeze for stage in self.timed)]
         entries = [entry for selection in asked if selection is not None for entry in parse(selection)]
         ever = frozenset().union(*self.stages)
-        return {entry.text: entry.pick(self.words) & ever for entry in entries if not entry.takes_out}
+        return {entry.text: entry.pick(self.model_map) & ever for entry in entries if not entry.takes_out}
 
     def size_of(self, canonical: Iterable[str]) -> int:
         """Return how many elements the tensors of these canonical names have together."""
@@ -78,9 +147,10 @@ class ResolvedPlan:
             count = self.size_of(names)
             when = self.timed[index - 1].when if index else "start"
             rows.append(
-                (str(index), when, f"{count:,}", f"{count / max(total, 1):.1%}", describe_parts(names, self.words))
+                (str(index), when, f"{count:,}", f"{count / max(total, 1):.1%}", describe_parts(names, self.model_map))
             )
-        told = f"\nThe head, told by names: {', '.join(self.words.head_by_name)}." if self.words.head_by_name else ""
+        by_name = ", ".join(self.model_map.head_by_name)
+        told = f"\nThe head, told by names: {by_name}." if by_name else ""
         return as_table(rows) + told
 
 
@@ -90,14 +160,17 @@ def resolve(plan: FreezePlan, model: "nn.Module", *, others_train: bool = False)
     With `others_train`, something beside the model has parameters that train, so that all of the model may be frozen.
     """
     model = unwrap(model)
-    words = map_model(model)
-    first = trainable_only(plan.trainable, words) if plan.trainable is not None else all_but(plan.freeze or (), words)
+    model_map = map_model(model)
+    if plan.trainable is not None:
+        first = trainable_only(plan.trainable, model_map)
+    else:
+        first = all_but(plan.freeze or (), model_map)
     if not others_train:
-        _refuse_nothing(first, plan, "from the start", words)
+        _refuse_nothing(first, plan, "from the start", model_map)
     timed: list[Stage] = []
     stages = [first]
-    for stage, written_out in _written_out(plan.stages, words):
-        after = changed(stages[-1], words, unfreeze=stage.unfreeze, freeze=stage.freeze)
+    for stage, written_out in _written_out(plan.stages, model_map):
+        after = changed(stages[-1], model_map, unfreeze=stage.unfreeze, freeze=stage.freeze)
         if after == stages[-1] and written_out:
             continue
         if after == stages[-1]:
@@ -106,10 +179,10 @@ def resolve(plan: FreezePlan, model: "nn.Module", *, others_train: bool = False)
                 "the parameters are so already or stay frozen because the model handed in had them frozen. Remove it."
             )
         if not others_train:
-            _refuse_nothing(after, plan, f"from {stage.when}", words)
+            _refuse_nothing(after, plan, f"from {stage.when}", model_map)
         timed.append(stage)
         stages.append(after)
-    return ResolvedPlan(plan=plan, words=words, sizes=sizes_of(model), timed=tuple(timed), stages=tuple(stages))
+    return ResolvedPlan(plan=plan, model_map=model_map, sizes=sizes_of(model), timed=tuple(timed), stages=tuple(stages))
 
 
 def sizes_of(model: "nn.Module") -> dict[str, int]:
@@ -117,17 +190,17 @@ def sizes_of(model: "nn.Module") -> dict[str, int]:
     return {name: getattr(p, "ds_numel", p.numel()) for name, p in unwrap(model).named_parameters()}
 
 
-def _written_out(stages: Sequence[Stage | TopDown], words: ModelMap) -> Iterator[tuple[Stage, bool]]:
+def _written_out(stages: Sequence[Stage | TopDown], model_map: ModelMap) -> Iterator[tuple[Stage, bool]]:
     """The stages, each with whether it stems from `TopDown`."""
     for stage in stages:
         if isinstance(stage, TopDown):
-            yield from ((written, True) for written in _top_down(stage, words))
+            yield from ((written, True) for written in _top_down(stage, model_map))
         else:
             yield stage, False
 
 
-def _top_down(rule: TopDown, words: ModelMap) -> Iterator[Stage]:
-    deepest = max((len(stack.layers) for stack in words.stacks), default=0)
+def _top_down(rule: TopDown, model_map: ModelMap) -> Iterator[Stage]:
+    deepest = max((len(stack.layers) for stack in model_map.stacks), default=0)
     count = math.ceil(deepest / rule.layers_per_stage)
     if not count:
         raise PlanError(f"{rule!r} needs a repeated stack of layers, and this model has none. Write the stages out.")
@@ -135,26 +208,26 @@ def _top_down(rule: TopDown, words: ModelMap) -> Iterator[Stage]:
         above, depth = (index - 1) * rule.layers_per_stage, index * rule.layers_per_stage
         layers = [
             f"{where}layers[-{depth}:{-above or ''}]"
-            for where, stack in zip(_stack_prefixes(words), words.stacks, strict=True)
+            for where, stack in zip(_stack_prefixes(model_map), model_map.stacks, strict=True)
             if len(stack.layers) > above
         ]
         yield Stage(epoch=index * rule.every_epochs, unfreeze=[*(["rest"] if index == 1 else ()), *layers])
     yield Stage(epoch=(count + 1) * rule.every_epochs, unfreeze="all")
 
 
-def _stack_prefixes(words: ModelMap) -> list[str]:
-    if len(words.stacks) == 1:
+def _stack_prefixes(model_map: ModelMap) -> list[str]:
+    if len(model_map.stacks) == 1:
         return [""]
-    return [f"{path}." for path in paths_in_front(words.stacks)]
+    return [f"{path}." for path in paths_in_front(model_map.stacks)]
 
 
-def _refuse_nothing(trainable: frozenset[str], plan: FreezePlan, when: str, words: ModelMap) -> None:
+def _refuse_nothing(trainable: frozenset[str], plan: FreezePlan, when: str, model_map: ModelMap) -> None:
     if trainable:
         return
     declared = f"freeze={plan.freeze!r}" if plan.freeze is not None else f"trainable={plan.trainable!r}"
-    handed_in = len(words.frozen_at_hand_in)
+    handed_in = len(model_map.frozen_at_hand_in)
     raise PlanError(
-        f"Nothing would train {when}: {declared} leaves none of the {len(words.parts)} parameters trainable. "
+        f"Nothing would train {when}: {declared} leaves none of the {len(model_map.parts)} parameters trainable. "
         f"{handed_in} of them were already frozen in the model handed in; 'all' and roles leave those as they are, "
         "a dotted path or re: thaws them."
     )
