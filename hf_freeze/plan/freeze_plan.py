@@ -31,7 +31,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FreezePlan:
-    """What trains from the start (`freeze` or `trainable`, each the complement of the other), and the stages after.
+    """What trains from the start, and how that changes over the run.
+
+    Args:
+        freeze: What is frozen from the start; everything else trains. Give exactly one of `freeze` and `trainable`.
+        trainable: What trains from the start; everything else is frozen.
+        stages: Changes over the run, in the order of their times.
+
+    Raises:
+        PlanError: With both of `freeze` and `trainable` or neither, or for stages that are none.
+        SelectionError: For a selection that cannot be read.
 
     >>> plan = FreezePlan(trainable="head", stages=[Stage(epoch=1, unfreeze="layers[-1]")])
     >>> plan == FreezePlan.from_dict(plan.to_dict())
@@ -62,8 +71,16 @@ class FreezePlan:
     def resolve(self, model: "nn.Module") -> "ResolvedPlan":
         """Hold the plan against a model; nothing of the model changes.
 
-        Raises `SelectionError` for what matches nothing, `PlanError` when nothing would train or a stage changes
-        nothing, `UnsupportedSetupError` when a quantised parameter is to be trained.
+        Args:
+            model: Any module, wrapped (DDP, DataParallel, torch.compile) or not.
+
+        Returns:
+            The names of what trains in each stage; `str()` of it is a table.
+
+        Raises:
+            SelectionError: For an entry that matches nothing.
+            PlanError: When nothing would train, or a stage changes nothing.
+            UnsupportedSetupError: When a quantised parameter is to be trained.
         """
         return resolve(self, model)
 

@@ -22,9 +22,16 @@ from hf_freeze.selection.language import Selection, parse
 class Plateau:
     """The moment when a metric has stopped improving, counted in evaluations since the stage before began.
 
-    `patience` evaluations in a row without an improvement by more than `min_delta` end the wait, and so do
-    `max_epochs` epochs. `greater_is_better=None` infers the direction as the Trainer does: a metric whose name ends
-    in "loss" falls. `restore_best` rewinds the weights to the best checkpoint of the stage before thawing.
+    Args:
+        metric: The name of a metric that evaluation logs, with its prefix `eval_` or without.
+        patience: So many evaluations in a row without an improvement end the wait.
+        min_delta: An improvement is a change by more than this.
+        max_epochs: So many epochs end the wait at the latest.
+        greater_is_better: The direction. None infers it as the Trainer does: a metric whose name ends in "loss" falls.
+        restore_best: Put the weights back to the best ones of the stage that ends, before the next begins.
+
+    Raises:
+        PlanError: For a value of another type or out of range.
     """
 
     metric: str
@@ -58,8 +65,17 @@ class Plateau:
 class Stage:
     """From its time on, `unfreeze` trains and `freeze` no longer does; what both pick is frozen.
 
-    Exactly one time: `epoch` (starts after that many epochs; 0.5 is half of one), `step` (after that many optimizer
-    steps), `fraction` of the run, or `plateau`.
+    Args:
+        epoch: It starts after so many epochs; 0.5 is half of one. Give exactly one of the four times.
+        step: It starts after so many optimizer steps: step=500 makes the 501st its first.
+        fraction: It starts after this part of the run, between 0 and 1.
+        plateau: It starts when a metric has stopped improving.
+        unfreeze: What trains from then on.
+        freeze: What is frozen from then on.
+
+    Raises:
+        PlanError: Without a time or with several, with neither `unfreeze` nor `freeze`, or for a time out of range.
+        SelectionError: For a selection that cannot be read.
     """
 
     epoch: float | None = None
@@ -126,8 +142,12 @@ class Stage:
 class TopDown:
     """Gradual unfreezing (ULMFiT; Howard and Ruder, 2018): from the top layer down, one stage every `every_epochs`.
 
-    Stands among the stages of a plan and becomes as many of them as the model has layers: the first thaws the top
-    `layers_per_stage` layers and what follows the layers (pooler, final norm), the last whatever is left.
+    It stands among the stages of a plan and becomes as many of them as the model has layers: the first unfreezes the
+    top layers and what follows the layers (pooler, final norm), the last whatever is left.
+
+    Args:
+        every_epochs: Epochs from one stage to the next.
+        layers_per_stage: How many layers each stage unfreezes.
     """
 
     every_epochs: float = 1.0

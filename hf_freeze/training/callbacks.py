@@ -107,7 +107,7 @@ class FreezeCallback(RunEvents, metaclass=ABCMeta):
             refuse_left_out(optimizer, bound)
         resumed = self._training.resumed_run(args, state)
         if resumed:
-            self._training.load_thawed(resumed.folder)
+            self._training.load_thawed(bound.model, resumed.folder)
         is_running = while_training(self)
         batches = kwargs.get("train_dataloader")
         run = self._training.begin(args, state, optimizer, resumed=resumed, batches=batches, is_running=is_running)
@@ -128,7 +128,7 @@ class FreezeCallback(RunEvents, metaclass=ABCMeta):
         self._training.verify()
         if args.should_save:
             folder = checkpoint.folder_of(args, state)
-            self._training.save_thawed(folder)
+            self._training.save_thawed(kwargs["model"], folder)
             self._training.save_stage_best(folder)
 
     def on_train_end(

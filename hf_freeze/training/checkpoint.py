@@ -28,9 +28,15 @@ THAWED_NAME = "thawed_base.safetensors"
 
 
 def save_thawed(model: nn.Module, folder: str | os.PathLike[str], ever_trainable: Collection[str]) -> Path | None:
-    """Write the base weights that train beside PEFT's adapter, whole or not at all.
+    """Write the base weights that train beside PEFT's adapter, which is all that PEFT saves; whole or not at all.
 
-    Return the file, or None where PEFT saves all of it.
+    Args:
+        model: The model; for one without PEFT nothing is written.
+        folder: The folder of the adapter.
+        ever_trainable: Names of what trains, as `ResolvedPlan.ever_trainable` has them.
+
+    Returns:
+        The file, or None where PEFT saves everything that trains.
     """
     tensors = thawed_tensors(model, ever_trainable)
     if not tensors:
@@ -50,10 +56,20 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dic
 def load_thawed(
     model: nn.Module, folder: str | os.PathLike[str], *, needed: Collection[str] | None = None
 ) -> list[str]:
-    """Load the base weights that trained beside a PEFT adapter; return their names, [] when the folder has none.
+    """Load the base weights that trained beside a PEFT adapter.
 
-    For use after `PeftModel.from_pretrained(base, folder)`, which loads the adapter only. Raises `FreezeError` when the
-    file cannot be read, does not fit the model, or is missing although base weights among the names `needed` trained.
+    For use after `PeftModel.from_pretrained(base, folder)`, which loads the adapter only.
+
+    Args:
+        model: The model with its adapter.
+        folder: The folder of the adapter.
+        needed: Names of what trained; where base weights are among them, the file must be there.
+
+    Returns:
+        The names of the weights that were loaded, [] when the folder has none.
+
+    Raises:
+        FreezeError: When the file cannot be read, does not fit the model, or is missing although it is needed.
     """
     path = Path(folder) / THAWED_NAME
     if not path.exists():

@@ -21,10 +21,20 @@ logger = logging.getLogger(__name__)
 
 
 def freeze(model: nn.Module, selection: Selection = "all") -> list[str]:
-    """Stop the selected parameters from training; return the names that changed, aliases of tied weights included.
+    """Stop the selected parameters from training.
 
     Their gradients are dropped, so that a stale one cannot move them. `module.requires_grad = False` does none of
-    this: it sets an attribute that nobody reads. Raises `SelectionError` for what matches nothing.
+    this: it sets an attribute that nobody reads.
+
+    Args:
+        model: Any module, wrapped (DDP, DataParallel, torch.compile) or not.
+        selection: What to freeze, such as `"backbone"`, `["layers[:-2]", "embeddings"]` or `"all"`.
+
+    Returns:
+        The names of the parameters that changed, aliases of tied weights included.
+
+    Raises:
+        SelectionError: For an entry that matches nothing.
     """
     model_map = map_model(model)
     frozen = _write(model, model_map.every_alias(evaluate(selection, model_map).names), trainable=False)
@@ -33,10 +43,20 @@ def freeze(model: nn.Module, selection: Selection = "all") -> list[str]:
 
 
 def unfreeze(model: nn.Module, selection: Selection = "all") -> list[str]:
-    """Let the selected parameters train again; return the names that changed, aliases of tied weights included.
+    """Let the selected parameters train again.
 
     What was frozen before hf_freeze saw the model stays frozen under `all` and roles: name it by path or regex.
-    Raises `SelectionError`, or `UnsupportedSetupError` where quantised weights are named.
+
+    Args:
+        model: Any module, wrapped (DDP, DataParallel, torch.compile) or not.
+        selection: What to unfreeze, such as `"layers[-2:]"` or `["head", "norms"]`.
+
+    Returns:
+        The names of the parameters that changed, aliases of tied weights included.
+
+    Raises:
+        SelectionError: For an entry that matches nothing.
+        UnsupportedSetupError: Where quantised weights are named, which have no gradient.
     """
     model_map = map_model(model)
     thawed = _write(model, model_map.every_alias(changed(frozenset(), model_map, unfreeze=selection)), trainable=True)

@@ -88,19 +88,30 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Build named parameter groups for `Trainer(optimizers=...)`, `optimizer_cls_and_kwargs` or a loop of one's own.
 
-    The learning rate and the weight decay are those of `args`, or `lr` and `weight_decay` (by default 0) in a loop that
-    has no TrainingArguments. `group_lrs` maps a selection to a learning rate or to options (`lr`, `weight_decay`, ...).
-    What it does not name has the learning rate times `layer_lr_decay` to the power of its depth (discriminative rates
-    of Howard and Ruder, 2018, in the layer-wise form of ELECTRA and BEiT): 0 for the head and what follows the layers,
-    1 for the top layer, one more per layer below, embeddings last. Biases and norms have no weight decay, as in the
-    Trainer, unless a selection of nothing else is given one. `plan` is what `FreezeCallback` takes
-    as one; without it, what requires a gradient now is what trains.
+    Biases and norms have no weight decay, as in the Trainer, unless a selection of nothing else is given one.
 
-    Optimizers read over options that they do not know. So name the class that takes the groups as `optimizer_cls`;
-    without it, the options of torch's own optimizers and of `args.optim` pass.
+    Args:
+        model: The model whose parameters the groups hold, wrapped or not.
+        args: Gives the learning rate and the weight decay where `lr` and `weight_decay` do not.
+        lr: The learning rate, in a loop that has no TrainingArguments.
+        weight_decay: The weight decay; 0 without it and without `args`.
+        plan: What `FreezeCallback` takes as a plan. Without it, what requires a gradient now is what trains.
+        group_lrs: Maps a selection to a learning rate or to options (`lr`, `weight_decay`, ...).
+        layer_lr_decay: What `group_lrs` does not name has the learning rate times this factor to the power of its
+            depth: 0 for the head and what follows the layers, 1 for the top layer, one more per layer below,
+            embeddings last. (Discriminative rates of Howard and Ruder, 2018, in the layer-wise form of ELECTRA and
+            BEiT.)
+        optimizer_cls: The class that takes the groups. Optimizers read over options that they do not know, so that
+            one is refused that this class does not have; without it, those of torch's own optimizers and of
+            `args.optim` pass.
 
-    Raises `PlanError` without a learning rate, for a rate that is no rate, for an option that is none, and for a
-    selection that matches nothing that trains or what another one matches too.
+    Returns:
+        The groups, as an optimizer of torch takes them, each with a `name`.
+
+    Raises:
+        PlanError: Without a learning rate, for a rate that is no rate, for an option that is none, and for a selection
+            that matches nothing that trains or what another one matches too.
+        SelectionError: For a selection that matches nothing in the model.
     """
     _refuse_other_types(args, group_lrs, optimizer_cls)
     base = _base_options(args, lr, weight_decay)

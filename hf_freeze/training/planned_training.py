@@ -252,15 +252,15 @@ class PlannedTraining:
         if run := self.run:
             save_snapshot(run.best, folder)
 
-    def save_thawed(self, folder: str | Path) -> None:
+    def save_thawed(self, model: nn.Module, folder: str | Path) -> None:
         """Under PEFT, save the base weights that train, which it leaves out."""
-        if bound := self.bound:
-            checkpoint.save_thawed(bound.model, folder, bound.resolved.ever_trainable)
+        if self.bound:
+            checkpoint.save_thawed(model, folder, self.bound.resolved.ever_trainable)
 
-    def load_thawed(self, folder: str | Path) -> None:
+    def load_thawed(self, model: nn.Module, folder: str | Path) -> None:
         """Under PEFT, load the base weights that trained; `FreezeError` where the checkpoint lacks them."""
-        if bound := self.bound:
-            checkpoint.load_thawed(bound.model, folder, needed=bound.resolved.ever_trainable)
+        if self.bound:
+            checkpoint.load_thawed(model, folder, needed=self.bound.resolved.ever_trainable)
 
     def save_beside(self, args: TrainingArguments, state: TrainerState, optimizer: torch.optim.Optimizer) -> None:
         """Save what the optimizer trains beside the model."""

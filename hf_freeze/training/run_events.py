@@ -114,4 +114,4 @@ class RunEvents(TrainerCallback, ExportableState):
         """Let go of the model; under PEFT, load what the best checkpoint has beside the adapter."""
         self._training.end()
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            self._training.load_thawed(state.best_model_checkpoint)
+            self._training.load_thawed(kwargs["model"], state.best_model_checkpoint)

@@ -60,6 +60,15 @@ def trainable_summary(model: nn.Module) -> TrainableSummary:
     """Count parameters and trainable parameters per top-level part and per layer.
 
     Frozen with `module.requires_grad = False`, a model shows here that nothing was frozen, and a remark says why.
+
+    Args:
+        model: Any module, wrapped (DDP, DataParallel, torch.compile) or not.
+
+    Returns:
+        Rows with counts of elements and bytes; `str()` of it is a table.
+
+    Raises:
+        FreezeError: For what is no module, or has parameters without a shape yet.
     """
     model = unwrap(model)
     model_map = map_model(model)

@@ -277,11 +277,11 @@ class FreezeTrainerMixin(
         """Save as the Trainer does, under PEFT with the base weights that train."""
         super().save_model(output_dir, *args, **kwargs)
         if self.args.should_save:
-            self._freezing.save_thawed(output_dir or str(self.args.output_dir))
+            self._freezing.save_thawed(self.model, output_dir or str(self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *given: Any) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, *given)
-        self._freezing.load_thawed(resume_from_checkpoint)
+        self._freezing.load_thawed(self.model, resume_from_checkpoint)
 
 
 class FreezeTrainer(FreezeTrainerMixin, Trainer):

@@ -174,6 +174,15 @@ def test_freeze_trainer_resumes_from_another_folder(tmp_path):
     assert moved(weights(whole.model), resumed.model) == set()
 
 
+def test_a_model_merged_since_is_saved_as_it_is_now(tmp_path):
+    trainer = trainer_for("FreezeTrainer", lora(), tmp_path, PLANS["norms"])
+    trainer.train()
+    trainer.model = trainer.model.merge_and_unload()
+    trainer.save_model(str(tmp_path / "merged"))
+    assert {path.name for path in (tmp_path / "merged").iterdir()} >= {"model.safetensors"}
+    assert not (tmp_path / "merged" / THAWED_NAME).exists()
+
+
 # What is wrong with the file
 
 
