@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from hf_freeze import FreezeCallback, FreezePlan, FreezeRun, FreezeTrainer
+from hf_freeze import FreezeCallback, FreezePlan, FreezeRun, FreezeTrainer, PlanError, freezing
 from hf_freeze.training import bound_plan
 from hf_freeze.training.bound_plan import bind
 from tests.models import text_rows, tiny_bert
@@ -80,3 +80,26 @@ def test_its_tensors_are_those_that_the_model_has_now():
 def test_a_loop_written_for_the_first_names_of_its_calls_goes_on():
     assert FreezeRun.optimizer_steps is FreezeRun.before_optimizer_step
     assert FreezeRun.optimizer_stepped is FreezeRun.after_optimizer_step
+
+
+class WithLoss(Trainer):
+    """A Trainer of a library: it may be given a loss, and freezes what it likes."""
+
+    def __init__(self, model=None, args=None, loss=None, freezes=None, **given):
+        super().__init__(model, args, **given)
+        for parameter in [] if freezes is None else model.get_submodule(freezes).parameters():
+            parameter.requires_grad_(False)
+
+
+def test_all_of_a_model_may_be_frozen_only_beside_a_loss_that_trains(tmp_path):
+    trainer, _ = freezing(WithLoss)
+    with pytest.raises(PlanError, match="Nothing would train"):
+        trainer(tiny_bert(), arguments(tmp_path), freeze_plan=FreezePlan(freeze="all"), loss=nn.Identity())
+
+
+def test_what_the_trainer_freezes_in_its_constructor_is_taken_as_handed_in_frozen(tmp_path):
+    trainer, _ = freezing(WithLoss)
+    plan = FreezePlan(trainable="all")
+    made = trainer(tiny_bert(), arguments(tmp_path), freeze_plan=plan, freezes="bert.embeddings")
+    assert not any("embeddings" in name for name in made.resolved_plan.ever_trainable)
+    assert "classifier.weight" in made.resolved_plan.ever_trainable
