@@ -21,7 +21,7 @@ from hf_freeze.features.frontier import Frontier
 from hf_freeze.features.row_digests import Keys
 from hf_freeze.features.shapes import Layout
 from hf_freeze.features.store import Column, FeatureStore
-from hf_freeze.features.untouched import random_states_kept, untouched
+from hf_freeze.features.untouched import untouched
 
 CHANGING = "its rows change from one reading to the next, as with random augmentation or masking"
 
@@ -118,10 +118,9 @@ def extract(
         disable=not show_progress,
         leave=False,
     )
-    kept = random_states_kept(source.dataset, source.held)
     written: list[tuple[FeatureStore, int]] = []
     try:
-        with bar, untouched(model), kept, captures(model, [one.frontier for one in work]) as capture:
+        with bar, untouched(model), captures(model, [one.frontier for one in work]) as capture:
             stream = source.batches([chunk.tolist() for part in mine for chunk in chunks[part]])
             for part in mine:
                 collected: list[list[dict[int, Column]]] = [[] for _ in work]

@@ -15,7 +15,6 @@ from hf_freeze.features.extraction import CHANGING, Forward, by_length
 from hf_freeze.features.frontier import Roots
 from hf_freeze.features.ranks import Ranks
 from hf_freeze.features.row_digests import WIDTH, Keys, keys_of
-from hf_freeze.features.untouched import random_states_kept, seed_all
 
 _LEAST_ROWS = 8
 _LOOKED_AT = 64
@@ -53,15 +52,13 @@ class FeatureSet:
         if self.batch_size < 2:
             raise CacheRefused("with one row in a batch, nothing tells what of it is one per row")
         some = np.linspace(0, len(self.source) - 1, min(_LOOKED_AT, len(self.source))).astype(np.int64)
-        with random_states_kept(self.source.dataset, self.source.held):
-            lengths = next(self.source.collated([some.tolist()])).lengths
-            order = by_length(lengths.sum(axis=0)).tolist()
-            fewer, more = order[1 - self.batch_size :][-3:], min(5, self.batch_size)
-            # The longest of every input, since inputs of one length in both batches would seem to have but one.
-            longest = [row for row in dict.fromkeys([*lengths.argmax(axis=1).tolist(), *order]) if row not in fewer]
-            rows = [some[places].tolist() for places in (longest[: more - self.shared] + order[-self.shared :], fewer)]
-            seed_all(1)
-            first, second, again = self.source.batches([*rows, rows[0]])
+        lengths = next(self.source.collated([some.tolist()])).lengths
+        order = by_length(lengths.sum(axis=0)).tolist()
+        fewer, more = order[1 - self.batch_size :][-3:], min(5, self.batch_size)
+        # The longest of every input, since inputs of one length in both batches would seem to have but one.
+        longest = [row for row in dict.fromkeys([*lengths.argmax(axis=1).tolist(), *order]) if row not in fewer]
+        rows = [some[places].tolist() for places in (longest[: more - self.shared] + order[-self.shared :], fewer)]
+        first, second, again = self.source.batches([*rows, rows[0]])
         if not np.array_equal(_digests(first)[:, :2], _digests(again)[:, :2]):
             raise CacheRefused(CHANGING)
         return first, second
@@ -119,9 +116,8 @@ def read_rows(feature_set: FeatureSet, ranks: Ranks) -> Reading:
 def _read(source: Source, chunks: list[list[int]], times: int) -> tuple[Keys, tuple[int, int]]:
     if not chunks:
         return np.empty((0, WIDTH), np.int64), (0, 0)
-    with random_states_kept(source.dataset, source.held):
-        stream = source.collated(chunks * times)
-        readings = [np.concatenate([_digests(batch) for batch in islice(stream, len(chunks))]) for _ in range(times)]
+    stream = source.collated(chunks * times)
+    readings = [np.concatenate([_digests(batch) for batch in islice(stream, len(chunks))]) for _ in range(times)]
     differs = np.any([reading != readings[0] for reading in readings], axis=0)
     return readings[0], (int(differs[:, :2].any(axis=1).sum()), int(differs[:, 2:4].any(axis=1).sum()))
 

@@ -93,8 +93,8 @@ class FeatureStore:
         Only for who holds the lock.
         """
         try:
-            for left in self.folder.glob(".part-*"):
-                left.unlink()
+            for unfinished in self.folder.glob(".*.tmp"):  # of processes that were killed
+                unfinished.unlink()
             whole = [part for part in self._numbers() if self._is_whole(part)]
         except OSError as error:
             raise CacheRefused(f"{str(self.folder)!r} could not be written to ({error})") from error

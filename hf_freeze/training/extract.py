@@ -22,7 +22,7 @@ from hf_freeze.features.frontier import Frontier, find_frontier
 from hf_freeze.features.ranks import Ranks
 from hf_freeze.features.sets import FeatureSet, read_rows
 from hf_freeze.features.store import KEY_COLUMNS, FeatureStore
-from hf_freeze.features.untouched import untouched
+from hf_freeze.features.untouched import random_states_kept, untouched
 from hf_freeze.model_inputs.inspected_model import InspectedModel, inspect_model
 from hf_freeze.plan.trainable import all_but
 from hf_freeze.selection.language import Selection
@@ -75,6 +75,7 @@ def extract_features(
             labels,
         )
         stack.enter_context(untouched(model))
+        stack.enter_context(random_states_kept(dataset, collator))
         model.eval()
         reading = read_rows(feature_set, Ranks())
         frontier = find_frontier(model, feature_set.probes, feature_set.roots)

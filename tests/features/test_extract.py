@@ -1,5 +1,8 @@
 """`extract_features`: the features that a run would store, for anything else."""
 
+import random
+from dataclasses import dataclass, field
+
 import numpy as np
 import pytest
 import torch
@@ -69,6 +72,30 @@ def test_the_model_is_left_as_it_was():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert not [module for module in model.modules() if "forward" in vars(module)]
+
+
+def test_generators_that_the_data_and_the_collator_hold_are_put_back():
+    class Drawing(list):
+        def __init__(self, rows):
+            super().__init__(rows)
+            self.generator = np.random.default_rng(0)
+
+        def __getitem__(self, index):
+            self.generator.random()
+            return super().__getitem__(index)
+
+    @dataclass(frozen=True)
+    class DrawingPad(Pad):
+        generator: random.Random = field(default_factory=lambda: random.Random(0))
+
+        def __call__(self, rows):
+            self.generator.random()
+            return super().__call__(rows)
+
+    rows, pad = Drawing(texts(12)), DrawingPad()
+    extract_features(models.tiny_bert(), rows, collator=pad)
+    assert rows.generator.random() == np.random.default_rng(0).random()
+    assert pad.generator.random() == random.Random(0).random()
 
 
 def test_a_probe_in_scikit_learn_learns_from_them():

@@ -82,6 +82,14 @@ class OwnLoader(FreezeTrainer):
         return DataLoader(rows, batch_size=5, sampler=SequentialSampler(rows), collate_fn=Pad())
 
 
+class DrawingLoader(FreezeTrainer):
+    """A loader that draws from the global random state when it is made."""
+
+    def get_train_dataloader(self):
+        order = torch.randperm(len(self.train_dataset)).tolist()
+        return DataLoader(self.train_dataset, batch_size=5, sampler=order, collate_fn=Pad())
+
+
 class OwnPlainBatches(FreezeTrainer):
     """A list of the user's own batches instead of a loader."""
 
@@ -109,6 +117,22 @@ class InFrozen(nn.Module):
 
     def forward(self, pixel_values, labels=None):
         logits = self.out(self.relu(self.body(pixel_values)))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class BetweenFrozen(nn.Module):
+    """Two frozen layers, and a write into what the first returns before the second reads it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Linear(48, 16), nn.Linear(16, 16)
+        self.out = nn.Linear(32, 2)
+
+    def forward(self, pixel_values, labels=None):
+        one = self.one(pixel_values.flatten(1))
+        one += 1
+        logits = self.out(torch.cat([one, self.two(one)], dim=1))
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
@@ -168,6 +192,7 @@ ODD = {
     "evaluation with one that is refused": Odd(TRAINING, given={"trainer": OtherForEvaluation}),
     "several evaluation sets": Odd(["training", "evaluation easy", "evaluation hard"], held_out=EVALUATIONS),
     "a training loader of the user's own": Odd(given={"trainer": OwnLoader}),
+    "a training loader that draws": Odd(given={"trainer": DrawingLoader}),
     "random masking": Odd(
         NONE, Case(seeded_mlm, collate=masked_at_random, metrics=False), trainable="cls", given={"num_train_epochs": 2}
     ),
@@ -190,6 +215,9 @@ ODD = {
     "a head that sets a column": Odd(case=Case(zeroing), trainable="out"),
     "in place in the frozen part": Odd(
         case=Case(InFrozen, rows=partial(images, size=4), collate=hf.default_data_collator), trainable="out"
+    ),
+    "in place between two frozen parts": Odd(
+        case=Case(BetweenFrozen, rows=partial(images, size=4), collate=hf.default_data_collator), trainable="out"
     ),
 }
 

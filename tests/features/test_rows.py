@@ -1,6 +1,7 @@
 """Features belong to what the model was given: which rows are told apart, found again, and never taken for others."""
 
 import random
+import re
 from functools import partial
 from pathlib import Path
 
@@ -220,8 +221,28 @@ def test_of_rows_that_change_now_and_then_nothing_is_kept_and_the_run_is_as_with
     given = {"trainable": "head", "eval_strategy": "no"}
     cached = run(BERT, tmp_path / "cached", rows=Augmented(chance), **given)
     assert "rows change from one reading to the next" in caplog.text
+    # All rows are read several times before anything is computed; the few that are looked at first change seldom.
+    assert chance == 1 or re.search(rf"\([1-9]\d* of {ROWS} did\)", caplog.text)
     assert not list(Path(tmp_path).rglob("*.arrow"))
     assert logged(cached) == logged(run(BERT, tmp_path / "plain", rows=Augmented(chance), cache=False, **given))
+
+
+def test_where_a_row_changes_before_it_is_computed_nothing_is_stored(tmp_path, caplog, monkeypatch):
+    rows, extract = Augmented(0.0), cache.extract
+
+    def changing(*args, **kwargs):
+        before, rows.rows[5] = rows.rows[5], {**rows.rows[5], "input_ids": [9, 9, 9]}
+        try:
+            return extract(*args, **kwargs)
+        finally:
+            rows.rows[5] = before
+
+    monkeypatch.setattr(cache, "extract", changing)
+    given = {"trainable": "head", "eval_strategy": "no"}
+    cached = run(BERT, tmp_path / "cached", rows=rows, **given)
+    assert "rows change from one reading to the next" in caplog.text
+    assert not list(Path(tmp_path).rglob("*.arrow"))
+    assert_same(run(BERT, tmp_path / "plain", rows=rows, cache=False, **given), cached)
 
 
 def test_a_row_that_changes_later_goes_through_the_model_and_is_counted_once_in_the_log(tmp_path, caplog):
@@ -328,6 +349,21 @@ def test_the_cut_is_looked_for_with_the_rows_of_a_batch_and_may_fail(tmp_path, c
     run(Case(lambda: model), tmp_path, trainable="out", eval_strategy="no", per_device_train_batch_size=2)
     assert max(model.rows) == 2
     assert ("memory ran out" if error is torch.OutOfMemoryError else "failed (AttributeError") in caplog.text
+
+
+def test_nothing_that_is_tried_takes_more_rows_than_a_batch_of_the_run(tmp_path):
+    class Counts(Head):
+        rows = 0
+
+        def forward(self, input_ids, attention_mask=None, labels=None):
+            self.rows = max(self.rows, len(input_ids))
+            return super().forward(input_ids, attention_mask, labels)
+
+    model = Counts(nn.Identity())
+    with kept_sets() as kept:
+        run(Case(lambda: model), tmp_path, trainable="out", eval_strategy="no", per_device_train_batch_size=2)
+    assert kept == [["training"]]
+    assert model.rows == 2
 
 
 @pytest.mark.parametrize("limit", [0, -1, float("nan"), True])

@@ -239,6 +239,48 @@ FEATURES = [
         "return saved > 0",
         "features/cache::what_takes_longer_than_it_saves_is_not_kept",
     ),
+    change(
+        "features/cost.py",
+        "min(feature_set.batch_size, len(feature_set.source), _TIMED_ROWS)",
+        "min(len(feature_set.source), _TIMED_ROWS)",
+        "features/rows::nothing_that_is_tried_takes_more_rows_than_a_batch_of_the_run",
+    ),
+    change(
+        "features/sets.py",
+        "min(_CHECKED_ROWS, len(self.source), self.batch_size)",
+        "min(_CHECKED_ROWS, len(self.source))",
+        "features/rows::nothing_that_is_tried_takes_more_rows_than_a_batch_of_the_run",
+    ),
+    change(
+        "features/sets.py",
+        "times = min(max(_COMPARED_ROWS // rows, 1), _MOST_READINGS)",
+        "times = 1",
+        "features/rows::of_rows_that_change_now_and_then_nothing_is_kept_and_the_run_is_as_without",
+    ),
+    change(
+        "features/extraction.py",
+        "if keys is None or not np.array_equal(keys, work.keys[rows]):",
+        "if False:",
+        "features/rows::where_a_row_changes_before_it_is_computed_nothing_is_stored",
+    ),
+    change(
+        "features/extraction.py",
+        "pytree.tree_map_only(torch.Tensor, torch.clone, output)",
+        "output",
+        "features/odd_runs::an_odd_run_ends_where_one_without_features_does[in place between two frozen parts]",
+    ),
+    change(
+        "training/cached_features.py",
+        "        with random_states_kept():\n            self._cache.enter",
+        "        if True:\n            self._cache.enter",
+        "features/odd_runs::an_odd_run_ends_where_one_without_features_does[a training loader that draws]",
+    ),
+    change(
+        "training/extract.py",
+        "        stack.enter_context(random_states_kept(dataset, collator))\n",
+        "",
+        "features/extract::generators_that_the_data_and_the_collator_hold_are_put_back",
+    ),
 ]
 DEBUGGING = [
     change(
