@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from hf_freeze.features.errors import CacheRefused
-from hf_freeze.features.row_digests import Keys, digest_rows, keys_of, row_count
+from hf_freeze.features.row_digests import Keys, digest_rows, keys_of, read_as, row_count
 
 ROWS = "hf_freeze_rows"
 """The key under which a batch carries the number of its set and the digests of its rows."""
@@ -78,7 +78,7 @@ def _has_mask(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Digesting:
-    """A collator that adds, under `ROWS`, the number of the data set and the digests of the rows, (rows, 1 + WIDTH).
+    """A collator that adds, under `ROWS`, the number of the data set and the digests of the rows.
 
     A batch that cannot be digested is left as it is: no features are used for it.
     """
@@ -104,12 +104,13 @@ class Digesting:
 
 @dataclass
 class Source:
-    """A map-style data set, and how its rows become model inputs."""
+    """A map-style data set, and how its rows become model inputs; `fixed_widths` as for `read_as`."""
 
     dataset: Any
     collate: Callable[[list[Any]], Any]
     prepare: Callable[[dict[str, Any]], dict[str, Any]]
     workers: int = 0
+    fixed_widths: bool = False
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -137,7 +138,8 @@ class Source:
                 raise CacheRefused(f"its batches are no mappings, but {type(collated).__name__}")
             inputs = dict(collated)
             numbered = inputs.pop(ROWS, None)
-            yield Batch(inputs, None if numbered is None else numbered[:, 1:])
+            digests = None if numbered is None else read_as(numbered[:, 1:], fixed_widths=self.fixed_widths)
+            yield Batch(inputs, digests)
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """Return these rows as one batch."""

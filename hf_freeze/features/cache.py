@@ -21,7 +21,7 @@ from hf_freeze.features.fingerprint import fingerprint, short
 from hf_freeze.features.frontier import Frontier, find_frontier, without_checkpointing
 from hf_freeze.features.ranks import Ranks
 from hf_freeze.features.replay import Replay
-from hf_freeze.features.row_digests import keys_of
+from hf_freeze.features.row_digests import keys_of, padded_in_front, read_as
 from hf_freeze.features.sets import FeatureSet, Reading, read_rows
 from hf_freeze.features.store import Features, FeatureStore
 from hf_freeze.features.untouched import random_states_kept, untouched
@@ -74,6 +74,8 @@ class _Kept:
     replay: Replay
     features: Features
     reads_labels: bool
+    fixed_widths: bool
+    padded_in_front: bool
     batches: int = 0
     missed: int = 0
 
@@ -130,12 +132,14 @@ class FeatureCache:
         kept = self._kept.get(name)
         if kept is None:
             return nullcontext()
-        keys = keys_of(digests, with_labels=kept.reads_labels)
+        keys = keys_of(read_as(digests, fixed_widths=kept.fixed_widths), with_labels=kept.reads_labels)
         kept.batches += 1
-        if (places := kept.features.places(keys)) is not None:
+        # Padding is not digested, and moves the positions of some models where it is in front.
+        moved = 0 if kept.padded_in_front else padded_in_front(digests)
+        if not moved and (places := kept.features.places(keys)) is not None:
             return kept.replay.of(places, Batch(inputs))
         kept.missed += 1
-        self._note_changed(name, kept, kept.features.absent(keys), len(keys))
+        self._note_changed(name, kept, moved or kept.features.absent(keys), len(keys))
         return nullcontext()
 
     @property
@@ -199,7 +203,7 @@ class FeatureCache:
             "autocast": str(feature_set.computed_in),
             "training": feature_set.training,
             "labels": cut.reads_labels,
-            "padded on the left": any(probe.padded_on_the_left for probe in feature_set.probes),
+            "padded on the left": _padded_on_the_left(feature_set),
         }
         with demand.as_in_stage(), _mode(self._model, training=feature_set.training):
             parts = fingerprint(self._model, cut.frontier, form=form)
@@ -320,7 +324,8 @@ class FeatureCache:
             except BaseException:
                 replay.remove()
                 raise
-        return _Kept(replay, features, work.reads_labels)
+        left = _padded_on_the_left(feature_set)
+        return _Kept(replay, features, work.reads_labels, feature_set.source.fixed_widths, left)
 
     def _coarsest(self, feature_set: FeatureSet) -> torch.dtype | None:
         """The type that blurs the loss most: of storage, or of computation."""
@@ -363,6 +368,10 @@ def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     with untouched(model):
         model.train(training)
         yield
+
+
+def _padded_on_the_left(feature_set: FeatureSet) -> bool:
+    return any(probe.padded_on_the_left for probe in feature_set.probes)
 
 
 def _refuse_train_mode(model: nn.Module, frontier: Frontier) -> None:

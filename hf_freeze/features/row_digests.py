@@ -17,13 +17,15 @@ import torch
 import xxhash
 
 WIDTH = 5
-"""Columns of `digest_rows`: two of the inputs, two of the labels, the length."""
+"""Columns of `read_as`: two of the inputs, two of the labels, the length."""
 
 _MASK = "attention_mask"
 _ODD = np.int64(-7046029254386353131)
 _UNKNOWN_TO_NUMPY = {torch.bfloat16}
 _PADDED = ("input_ids", "token_type_ids", "inputs_embeds", "input_values", "input_features", "bbox")
 """Names, or their ends, of inputs that nobody reads where they are masked: their padding may be any value."""
+
+_NEVER_READ = ("position_ids", _MASK)
 
 _hash = xxhash.xxh3_128_digest
 
@@ -49,21 +51,40 @@ def row_count(inputs: Mapping[str, Any]) -> int:
 
 
 def digest_rows(inputs: Mapping[str, Any], labels: Collection[str] = ("labels",)) -> torch.Tensor:
-    """Digest the rows of a collated batch: (rows, `WIDTH`), of int64."""
+    """Digest the rows of a collated batch, of int64.
+
+    An input that is as wide as the mask may be so by chance, and its zeros no padding. So there are the `WIDTH` columns
+    of `read_as`, in which such inputs have a fixed width; two of the inputs in which they are padded with the rest; and
+    one with the number of positions in front that are padding.
+    """
     rows = row_count(inputs)
     flat = dict(_leaves(inputs))
     spans = _spans_of_masks(flat, rows)
     lengths = [span.stops - span.starts for span in spans.values()]
-    digests = np.zeros((rows, WIDTH), np.int64)
+    digests = np.zeros((rows, WIDTH + 3), np.int64)
     for name in [name for name in flat if name in labels]:
         span = _span_of_labels(flat[name])
         digests[:, 2:4] += _digest(name, flat.pop(name), rows, span)
         lengths += [] if span is None else [span.stops]
     for name, value, span in _interleaved(flat, spans):
-        digests[:, :2] += _digest(name, value, rows, span)
+        found = _digest(name, value, rows, span)
+        digests[:, WIDTH:-1] += found
+        digests[:, :2] += _digest(name, value, rows, None) if span is not None and name in flat else found
     if lengths:
-        digests[:, -1] = lengths[0] if len(lengths) == 1 else np.max(lengths, axis=0)
+        digests[:, WIDTH - 1] = lengths[0] if len(lengths) == 1 else np.max(lengths, axis=0)
+    for span in spans.values():
+        digests[:, -1] += span.starts
     return torch.from_numpy(digests)
+
+
+def read_as(digests: torch.Tensor, *, fixed_widths: bool) -> torch.Tensor:
+    """Return digests, (rows, `WIDTH`), where inputs that are as wide as the mask have a fixed width, or are padded."""
+    return digests[:, :WIDTH] if fixed_widths else digests[:, [WIDTH, WIDTH + 1, *range(2, WIDTH)]]
+
+
+def padded_in_front(digests: torch.Tensor) -> int:
+    """Return how many rows have padding in front."""
+    return int(digests[:, -1].count_nonzero())
 
 
 def keys_of(digests: torch.Tensor | Keys, *, with_labels: bool) -> Keys:
@@ -125,12 +146,16 @@ def _span_of(name: str, value: Any, spans: Mapping[str, _Span]) -> _Span | None:
     span = spans[prefix]
     if value.shape[:2] != (len(span.starts), span.length):
         return None
-    if span.outside is None or name.endswith(("position_ids", _MASK)):
+    if span.outside is None or name.endswith(_NEVER_READ):
         return span
     padding = value[span.outside]
     # Another input may be as long as the mask by chance, and be read there: only zeros are no loss whatever they mean.
-    fill = padding[:1] if name.endswith(_PADDED) else 0
+    fill = padding[:1] if _is_padded(name) else 0
     return span if (padding == fill).all() else None
+
+
+def _is_padded(name: str) -> bool:
+    return name.endswith(_PADDED + _NEVER_READ)
 
 
 def _interleaved(flat: Mapping[str, Any], spans: Mapping[str, _Span]) -> Iterator[tuple[str, Any, _Span | None]]:
@@ -138,7 +163,7 @@ def _interleaved(flat: Mapping[str, Any], spans: Mapping[str, _Span]) -> Iterato
     together: dict[tuple[int, Any], list[str]] = {}
     for name, value in flat.items():
         span = _span_of(name, value, spans)
-        if span is None or value.ndim != 2:
+        if span is None or value.ndim != 2 or not _is_padded(name):
             yield name, value, span
         else:
             together.setdefault((id(span), value.dtype), []).append(name)

@@ -58,7 +58,10 @@ class FeatureSet:
         # The longest of every input, since inputs of one length in both batches would seem to have but one.
         longest = [row for row in dict.fromkeys([*lengths.argmax(axis=1).tolist(), *order]) if row not in fewer]
         rows = [some[places].tolist() for places in (longest[: more - self.shared] + order[-self.shared :], fewer)]
+        self.source.fixed_widths = True
         first, second, again = self.source.batches([*rows, rows[0]])
+        one, other = (_digests(batch)[-self.shared :, :2] for batch in (first, second))
+        self.source.fixed_widths = np.array_equal(one, other)
         if not np.array_equal(_digests(first)[:, :2], _digests(again)[:, :2]):
             raise CacheRefused(CHANGING)
         return first, second

@@ -77,8 +77,8 @@ def extract_features(
         stack.enter_context(untouched(model))
         stack.enter_context(random_states_kept(dataset, collator))
         model.eval()
-        reading = read_rows(feature_set, Ranks())
         frontier = find_frontier(model, feature_set.probes, feature_set.roots)
+        reading = read_rows(feature_set, Ranks())
         read = reads_labels(
             model, frontier, feature_set.forward, batch=feature_set.probes[0], labels=feature_set.labels
         )

@@ -55,9 +55,13 @@ class Weighted(nn.Module):
         torch.manual_seed(1)
         self.out = nn.Linear(17, 2)
 
-    def forward(self, input_ids, attention_mask=None, labels=None, weight=None, names=None, big=None):
+    def forward(
+        self, input_ids, attention_mask=None, labels=None, weight=None, names=None, big=None, query=None, tags=None
+    ):
         hidden = self.body(input_ids, attention_mask=attention_mask).pooler_output
         weight = torch.zeros(len(hidden)) if weight is None else torch.nan_to_num(weight.float())
+        for more in (query, tags):
+            weight = weight if more is None else weight + more.float().mean(1) / 20
         if big is not None:
             weight = weight + big % 7
         logits = self.out(torch.cat([hidden, weight[:, None]], dim=1))
@@ -203,6 +207,10 @@ ODD = {
     "a number per row": Odd(
         case=entry("weight", lambda _, rows: torch.tensor([len(row["input_ids"]) for row in rows]))
     ),
+    "an input as wide as some batches": Odd(
+        case=entry("query", lambda _, rows: torch.tensor([[len(row["input_ids"])] * 12 for row in rows]))
+    ),
+    "an input that is padded with the rest": Odd(case=entry("tags", lambda batch, _: batch["input_ids"] % 5)),
     "a mask of bool": Odd(case=weighted(lambda batch, _: batch | {"attention_mask": batch["attention_mask"].bool()})),
     "an integer beyond 2**53": Odd(
         case=entry("big", lambda _, rows: torch.tensor([2**53 + len(row["input_ids"]) for row in rows]))

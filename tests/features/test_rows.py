@@ -13,7 +13,7 @@ from torch import nn
 
 from hf_freeze import FreezeTrainer, FreezeTrainingArguments, PlanError
 from hf_freeze.features import cache
-from hf_freeze.features.row_digests import digest_rows, keys_of
+from hf_freeze.features.row_digests import digest_rows, keys_of, read_as
 from tests import models
 from tests.features.runs import CASES, ROWS, Case, Pad, kept_sets, logged, pairs, run, texts
 from tests.features.test_exactness import assert_same
@@ -105,6 +105,19 @@ def test_an_input_that_is_as_long_as_the_mask_by_chance_keeps_all_its_values():
     one, other = ({"attention_mask": mask, "query": torch.tensor([[4, 5, last], [6, 7, 8]])} for last in (1, 2))
     other["query"][1] = 9
     assert keys(one)[0] != keys(other)[0]
+
+
+def test_an_input_of_a_fixed_width_has_one_digest_also_where_a_batch_is_as_wide_by_chance():
+    def batch(width):
+        mask = torch.tensor([[1, 1, *[0] * (width - 2)], [1] * width])
+        return {"attention_mask": mask, "query": torch.tensor([[4, 5, 0], [6, 7, 8]])}
+
+    assert _key_of_first(batch(3), fixed_widths=True) == _key_of_first(batch(4), fixed_widths=True)
+    assert _key_of_first(batch(3), fixed_widths=False) != _key_of_first(batch(4), fixed_widths=False)
+
+
+def _key_of_first(batch, *, fixed_widths):
+    return keys_of(read_as(digest_rows(batch), fixed_widths=fixed_widths), with_labels=False)[0].tolist()
 
 
 def test_labels_count_only_where_they_are_asked_for():
@@ -267,6 +280,24 @@ def test_a_row_that_changes_later_goes_through_the_model_and_is_counted_once_in_
     model = models.tiny_bert(layers=4, hidden_dropout_prob=0.0)
     changed.clear()
     assert_same(run(Case(lambda: model, collate=Later()), tmp_path / "plain", cache=False, **given), cached)
+
+
+def test_where_padding_comes_to_be_in_front_rows_go_through_the_model(tmp_path, caplog):
+    sides = []
+
+    class Trainer(FreezeTrainer):
+        def training_step(self, *args, **kwargs):
+            sides.append("left" if len(sides) >= 6 else "right")
+            return super().training_step(*args, **kwargs)
+
+    def padded(rows):
+        return Pad(sides[-1] if sides and torch.is_grad_enabled() else "right")(rows)
+
+    given = {"trainable": "head", "eval_strategy": "no", "trainer": Trainer, "num_train_epochs": 4}
+    cached = run(Case(BERT.build, collate=padded), tmp_path / "cached", **given)
+    assert caplog.text.count("Rows of the training set change from one reading to the next") == 1
+    sides.clear()
+    assert_same(run(Case(BERT.build, collate=padded), tmp_path / "plain", cache=False, **given), cached)
 
 
 # --- models that write into what they get, and rows that depend on their neighbours ------------------------------------
