@@ -1,15 +1,16 @@
 """Declarative freezing, per-group learning rates and trustworthy evaluation for the Hugging Face Trainer."""
 
-from hf_freeze.binary.checkpoint import load_threshold, save_threshold
-from hf_freeze.binary.diagnosis import ThresholdWarning
-from hf_freeze.binary.head import fold_threshold_into_head
-from hf_freeze.binary.inference import BinaryPrediction, predict_binary
+from hf_freeze.binary.inference import (
+    BinaryClassificationPipeline,
+    BinaryPrediction,
+    fold_threshold_into_head,
+    predict_binary,
+)
 from hf_freeze.binary.margin import binary_margin
 from hf_freeze.binary.metrics import BinaryClassificationMetrics
-from hf_freeze.binary.pipeline import BinaryClassificationPipeline
-from hf_freeze.binary.result import ThresholdResult
-from hf_freeze.binary.search import ThresholdError
-from hf_freeze.binary.threshold import tune_threshold
+from hf_freeze.binary.result import ThresholdResult, ThresholdWarning
+from hf_freeze.binary.saved_threshold import load_threshold, save_threshold
+from hf_freeze.binary.search import ThresholdError, tune_threshold
 from hf_freeze.debugging.check import Check
 from hf_freeze.debugging.report import SampleReport
 from hf_freeze.debugging.sample import debug_sample

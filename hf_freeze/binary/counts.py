@@ -1,10 +1,8 @@
 """True and false positives at every threshold worth trying, from one sort.
 
-A threshold matters only by which scores it lets through, so between two neighbouring distinct scores all thresholds are
-one candidate. With m distinct scores there are m + 1 candidates: "from this score on", m times, and "predict none".
+All thresholds between two neighbouring distinct scores label the rows alike, so they are one candidate. With m distinct
+scores there are m + 1 candidates: "from this score on", m times, and "predict none".
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
@@ -26,7 +24,7 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ScoreCounts:
-    """The rows counted at every candidate.
+    """The confusion counts of all candidates.
 
     `scores` (m,) float32: the distinct scores, ascending. `tp` and `fp` (m + 1,): positives and negatives with a score
     of at least `scores[i]`; the last entry is "predict none" and zero, the first is "predict all".
@@ -65,14 +63,14 @@ class ScoreCounts:
         return float(np.dot(precision, self.tp[:-1] - self.tp[1:]) / self.n_pos)
 
     def candidate_at(self, threshold: float) -> int:
-        """Return the candidate that labels as `threshold` does."""
+        """Return the candidate that labels the rows as `threshold` does."""
         return int(np.searchsorted(self.scores, np.float32(threshold), side="left"))
 
     def gaps(self, first: NDArray[np.intp] | int, last: NDArray[np.intp] | int) -> tuple[FloatArray, FloatArray]:
-        """Return (low, high]: the thresholds that stand for the candidates from `first` to `last`; `high` is a float32.
+        """Return the thresholds (low, high] of the candidates from `first` to `last`; `high` is a float32.
 
         "Predict all" begins just below the smallest score and "predict none" ends just above the largest; a gap that
-        reaches to an infinite score shrinks to its finite side. An end stays infinite where no float32 leads there.
+        reaches to an infinite score shrinks to its finite side. An end stays infinite where no finite float32 is left.
         """
         smallest, largest = self.scores[0], self.scores[-1]
         below = 0.0 if smallest == np.inf else np.nextafter(np.float64(smallest), -np.inf)
@@ -85,7 +83,7 @@ class ScoreCounts:
         return low, np.where(high == np.inf, just_above, high)
 
     def reachable(self) -> NDArray[np.bool_]:
-        """Return the candidates that a finite threshold leads to: infinite scores put the outermost out of reach."""
+        """Return which candidates have a finite threshold: where scores are infinite, the outermost have none."""
         outermost = np.array([0, len(self.scores) - 1, len(self.scores)])
         reachable = np.ones(len(self.tp), dtype=bool)
         low, high = self.gaps(outermost, outermost)
@@ -93,9 +91,9 @@ class ScoreCounts:
         return reachable
 
     def thinned(self, size: int, *, keep: int) -> NDArray[np.intp]:
-        """Return at most about `size` candidates, evenly spread over the rows of both classes, `keep` among them.
+        """Return about `size` candidates at most, evenly spread over the rows of both classes, `keep` among them.
 
-        Each class weighs half, so while there are fewer than size / 2 positives none is merged with another.
+        Each class has half of the weight, so fewer than size / 2 positives all keep a candidate of their own.
         """
         last = len(self.scores)
         if last < size:
@@ -108,8 +106,8 @@ class ScoreCounts:
 def count_scores(margin: NDArray[np.float32], positive: NDArray[np.bool_]) -> ScoreCounts:
     """Count the rows at every distinct score. `margin` (n,) has no NaN; `positive` (n,) is bool.
 
-    Score and label are packed into one integer, so that a plain sort, several times cheaper than an argsort and a
-    gather, puts both in order.
+    Score and label are packed into one integer, because sorting integers is several times cheaper than an argsort of
+    the scores and a gather of the labels.
     """
     packed = _ordered_bits(margin + np.float32(0.0)).astype(np.int64)  # + 0.0 makes one score of -0.0 and 0.0
     packed <<= 1

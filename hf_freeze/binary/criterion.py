@@ -1,80 +1,29 @@
-"""What a good threshold is: an objective to maximise, and constraints to keep."""
-
-from __future__ import annotations
+"""What makes a threshold good: an objective to maximise, and constraints to keep."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_freeze.binary import metric_values
 from hf_freeze.binary.counts import FloatArray
+from hf_freeze.binary.metric_values import MetricOfCounts, ratio
 from hf_freeze.binary.result import is_number, short
 from hf_freeze.errors import FreezeError
 
-Objective: TypeAlias = Callable[[FloatArray, FloatArray, FloatArray, FloatArray], FloatArray]
-"""A function of the arrays (tp, fp, fn, tn), all of one shape, that returns the value at each: larger is better."""
+_NEED_SCORES = ("auroc", "roc_auc", "average_precision", "brier", "log_loss", "expected_calibration_error")
 
-_SMALLEST = 1e-300
-_NEEDS_SCORES = ("auroc", "roc_auc", "average_precision", "brier", "log_loss", "expected_calibration_error")
-
-
-def ratio(part: FloatArray, whole: FloatArray) -> FloatArray:
-    """Return part / whole, and 0 where both are 0: the convention for figures without any row."""
-    return part / np.maximum(whole, _SMALLEST)
-
-
-def f1(tp: FloatArray, fp: FloatArray, fn: FloatArray, tn: FloatArray) -> FloatArray:
-    """Return the harmonic mean of precision and recall."""
-    return ratio(2.0 * tp, 2.0 * tp + fp + fn)
-
-
-def precision(tp: FloatArray, fp: FloatArray, fn: FloatArray, tn: FloatArray) -> FloatArray:
-    """Return the share of the rows called positive that are."""
-    return ratio(tp, tp + fp)
-
-
-def recall(tp: FloatArray, fp: FloatArray, fn: FloatArray, tn: FloatArray) -> FloatArray:
-    """Return the share of the positive rows that are found."""
-    return ratio(tp, tp + fn)
-
-
-def specificity(tp: FloatArray, fp: FloatArray, fn: FloatArray, tn: FloatArray) -> FloatArray:
-    """Return the share of the negative rows that are left alone."""
-    return ratio(tn, tn + fp)
-
-
-def accuracy(tp: FloatArray, fp: FloatArray, fn: FloatArray, tn: FloatArray) -> FloatArray:
-    """Return the share of the rows that are labelled correctly."""
-    return ratio(tp + tn, tp + fp + fn + tn)
-
-
-def balanced_accuracy(tp: FloatArray, fp: FloatArray, fn: FloatArray, tn: FloatArray) -> FloatArray:
-    """Return the mean of recall and specificity."""
-    return (recall(tp, fp, fn, tn) + specificity(tp, fp, fn, tn)) / 2.0
-
-
-def youden(tp: FloatArray, fp: FloatArray, fn: FloatArray, tn: FloatArray) -> FloatArray:
-    """Return recall + specificity - 1 (Youden, 1950)."""
-    return recall(tp, fp, fn, tn) + specificity(tp, fp, fn, tn) - 1.0
-
-
-def mcc(tp: FloatArray, fp: FloatArray, fn: FloatArray, tn: FloatArray) -> FloatArray:
-    """Return the correlation of label and prediction (Matthews, 1975)."""
-    return ratio(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
-
-
-OBJECTIVES: Mapping[str, Objective] = {
-    "f1": f1,
-    "precision": precision,
-    "recall": recall,
-    "accuracy": accuracy,
-    "balanced_accuracy": balanced_accuracy,
-    "youden": youden,
-    "mcc": mcc,
+_OBJECTIVES: Mapping[str, MetricOfCounts] = {
+    "f1": metric_values.f1,
+    "precision": metric_values.precision,
+    "recall": metric_values.recall,
+    "accuracy": metric_values.accuracy,
+    "balanced_accuracy": metric_values.balanced_accuracy,
+    "youden": metric_values.youden,
+    "mcc": metric_values.mcc,
 }
 _BOUNDS = {"mcc": (-1.0, 1.0), "youden": (-1.0, 1.0), "cost": (-math.inf, 0.0)}
 
@@ -83,15 +32,21 @@ _BOUNDS = {"mcc": (-1.0, 1.0), "youden": (-1.0, 1.0), "cost": (-math.inf, 0.0)}
 class Criterion:
     """An objective and its constraints, checked once.
 
-    `objective`: "f1", "fbeta" (with `beta`: recall weighs beta times as much), "mcc", "balanced_accuracy", "youden",
-    "accuracy", "cost" (with `costs={"fp": ..., "fn": ...}`; the value is minus the mean cost per row), "precision" and
-    "recall" (only under a constraint), or a function of the arrays (tp, fp, fn, tn): where it is not finite, no
-    threshold is chosen.
-    `min_precision`, `min_recall`, `max_fpr` lie in [0, 1]. With `confidence` they must hold at their one-sided Wilson
-    bound (Wilson, 1927), not only at the figure that happened to be observed.
+    Args:
+        objective: "f1", "fbeta", "mcc", "balanced_accuracy", "youden", "accuracy", "cost"; "precision" or "recall" with
+            a constraint; or a function of the arrays (tp, fp, fn, tn). Where that function is not finite, no threshold
+            is chosen.
+        beta: For "fbeta": recall weighs beta times as much as precision.
+        costs: For "cost": `{"fp": ..., "fn": ...}`. The value is minus the mean cost per row.
+        min_precision, min_recall, max_fpr: Limits in [0, 1] that an acceptable threshold keeps.
+        confidence: The limits must hold at their one-sided Wilson bound (Wilson, 1927) at this confidence, and not only
+            at the observed rate.
+
+    Raises:
+        FreezeError: For values out of range, and settings without effect on each other.
     """
 
-    objective: str | Objective = "f1"
+    objective: str | MetricOfCounts = "f1"
     beta: float = 1.0
     costs: Mapping[str, float] | None = None
     min_precision: float | None = None
@@ -105,30 +60,35 @@ class Criterion:
         self._check_costs()
         for name, limit in self.constraints.items():
             if not (is_number(limit) and 0.0 <= limit <= 1.0):
-                raise FreezeError(f"{name}={short(limit)} is not a rate. Give a number from 0 to 1.")
+                raise FreezeError(f"{name}={short(limit)} must be a number from 0 to 1.")
         if self.confidence is not None:
             if not (is_number(self.confidence) and 0.5 <= self.confidence < 1.0):
-                raise FreezeError(f"confidence={short(self.confidence)} is out of range. Give a number such as 0.95.")
+                raise FreezeError(
+                    f"confidence={short(self.confidence)} must be a number from 0.5 to below 1, such as 0.95."
+                )
             if not self.constraints:
                 raise FreezeError(
-                    "confidence= applies to a constraint, and there is none. Add min_precision, min_recall or max_fpr."
+                    "confidence= applies to constraints, and none is given. Add min_precision, min_recall or max_fpr."
                 )
 
     def _check_objective(self) -> None:
-        known = [*OBJECTIVES, "fbeta", "cost"]
+        known = [*_OBJECTIVES, "fbeta", "cost"]
         if not callable(self.objective) and not (isinstance(self.objective, str) and self.objective in known):
-            needs_scores = isinstance(self.objective, str) and self.objective in _NEEDS_SCORES
-            why = "needs the scores, not only the counts" if needs_scores else "is not known"
+            needs_scores = isinstance(self.objective, str) and self.objective in _NEED_SCORES
+            problem = (
+                f"objective={short(self.objective)} does not depend on a threshold, so no threshold can maximise it."
+                if needs_scores
+                else f"Unknown objective={short(self.objective)}."
+            )
             raise FreezeError(
-                f"objective={short(self.objective)} {why}, so no threshold can maximise it. Give one of "
-                f"{', '.join(known)}, or a function of the arrays (tp, fp, fn, tn)."
+                f"{problem} Give one of {', '.join(known)}, or a function of the arrays (tp, fp, fn, tn)."
             )
         if not (is_number(self.beta) and 0.0 < self.beta < 1e30):
-            raise FreezeError(f"beta={short(self.beta)} is not a positive number.")
+            raise FreezeError(f"beta={short(self.beta)} must be a positive number.")
         if self.beta != 1.0 and self.objective != "fbeta":
             raise FreezeError(f'beta={self.beta!r} has no effect on objective={self.name!r}. Say objective="fbeta".')
         if callable(self.objective):
-            self.value(*(np.array([3.0, 2.0, 0.0]) for _ in range(4)))  # what it cannot do is said before any work
+            self.value(*(np.array([3.0, 2.0, 0.0]) for _ in range(4)))  # fails before any work, not after
         if self.objective in ("precision", "recall") and not self.constraints:
             raise FreezeError(
                 f"objective={self.objective!r} alone is best at an extreme threshold. Add a constraint, such as "
@@ -155,7 +115,7 @@ class Criterion:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Smallest and largest value that the objective can take."""
+        """The smallest and the largest value that the objective can take."""
         if callable(self.objective):
             return -math.inf, math.inf
         return _BOUNDS.get(self.objective, (0.0, 1.0))
@@ -195,7 +155,7 @@ class Criterion:
         if self.objective == "fbeta":
             weight = float(self.beta) ** 2
             return ratio((1.0 + weight) * tp, (1.0 + weight) * tp + weight * fn + fp)
-        return OBJECTIVES[str(self.objective)](tp, fp, fn, tn)
+        return _OBJECTIVES[str(self.objective)](tp, fp, fn, tn)
 
     def worst(self, n_pos: float, n_neg: float) -> float:
         """Return the finite value to report when no threshold is acceptable: 0, or the cost of every row wrong."""
@@ -204,7 +164,7 @@ class Criterion:
     def reached(
         self, tp: FloatArray, fp: FloatArray, fn: FloatArray, tn: FloatArray, *, confidence: float | None
     ) -> dict[str, FloatArray]:
-        """Return what each constraint has to be compared with: the observed rate, or its Wilson bound."""
+        """Return the rate that each constraint limits: the observed one, or its Wilson bound at `confidence`."""
         z = 0.0 if confidence is None else NormalDist().inv_cdf(confidence)
         rates: dict[str, FloatArray] = {}
         if self.min_precision is not None:

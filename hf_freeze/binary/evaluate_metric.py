@@ -1,6 +1,4 @@
-"""The same figures as an `evaluate.Metric`, for code that collects its metrics that way. No Hub access."""
-
-from __future__ import annotations
+"""The metrics as an `evaluate.Metric`, for code that collects its metrics that way. Needs no access to the Hub."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +8,7 @@ import evaluate
 
 
 class BinaryClassificationMetric(evaluate.Metric):  # type: ignore[misc] # evaluate has no type stubs
-    """Compute the figures of `BinaryClassificationMetrics` from margins, or pairs of logits, and labels 0 and 1.
+    """Compute the metrics of `BinaryClassificationMetrics` from margins, or pairs of logits, and labels 0 and 1.
 
     Built by `BinaryClassificationMetrics.as_evaluate_metric()`, whose threshold it shares.
     """

@@ -1,7 +1,5 @@
 """Binary classification as `compute_metrics=` of any Trainer, with a threshold that is tuned only where it may be."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -9,46 +7,57 @@ from typing import Any, Literal
 
 import numpy as np
 
+from hf_freeze.binary import metric_values
 from hf_freeze.binary.counts import ScoreCounts, count_scores
-from hf_freeze.binary.criterion import Criterion, Objective, f1
-from hf_freeze.binary.diagnosis import diagnose, recall_below_accuracy, trains_as_regression, warn_once_per_run
-from hf_freeze.binary.extra import check_extra, extra_figures
-from hf_freeze.binary.figures import figures_at, figures_of_scores, finite, no_figures
-from hf_freeze.binary.labels import PositiveLabel
-from hf_freeze.binary.margin import Head, check_head
-from hf_freeze.binary.phase import TuningPhase
-from hf_freeze.binary.result import ThresholdResult, as_result, short, sigmoid
-from hf_freeze.binary.rows import EvaluatedRows, join_rows, judged, read_rows
+from hf_freeze.binary.criterion import Criterion
+from hf_freeze.binary.labelled_rows import EvaluatedRows, PositiveLabel, join_rows, read_rows
+from hf_freeze.binary.margin import Head, check_head, refuse_probabilities
+from hf_freeze.binary.metric_values import MetricOfCounts, finite, metrics_at
+from hf_freeze.binary.result import ThresholdResult, as_result, reasons_to_doubt, short, sigmoid, warn_once_per_run
 from hf_freeze.binary.search import Select, ThresholdError, ThresholdSearch
 from hf_freeze.errors import FreezeError
 
 
 class BinaryClassificationMetrics:
-    """Compute the figures of a binary classifier at its decision threshold; tune that threshold in validation.
+    """Compute the metrics of a binary classifier at its decision threshold; tune that threshold in validation.
 
-    Pass an instance as `compute_metrics=`. Every value is a finite float, on every rank the same; trouble becomes a
-    `ThresholdWarning` (once of each kind), and the threshold then stays what it last was, at first margin 0.
+    Pass an instance as `compute_metrics=`. Every value is a finite float, the same on every process. Where an
+    evaluation cannot be used for tuning, a `ThresholdWarning` says so (once of each kind), and the threshold stays what
+    it was, at first margin 0.
 
-    objective, beta, costs, min_precision, min_recall, max_fpr, confidence, select, n_boot, seed, head: as in
-    `tune_threshold`.
-    positive: the positive class, by id or by name (names from `id2label`, or from the model's config by `prepare`).
-    threshold: "tune", or a margin or `ThresholdResult` that is applied and never changed.
-    tune_on: the eval set to tune on when there are several, by its key in `eval_dataset={...}`.
-    extra: metrics of the `evaluate` library, run on the labels at the threshold, 1 being the positive class.
-
-    Under a `FreezeTrainer` only `train()`'s own evaluations of the `tune_on` set tune. A plain `Trainer` does not say
-    which set it evaluates or why, so there every call tunes until `freeze()`; call it before the test set is touched.
+    Under a `FreezeTrainer`, only `train()`'s own evaluations of the `tune_on` set tune. A plain `Trainer` does not say
+    which set it evaluates or why, so there every call tunes until `freeze()`: call it before the test set is evaluated.
 
     Reported: f1, precision, recall, specificity, accuracy, balanced_accuracy, mcc, tp, fp, fn, tn (at the threshold);
     auroc, average_precision, brier, expected_calibration_error; f1_at_half (at margin 0); threshold,
-    threshold_probability; n_pos, n_neg, n_ignored, n_nonfinite; objective (its value; 0 when it could not be had). An
-    evaluation that tunes also reports f1_oob and objective_oob: what to expect on fresh rows.
-    For `metric_for_best_model`, average_precision is the honest choice: the best of many tuned figures is partly luck.
+    threshold_probability; n_pos, n_neg, n_ignored, n_nonfinite; objective (0 where it has no value). An evaluation that
+    tunes also reports f1_oob and objective_oob, the values to expect on fresh rows. For `metric_for_best_model`,
+    average_precision is the safest choice: the best of many tuned values is partly luck.
+
+    Args:
+        objective, beta, costs, min_precision, min_recall, max_fpr, confidence, select, n_boot, seed, head: As in
+            `tune_threshold`.
+        positive: The positive class, by id or by name (names from `id2label`, or from the model's config).
+        threshold: "tune", or a margin or `ThresholdResult` that is applied and never changed.
+        tune_on: The eval set to tune on when there are several, by its key in `eval_dataset={...}`.
+        extra: Metrics of the `evaluate` library, or functions of `predictions=` and `references=` that return a dict,
+            computed from the labels at the threshold, 1 being the positive class.
+        id2label: Names of the classes 0 and 1, for labels that are names.
+
+    Raises:
+        FreezeError: For arguments that contradict each other, and in an evaluation for logits or labels that are not
+            binary.
+
+    >>> metrics = BinaryClassificationMetrics("mcc", n_boot=0)
+    >>> margins, labels = [float(i) for i in range(200)], [0] * 120 + [1] * 80
+    >>> reported = metrics((margins, labels))
+    >>> reported["threshold"], reported["mcc"], round(reported["f1_at_half"], 2)
+    (119.5, 1.0, 0.57)
     """
 
     def __init__(  # noqa: PLR0913 - one declaration; all but the objective are keywords
         self,
-        objective: str | Objective = "f1",
+        objective: str | MetricOfCounts = "f1",
         *,
         positive: int | str = 1,
         threshold: str | float | ThresholdResult = "tune",
@@ -77,15 +86,20 @@ class BinaryClassificationMetrics:
         )
         self.search = ThresholdSearch(criterion=criterion, select=select, n_boot=n_boot, seed=seed)
         check_head(head)
-        self.extra = check_extra(extra)
+        self.extra = metric_values.check_extra(extra)
         self._label = PositiveLabel(positive, id2label)
         self._head: Head = head
-        self._phase = TuningPhase(tune_on)
+        if not isinstance(tune_on, str):
+            raise FreezeError(f"tune_on={tune_on!r} must be the name of an eval set.")
+        self._tune_on = tune_on
+        self._frozen = False
+        self._forced: bool | None = None  # by tuning() or applying()
+        self._allowed = True  # by the Trainer, if there is one that knows
         self._threshold: float | ThresholdResult | None = None
         self._batches: list[EvaluatedRows] = []
         self._warned: set[str] = set()
         if threshold is None or (isinstance(threshold, str) and threshold != "tune"):
-            raise FreezeError(f'threshold={threshold!r} is not known. Give "tune", a margin, or a ThresholdResult.')
+            raise FreezeError(f'Unknown threshold={threshold!r}. Give "tune", a margin, or a ThresholdResult.')
         self.is_given = not isinstance(threshold, str)
         """Whether the threshold was given at construction: then no checkpoint replaces it."""
         if not isinstance(threshold, str):
@@ -117,12 +131,17 @@ class BinaryClassificationMetrics:
 
     @property
     def tunes(self) -> bool:
-        """Whether an evaluation that runs now tunes the threshold."""
-        return self._phase.tunes()
+        """Whether an evaluation that runs now tunes the threshold.
+
+        `freeze()` decides before `tuning()` and `applying()`, and these before the Trainer's `evaluation()`.
+        """
+        if self._frozen:
+            return False
+        return self._allowed if self._forced is None else self._forced
 
     def freeze(self) -> None:
         """End tuning: from now on the threshold is applied."""
-        self._phase.freeze()
+        self._frozen = True
 
     def use(self, threshold: float | ThresholdResult | None) -> None:
         """Replace the threshold in use, as after loading a checkpoint; None forgets it. Tuning goes on as before.
@@ -132,7 +151,7 @@ class BinaryClassificationMetrics:
         if isinstance(threshold, ThresholdResult):
             self._label.check(threshold)
             if threshold.head == "probability" and self._known_head == "logits":
-                raise FreezeError('The threshold was tuned on probabilities. Say head="probability" to the metrics.')
+                raise FreezeError('The threshold was tuned on probabilities. Say head="probability" here as well.')
             if threshold.head != self._known_head:
                 threshold = replace(threshold, head=self._known_head)
         elif threshold is not None:
@@ -141,41 +160,67 @@ class BinaryClassificationMetrics:
 
     def tuning(self) -> AbstractContextManager[None]:
         """Tune on whatever is evaluated inside this context. Raises `FreezeError` after `freeze()`."""
-        return self._phase.forced(True)
+        return self._forced_to(True)
 
     def applying(self) -> AbstractContextManager[None]:
         """Apply the threshold to whatever is evaluated inside this context."""
-        return self._phase.forced(False)
+        return self._forced_to(False)
+
+    @contextmanager
+    def _forced_to(self, tune: bool) -> Iterator[None]:
+        if tune and self._frozen:
+            raise FreezeError("The threshold was frozen: freeze() ended tuning. Use a new BinaryClassificationMetrics.")
+        before, self._forced = self._forced, tune
+        try:
+            yield
+        finally:
+            self._forced = before
+
+    @contextmanager
+    def evaluation(self, metric_key_prefix: str = "eval", *, in_training: bool) -> Iterator[None]:
+        """Enclose one evaluation of one set: it tunes only if `in_training` and the set is the one to tune on.
+
+        `metric_key_prefix` is the Trainer's: "eval", "eval_<name>", "test". Rows left over from an evaluation that was
+        aborted halfway are dropped.
+        """
+        self._batches.clear()
+        is_tuning_set = metric_key_prefix in (self._tune_on, f"eval_{self._tune_on}")
+        before, self._allowed = self._allowed, in_training and is_tuning_set
+        try:
+            yield
+        finally:
+            self._allowed = before
 
     def prepare(self, model: Any, *, eval_sets: Sequence[str] | None = None, own_loss: bool = False) -> None:
         """Take the label names from the model's config, and check its head and `tune_on`, before training.
 
-        `eval_sets`: the keys of `eval_dataset` when that is a dict; `own_loss`: another loss than the model's trains.
-        Raises `FreezeError` for a head that is not binary
-        and for a `tune_on` that is no eval set.
+        Args:
+            model: The model that will be evaluated.
+            eval_sets: The keys of `eval_dataset` when that is a dict.
+            own_loss: Whether another loss than the model's own trains it.
+
+        Raises:
+            FreezeError: For a head that is not binary, and a `tune_on` that is not among the eval sets.
         """
-        if not self._phase.frozen:
-            self._phase.check_sets(eval_sets)
+        if not self._frozen:
+            self._check_tune_on(eval_sets)
         self.read_names(model)
-        if not own_loss and (text := trains_as_regression(getattr(model, "config", None))):
+        if not own_loss and (text := _trains_as_regression(getattr(model, "config", None))):
             self._warn({"regression": text})
+
+    def _check_tune_on(self, eval_sets: Sequence[str] | None) -> None:
+        if eval_sets is None and self._tune_on != "eval":
+            raise FreezeError(f'tune_on={self._tune_on!r}, but the eval set has no name. Leave tune_on="eval".')
+        if eval_sets is not None and self._tune_on not in eval_sets:
+            raise FreezeError(
+                f"tune_on={self._tune_on!r} is not among the eval sets {list(eval_sets)}. Name one of them."
+            )
 
     def read_names(self, model: Any) -> None:
         """Take the label names from the model's config. Raises `FreezeError` for a head that is not binary."""
         self._label = self._label.with_names_from(getattr(model, "config", None))
         if isinstance(self._threshold, ThresholdResult):
             self._label.check(self._threshold)
-
-    @contextmanager
-    def evaluation(self, metric_key_prefix: str = "eval", *, in_training: bool) -> Iterator[None]:
-        """Enclose one evaluation of one set: it tunes only if `in_training` and the set is the one to tune on.
-
-        `metric_key_prefix` as the Trainer has it: "eval", "eval_<name>", "test". Rows left over from an evaluation that
-        was aborted in the middle are dropped.
-        """
-        self._batches.clear()
-        with self._phase.evaluation(metric_key_prefix, in_training=in_training):
-            yield
 
     def as_evaluate_metric(self) -> Any:
         """Return this as an `evaluate.Metric`, which works with `evaluate.combine` and offline.
@@ -187,71 +232,72 @@ class BinaryClassificationMetrics:
         return BinaryClassificationMetric(self)
 
     def __call__(self, eval_pred: Any, compute_result: bool | None = None) -> dict[str, float]:
-        """Return the figures of an `EvalPrediction` (or of `(logits, labels)`).
+        """Return the metrics of an `EvalPrediction` (or of a pair of logits and labels).
 
         With `batch_eval_metrics=True` the Trainer passes `compute_result`: batches are kept as one margin and one class
-        per row until it is True, and until then the result is empty.
+        per row until it is True, and until then the dict is empty.
         """
         logits, labels = _logits_and_labels(eval_pred)
         rows = read_rows(logits, labels, positive=self._label.id, head=self._head, label2id=self._label.label2id)
-        if compute_result is None:
-            return self._figures(judged(rows, self._head))
-        self._batches.append(rows)
-        if not compute_result:
-            return {}
-        rows = join_rows(self._batches)
-        self._batches.clear()
-        return self._figures(judged(rows, self._head))
+        if compute_result is not None:
+            self._batches.append(rows)
+            if not compute_result:
+                return {}
+            rows = join_rows(self._batches)
+            self._batches.clear()
+        refuse_probabilities(rows.ranges, head=self._head)
+        return self._metrics_of(rows)
 
-    def _figures(self, rows: EvaluatedRows) -> dict[str, float]:
+    def _metrics_of(self, rows: EvaluatedRows) -> dict[str, float]:
         if rows.n_nan:
-            text = f"{rows.n_nan} of {len(rows.margin)} scores are NaN: every figure is reported as 0. Did it diverge?"
+            text = f"{rows.n_nan} of {len(rows.margin)} scores are NaN: every metric is reported as 0. Did it diverge?"
             self._warn({"nonfinite": text})
             return self._zeros(rows) | self._about(rows)
         counts = count_scores(rows.margin, rows.positive)
         outcome = self._tune(counts, rows.n_ignored) if self.tunes else None
-        figures = figures_of_scores(rows.margin, rows.positive, counts) | figures_at(self.threshold, counts)
-        figures["f1_at_half"] = figures_at(0.0, counts)["f1"]
-        figures |= self._expected(outcome, figures) | self._about(rows)
-        hidden = recall_below_accuracy(accuracy=figures["accuracy"], recall=figures["recall"], n_pos=rows.n_pos)
+        values = metric_values.metrics_of_scores(rows.margin, rows.positive, counts)
+        values |= metrics_at(self.threshold, counts)
+        values["f1_at_half"] = metrics_at(0.0, counts)["f1"]
+        values |= self._expected(outcome, values) | self._about(rows)
+        hidden = metric_values.recall_below_accuracy(
+            accuracy=values["accuracy"], recall=values["recall"], n_pos=rows.n_pos
+        )
         if hidden:
             self._warn({"low_recall": hidden})
-        return figures | self._extra_figures(rows, figures)
+        return values | self._extra_metrics(rows, values)
 
     def _tune(self, counts: ScoreCounts, n_ignored: int) -> ThresholdResult | ThresholdError:
-        """Tune, and adopt what was found unless it says nothing; return it, or why there is nothing."""
+        """Tune, and adopt the threshold unless all scores are the same; return it, or why there is none."""
         try:
             result = self.search.run(counts)
         except ThresholdError as error:
             self._warn({error.status: f"{error} The threshold stays {self.threshold:.6g}."})
             return error
         result = replace(result, positive=self._label.id, head=self._known_head, n_ignored=n_ignored)
-        self._warn(diagnose(result))
+        self._warn(reasons_to_doubt(result))
         if result.status != "constant":
             self._threshold = result
         return result
 
-    def _expected(
-        self, outcome: ThresholdResult | ThresholdError | None, figures: dict[str, float]
-    ) -> dict[str, float]:
+    def _expected(self, outcome: ThresholdResult | ThresholdError | None, values: dict[str, float]) -> dict[str, float]:
         """Return the objective and, where this evaluation tuned, what to expect of it and of F1 on fresh rows."""
-        tp, fp, fn, tn = (figures[name] for name in ("tp", "fp", "fn", "tn"))
+        tp, fp, fn, tn = (values[name] for name in ("tp", "fp", "fn", "tn"))
         criterion = self.search.criterion
         failed = isinstance(outcome, ThresholdError)
         value = criterion.worst(tp + fn, fp + tn) if failed else finite(criterion.value_of((tp, fp, fn, tn)))
         if outcome is None or self.search.n_boot == 0:
             return {"objective": value}
         if isinstance(outcome, ThresholdError) or outcome is not self._threshold:
-            return {"objective": value, "objective_oob": value, "f1_oob": figures["f1"]}
+            return {"objective": value, "objective_oob": value, "f1_oob": values["f1"]}
         if outcome.oob_counts is None or outcome.oob_value is None:
             return {"objective": value, "objective_oob": criterion.worst(tp + fn, fp + tn), "f1_oob": 0.0}
-        f1_oob = float(f1(*(np.array(count) for count in outcome.oob_counts)))
+        f1_oob = float(metric_values.f1(*(np.array(count) for count in outcome.oob_counts)))
         return {"objective": value, "objective_oob": finite(outcome.oob_value), "f1_oob": f1_oob}
 
     def _about(self, rows: EvaluatedRows) -> dict[str, float]:
         return {
             "threshold": self.threshold,
-            "threshold_probability": sigmoid(self.threshold),
+            "threshold_probability": float(sigmoid(self.threshold)),
             "n_pos": float(rows.n_pos),
             "n_neg": float(rows.n_neg),
             "n_ignored": float(rows.n_ignored),
@@ -259,21 +305,21 @@ class BinaryClassificationMetrics:
         }
 
     def _zeros(self, rows: EvaluatedRows) -> dict[str, float]:
-        """Return the same names as always, without anything to be proud of."""
-        figures = no_figures() | {"f1_at_half": 0.0}
+        """Return the usual names with the worst values: nothing can be said of scores that are NaN."""
+        values = metric_values.all_zero() | {"f1_at_half": 0.0}
         worst = self.search.criterion.worst(rows.n_pos, rows.n_neg)
-        figures["objective"] = worst
+        values["objective"] = worst
         if self.tunes and self.search.n_boot:
-            figures |= {"objective_oob": worst, "f1_oob": 0.0}
-        return figures | dict.fromkeys(self._extra_figures(rows, figures | self._about(rows)), 0.0)
+            values |= {"objective_oob": worst, "f1_oob": 0.0}
+        return values | dict.fromkeys(self._extra_metrics(rows, values | self._about(rows)), 0.0)
 
-    def _extra_figures(self, rows: EvaluatedRows, figures: dict[str, float]) -> dict[str, float]:
+    def _extra_metrics(self, rows: EvaluatedRows, values: dict[str, float]) -> dict[str, float]:
         if not self.extra or not len(rows.margin):
             return {}
         predicted = rows.margin >= np.float32(self.threshold)
-        found, left_out = extra_figures(self.extra, predicted, rows.positive, taken=figures)
+        found, left_out = metric_values.extra_metrics(self.extra, predicted, rows.positive, taken=values)
         if left_out:
-            self._warn({"extra": f"Extra results {left_out} are no single numbers and are not reported."})
+            self._warn({"extra": f"Extra metrics {left_out} are left out, because they are not single numbers."})
         return found
 
     def _warn(self, texts: Mapping[str, str]) -> None:
@@ -283,10 +329,21 @@ class BinaryClassificationMetrics:
                 warn_once_per_run(text)
 
 
+def _trains_as_regression(config: Any) -> str | None:
+    """Return a warning when a head of one output will be trained with the squared error."""
+    if getattr(config, "num_labels", None) != 1 or getattr(config, "problem_type", None) not in (None, "regression"):
+        return None
+    return (
+        "num_labels=1 without a problem_type trains as regression, with the squared error, so the output is not a "
+        'logit and its sigmoid not a probability. Use num_labels=2, or problem_type="multi_label_classification" with '
+        "float labels of shape (n, 1)."
+    )
+
+
 def _logits_and_labels(eval_pred: Any) -> tuple[Any, Any]:
     if isinstance(eval_pred, tuple) and len(eval_pred) == 2:
         return eval_pred
     try:
         return eval_pred.predictions, eval_pred.label_ids
     except AttributeError:
-        raise FreezeError(f"{short(eval_pred)} is neither an EvalPrediction nor a pair (logits, labels).") from None
+        raise FreezeError(f"Give an EvalPrediction or a pair (logits, labels), not {short(eval_pred)}.") from None

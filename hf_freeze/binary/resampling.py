@@ -1,12 +1,10 @@
-"""How far to believe a tuned threshold: tune on one half of the rows, judge on the other, many times.
+"""Estimate how optimistic a tuned threshold is: tune on one half of the rows, judge on the other, many times.
 
 Each draw splits the rows at random into two halves; the threshold tuned on one is judged on the other, both ways.
 Halves drawn without replacement carry the bias and the variance of the full bootstrap (Friedman and Hall, 2007; the
 pairing is that of Shah and Samworth, 2013), and they need no sorting and no weights per row: of m rows with one score,
 Binomial(m, 1/2) fall into the first half.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -19,7 +17,7 @@ from hf_freeze.binary.criterion import Criterion
 
 @dataclass(frozen=True, eq=False)
 class Resamples:
-    """What re-tuning gave, over the draws that had both classes and an acceptable threshold.
+    """The re-tunings, of those draws that had both classes and an acceptable threshold.
 
     thresholds: (k,) re-tuned margins. values: (k,) what each half scores at the threshold tuned on all rows.
     oob_counts: (tp, fp, fn, tn) of the re-tuned thresholds on the rows left out, scaled to all rows; None when fewer

@@ -1,28 +1,43 @@
-"""What tuning a threshold found: the threshold, and how far to believe it."""
-
-from __future__ import annotations
+"""The result of tuning a threshold: the threshold itself, how it was found, and every reason to doubt it."""
 
 import json
 import math
 import numbers
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
+
 from hf_freeze.errors import FreezeError
 from hf_freeze.whole_files import write_text
 
 _LARGEST_FLOAT32 = 3.4028234663852886e38
+_FEW_OF_A_CLASS = 10
+_FEW_POSITIVES = 50
+_ONE_SIDED_5_PERCENT = 1.645
+
+
+class ThresholdWarning(UserWarning):
+    """A threshold was found, or kept, and there is a reason to doubt it."""
+
+
+def warn_once_per_run(text: str, *, stacklevel: int = 2) -> None:
+    """Warn on the first process only: all processes see the same rows, and would all say the same."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()):
+        warnings.warn(text, ThresholdWarning, stacklevel=stacklevel + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdCurve:
-    """Candidates from "predict all" to "predict none", thinned to a few hundred: what a plot needs.
+    """A few hundred of the candidates, from "predict all" to "predict none", for a plot.
 
-    Four tuples of one length: the lowest score let through (for the last, just above the largest), the true and false
-    positives there, and the objective's value.
+    Four tuples of one length: the lowest score called positive (for the last candidate, a value just above the largest
+    score), the true and the false positives there, and the objective's value.
     """
 
     threshold: tuple[float, ...]
@@ -33,19 +48,34 @@ class ThresholdCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdResult:
-    """A decision threshold, and how it was found: a row is positive if and only if its margin is at least `threshold`.
+    """A decision threshold and how it was found: a row is positive if and only if its margin is at least `threshold`.
 
-    threshold: float32 margin, in logit units. Given alone (`ThresholdResult(threshold=0.4)`) nothing else is known.
-    objective, constraints, value: what was maximised, and its value on the rows it was tuned on (optimistic).
-    oob_value: the value to expect on fresh rows, from re-tunings on half of the rows judged on the other half.
-    interval: 95 % interval of the value on fresh rows. threshold_interval: the middle 95 % of the re-tuned thresholds.
-    oob_counts: (tp, fp, fn, tn) on fresh rows, scaled to as many rows as were tuned on.
-    plateau: all thresholds in (low, high] label the rows equally well.
-    tp, fp, fn, tn, auroc, n_distinct, n_ignored: of the rows tuned on; n_distinct counts different scores.
-    positive: id of the label that a row at or above the threshold gets.
-    head: "probability" when the model gives probabilities, whose log-odds are the margin.
-    status: "ok", or what is peculiar: "predict_none", "predict_all", "constant", "anti_correlated", "low_support";
-    "given" when it was not tuned. message: the same in sentences, empty when there is nothing to say.
+    `tune_threshold` and `load_threshold` return one. `ThresholdResult(threshold=0.4)` stands for a margin of your own,
+    about which nothing else is known.
+
+    Args:
+        threshold: The margin, in logit units; float32 precision.
+        objective, constraints, value: What was maximised, under which limits, and its value on the rows tuned on. That
+            value is optimistic: the same rows chose the threshold.
+        oob_value: The value to expect on fresh rows, from re-tuning on half of the rows and judging on the other half.
+        interval: 95 % interval of the value on fresh rows.
+        threshold_interval: The middle 95 % of the re-tuned thresholds.
+        oob_counts: (tp, fp, fn, tn) on fresh rows, scaled to as many rows as were tuned on.
+        plateau: Every threshold in (low, high] labels the rows equally well.
+        tp, fp, fn, tn, auroc: Of the rows tuned on, at the threshold.
+        n_distinct: Number of different scores among them. n_ignored: number of rows left out, labelled -100.
+        positive: Id of the label that a row at or above the threshold gets.
+        head: "probability" when the model returns probabilities, whose log-odds are the margin.
+        status: "ok"; "predict_none", "predict_all", "constant", "anti_correlated" or "low_support" for what is unusual;
+            "given" when nothing was tuned.
+        message: Every reason to doubt the threshold, in sentences; empty when there is none.
+        curve: The candidates, for `plot_threshold`.
+
+    Raises:
+        FreezeError: For a threshold that is not a finite number.
+
+    >>> print(ThresholdResult(threshold=0.4))
+    threshold 0.4 (probability 0.599); given
     """
 
     threshold: float
@@ -71,17 +101,17 @@ class ThresholdResult:
     curve: ThresholdCurve | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Raise `FreezeError` for a threshold that cannot be compared with."""
+        """Raise `FreezeError` unless margins can be compared with the threshold."""
         if not is_number(self.threshold) or not abs(self.threshold) <= _LARGEST_FLOAT32:
-            raise FreezeError(f"threshold={short(self.threshold)} is not a finite margin. Give a number.")
+            raise FreezeError(f"threshold={short(self.threshold)} is not a margin. Give a finite number.")
         check_class_id(self.positive)
         if self.head not in ("logits", "probability"):
-            raise FreezeError(f'head={short(self.head)} is not known. Give "logits" or "probability".')
+            raise FreezeError(f'Unknown head={short(self.head)}. Give "logits" or "probability".')
 
     @property
     def probability(self) -> float:
         """The threshold as a probability of the positive class, for display."""
-        return sigmoid(self.threshold)
+        return float(sigmoid(float(self.threshold)))
 
     @property
     def n_pos(self) -> int:
@@ -95,12 +125,12 @@ class ThresholdResult:
 
     @property
     def confusion_matrix(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Rows are the true class, columns the predicted one, negative first, as in scikit-learn."""
+        """Counts by true class (rows) and predicted class (columns), negative first, as in scikit-learn."""
         return (self.tn, self.fp), (self.fn, self.tp)
 
     @property
     def optimism(self) -> float | None:
-        """How much of `value` will not be there on fresh rows."""
+        """Part of `value` that is lost on fresh rows: `value - oob_value`."""
         return None if self.value is None or self.oob_value is None else self.value - self.oob_value
 
     def __str__(self) -> str:
@@ -112,7 +142,7 @@ class ThresholdResult:
         return f"{text}; {self.status}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-able values, the probability included for whoever reads the file."""
+        """Return values for JSON, with the threshold as a probability as well, for human readers."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["constraints"] = dict(self.constraints)
         values["curve"] = None if self.curve is None else dict(vars(self.curve))
@@ -120,7 +150,7 @@ class ThresholdResult:
         return {"threshold": float(values.pop("threshold")), "probability": self.probability, **values}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ThresholdResult:
+    def from_dict(cls, values: Mapping[str, Any]) -> "ThresholdResult":
         """Rebuild a result from `to_dict`, also after a round trip through JSON.
 
         Raises `FreezeError` for other keys, and for values of another kind than `to_dict` gives.
@@ -147,13 +177,76 @@ class ThresholdResult:
         write_text(Path(path), "{\n" + ",\n".join(lines) + "\n}\n")
 
     @classmethod
-    def load(cls, path: str | Path) -> ThresholdResult:
+    def load(cls, path: str | Path) -> "ThresholdResult":
         """Read what `save` wrote. Raises `FreezeError` when the file holds something else."""
         values = read_json_object(path)
         try:
             return cls.from_dict(values)
         except FreezeError as error:
             raise FreezeError(f"{path}: {error} Was it edited, or written by another version?") from error
+
+
+def status_of(result: ThresholdResult) -> str:
+    """Return the most serious peculiarity of a tuned threshold in one word, or "ok"."""
+    if result.n_distinct == 1:
+        return "constant"
+    if _is_anti_correlated(result):
+        return "anti_correlated"
+    if result.tp + result.fp == 0:
+        return "predict_none"
+    if result.fn + result.tn == 0:
+        return "predict_all"
+    return "low_support" if min(result.n_pos, result.n_neg) < _FEW_OF_A_CLASS else "ok"
+
+
+def reasons_to_doubt(result: ThresholdResult) -> dict[str, str]:
+    """Return every reason to doubt a tuned threshold: a word for the kind, and a sentence."""
+    n_rows = result.n_pos + result.n_neg
+    found = {}
+    if result.n_distinct == 1:
+        found["constant"] = (
+            f"All {n_rows} scores are the same, so a threshold can only call all rows positive or none. "
+            "Is the head trained at all?"
+        )
+    elif result.n_distinct < 0.01 * n_rows:
+        found["coarse_scores"] = (
+            f"Only {result.n_distinct} distinct scores in {n_rows} rows: half-precision logits? "
+            "A threshold can only lie between them. Evaluate in float32 if the model can."
+        )
+    if _is_anti_correlated(result):
+        found["anti_correlated"] = (
+            f"AUROC is {result.auroc:.3f}, below 0.5 by more than chance: is the positive label reversed?"
+        )
+    few_rows = _few_rows(result)
+    if few_rows:
+        found["low_support" if min(result.n_pos, result.n_neg) < _FEW_OF_A_CLASS else "few_positives"] = few_rows
+    return found
+
+
+def _is_anti_correlated(result: ThresholdResult) -> bool:
+    """Test AUROC < 0.5, one-sided at 5 % (Mann and Whitney, 1947): by chance half of untrained models lie below."""
+    if result.auroc is None:
+        return False
+    deviation = math.sqrt((result.n_pos + result.n_neg + 1) / (12 * result.n_pos * result.n_neg))
+    return result.auroc < 0.5 - _ONE_SIDED_5_PERCENT * deviation
+
+
+def _few_rows(result: ThresholdResult) -> str | None:
+    n_pos, n_neg = result.n_pos, result.n_neg
+    if min(n_pos, n_neg) >= _FEW_OF_A_CLASS and n_pos >= _FEW_POSITIVES:
+        return None
+    expected = "with no estimate of how optimistic that is"
+    if result.oob_value is not None and result.optimism is not None and result.interval is not None:
+        expected = (
+            f"optimistic by about {max(result.optimism, 0.0):.3f}; expect {result.oob_value:.3f} on fresh rows "
+            f"(95 % interval {result.interval[0]:.3f} to {result.interval[1]:.3f})"
+        )
+    few = f"{n_pos} positive" if n_pos <= n_neg else f"{n_neg} negative"
+    rows = "row" if min(n_pos, n_neg) == 1 else "rows"
+    return (
+        f"The threshold depends on only {few} {rows}: {result.objective} is {result.value:.3f} on the rows tuned on, "
+        f"{expected}."
+    )
 
 
 def read_json_object(path: str | Path) -> dict[str, Any]:
@@ -259,6 +352,6 @@ _KINDS: Mapping[str, tuple[str, Any]] = {
 }
 
 
-def sigmoid(margin: float) -> float:
-    """Return the probability of the positive class at a margin, without overflow."""
-    return 0.5 * (1.0 + math.tanh(0.5 * margin))
+def sigmoid(margin: Any) -> Any:
+    """Return the probability of the positive class at a margin, or at each of an array, without overflow."""
+    return 0.5 * (1.0 + np.tanh(0.5 * margin))

@@ -1,23 +1,32 @@
-"""Search the candidates: exact over every distinct score, under constraints, with the optimism of the choice.
+"""Tune a threshold: an exact search over every distinct score, under constraints, with the optimism of the choice.
 
 Rules: the score is the float32 margin; a row is positive if and only if its margin is at least the threshold; the
 threshold lies strictly above the next lower score; among equally good thresholds, the middle of the longest plateau.
 """
 
-from __future__ import annotations
-
 import numbers
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_freeze.binary.counts import FloatArray, ScoreCounts
+from hf_freeze.binary.counts import FloatArray, ScoreCounts, count_scores
 from hf_freeze.binary.criterion import Criterion
-from hf_freeze.binary.diagnosis import diagnose, status_of
+from hf_freeze.binary.labelled_rows import read_rows
+from hf_freeze.binary.margin import Head, refuse_probabilities
+from hf_freeze.binary.metric_values import MetricOfCounts
 from hf_freeze.binary.resampling import Resamples, resample
-from hf_freeze.binary.result import ThresholdCurve, ThresholdResult, short
+from hf_freeze.binary.result import (
+    ThresholdCurve,
+    ThresholdResult,
+    ThresholdWarning,
+    reasons_to_doubt,
+    short,
+    status_of,
+)
 from hf_freeze.errors import FreezeError
 
 Select: TypeAlias = Literal["exact", "bagged"]
@@ -25,21 +34,105 @@ Select: TypeAlias = Literal["exact", "bagged"]
 RESOLUTION = 256
 """The curve and the re-tunings look at about this many candidates: more changed neither optimism nor interval."""
 
-_BLOCK = 1 << 15
+_BLOCK = 1 << 15  # candidates
 _MOST_RETUNINGS = 100_000
 
 
 class ThresholdError(FreezeError):
-    """No threshold can be tuned on these rows; `status` says why in one word."""
+    """No threshold can be tuned on these rows.
+
+    Args:
+        status: Why, in one word: "empty", "single_class", "nonfinite", "infeasible" or "infeasible_at_confidence".
+        message: The same in a sentence.
+    """
 
     def __init__(self, status: str, message: str) -> None:
         super().__init__(message)
         self.status = status
 
 
+def tune_threshold(  # noqa: PLR0913 - one declaration of a search; all but two are keywords
+    scores: Any,
+    labels: Any,
+    *,
+    objective: str | MetricOfCounts = "f1",
+    beta: float = 1.0,
+    costs: Mapping[str, float] | None = None,
+    min_precision: float | None = None,
+    min_recall: float | None = None,
+    max_fpr: float | None = None,
+    confidence: float | None = None,
+    select: Select = "exact",
+    n_boot: int = 200,
+    seed: int = 0,
+    head: Head = "auto",
+) -> ThresholdResult:
+    """Find the threshold that maximises an objective under constraints, exactly, and estimate its value on fresh rows.
+
+    Every distinct score is a candidate. The estimate comes from re-tuning on random halves of the rows (see
+    `resampling.py` for the sources). The cost is one sort and a few passes over the rows.
+
+    Args:
+        scores: Margins (n,), or logits in any form that `binary_margin` reads.
+        labels: 0/1, bool, or one-hot (n, 2); rows labelled -100 are left out.
+        objective: What to maximise: "f1", "fbeta", "mcc", "balanced_accuracy", "youden", "accuracy", "cost";
+            "precision" or "recall" with a constraint; or a function of the arrays (tp, fp, fn, tn).
+        beta: For "fbeta": recall weighs beta times as much as precision.
+        costs: For "cost": `{"fp": ..., "fn": ...}`. The value is minus the mean cost per row.
+        min_precision: Limit in [0, 1] that the threshold must keep, as are the next two.
+        min_recall: The same, for recall.
+        max_fpr: The same, for the share of negative rows that are called positive.
+        confidence: The limits must hold at their one-sided Wilson bound (Wilson, 1927) at this confidence, such as
+            0.95, and not only at the observed rate.
+        select: "exact" takes the best threshold; "bagged" the median of the re-tuned ones, which loses less on fresh
+            rows when there are few positives.
+        n_boot: Number of re-tunings. 0 skips them: no out-of-bag value and no intervals.
+        seed: Of the random halves.
+        head: How `scores` are read, as in `binary_margin`.
+
+    Returns:
+        The threshold, in logit units, with its value, intervals and counts.
+
+    Raises:
+        ThresholdError: Without rows, with one class only, for NaN scores, and when no threshold keeps the limits.
+        FreezeError: For scores or labels that cannot be read, and settings that contradict each other.
+
+    Warns (`ThresholdWarning`) when there is a reason to doubt the result.
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> labels = rng.random(2000) < 0.1
+    >>> result = tune_threshold(rng.normal(2.0 * labels), labels)
+    >>> round(result.threshold, 2), round(result.value, 2), round(result.oob_value, 2)
+    (1.7, 0.59, 0.57)
+    """
+    criterion = Criterion(
+        objective=objective,
+        beta=beta,
+        costs=costs,
+        min_precision=min_precision,
+        min_recall=min_recall,
+        max_fpr=max_fpr,
+        confidence=confidence,
+    )
+    search = ThresholdSearch(criterion=criterion, select=select, n_boot=n_boot, seed=seed)
+    rows = read_rows(scores, labels, head=head)
+    refuse_probabilities(rows.ranges, head=head)
+    if rows.n_nan:
+        raise ThresholdError("nonfinite", f"{rows.n_nan} of {len(rows.margin)} scores are NaN. Did training diverge?")
+    result = replace(
+        search.run(count_scores(rows.margin, rows.positive)),
+        n_ignored=rows.n_ignored,
+        head="probability" if head == "probability" else "logits",
+    )
+    for text in reasons_to_doubt(result).values():
+        warnings.warn(text, ThresholdWarning, stacklevel=2)
+    return result
+
+
 @dataclass(frozen=True, kw_only=True)
 class ThresholdSearch:
-    """How to tune: by which criterion, with which selection, and how often to re-tune to learn the optimism."""
+    """The settings of a search, checked once; `run` searches. The arguments are those of `tune_threshold`."""
 
     criterion: Criterion
     select: Select = "exact"
@@ -49,10 +142,10 @@ class ThresholdSearch:
     def __post_init__(self) -> None:
         """Raise `FreezeError` for settings that cannot be run."""
         if not (isinstance(self.select, str) and self.select in ("exact", "bagged")):
-            raise FreezeError(f'select={short(self.select)} is not known. Give "exact" or "bagged".')
+            raise FreezeError(f'Unknown select={short(self.select)}. Give "exact" or "bagged".')
         for name, given in (("n_boot", self.n_boot), ("seed", self.seed)):
             if not isinstance(given, numbers.Integral) or isinstance(given, bool):
-                raise FreezeError(f"{name}={short(given)} is not a whole number.")
+                raise FreezeError(f"{name}={short(given)} must be a whole number.")
             if given < 0:
                 raise FreezeError(f"{name}={short(given)} is negative. Give 0 or more.")
         if self.n_boot > _MOST_RETUNINGS:
@@ -79,7 +172,7 @@ class ThresholdSearch:
         if resamples is not None:
             result = _with_optimism(result, self.criterion, resamples)
         result = replace(result, status=status_of(result))
-        return replace(result, message=" ".join(diagnose(result).values()))
+        return replace(result, message=" ".join(reasons_to_doubt(result).values()))
 
     def _describe(self, counts: ScoreCounts, value: FloatArray, *, low: float, high: float) -> ThresholdResult:
         threshold = _middle(low, high)
@@ -108,15 +201,15 @@ def _require_both_classes(counts: ScoreCounts) -> None:
         only, missing = ("negative", "positive") if n_pos == 0 else ("positive", "negative")
         raise ThresholdError(
             "single_class",
-            f"All {n_pos + n_neg} rows are {only}: without a {missing} row no threshold is better than another. "
+            f"All {n_pos + n_neg} rows are {only}: without a {missing} row, no threshold is better than another. "
             "Stratify the split, or check which label is the positive one.",
         )
 
 
 def _acceptable_values(counts: ScoreCounts, criterion: Criterion) -> FloatArray:
-    """Return the objective at every candidate; minus infinity where a constraint fails or no finite threshold leads.
+    """Return the objective at every candidate: minus infinity where a constraint fails or the threshold is infinite.
 
-    Works in blocks that fit the processor's cache: the objective makes many passes over its arrays.
+    Works in blocks that fit the processor's cache, because the objective makes many passes over its arrays.
     """
     value = np.empty(len(counts.tp))
     for start in range(0, len(value), _BLOCK):
@@ -132,32 +225,32 @@ def _acceptable_values(counts: ScoreCounts, criterion: Criterion) -> FloatArray:
 
 
 def _no_threshold(counts: ScoreCounts, criterion: Criterion) -> FreezeError:
-    """Say why no candidate is acceptable: with each constraint, the best that can be reached."""
+    """Return the error that says, for each constraint, how close a threshold can come to it."""
     reachable = counts.reachable()
     table = counts.table(slice(None))
     if (reachable & criterion.feasible(*table, confidence=criterion.confidence)).any():
-        return FreezeError(f"objective {criterion.name!r} is finite at no threshold that is acceptable otherwise.")
+        return FreezeError(f"objective {criterion.name!r} is not finite at any threshold that keeps the constraints.")
     wanted, best = [], []
     for name, rate in criterion.reached(*table, confidence=criterion.confidence).items():
         extreme = rate[reachable].min() if name == "max_fpr" else rate[reachable].max()
         wanted.append(f"{name}={criterion.constraints[name]:g}")
         best.append(f"{extreme:.4g} for {name}")
-    observed_would_do = bool((reachable & criterion.feasible(*table, confidence=None)).any())
+    observed_rates_do = bool((reachable & criterion.feasible(*table, confidence=None)).any())
     status, advice = (
-        ("infeasible_at_confidence", "The observed rates would do: tune on more rows, or lower the confidence.")
-        if observed_would_do
+        ("infeasible_at_confidence", "The observed rates keep it: tune on more rows, or lower the confidence.")
+        if observed_rates_do
         else ("infeasible", "Relax a constraint, or train a better model.")
     )
     bound = "" if criterion.confidence is None else f" as a Wilson bound at confidence {criterion.confidence:g}"
     return ThresholdError(
         status,
         f"No threshold keeps {' and '.join(wanted)}{bound} on these {int(counts.n_pos + counts.n_neg)} rows. "
-        f"The best reachable, each alone: {', '.join(best)}. {advice}",
+        f"The best that each can reach alone: {', '.join(best)}. {advice}",
     )
 
 
 def _longest_plateau(counts: ScoreCounts, value: FloatArray) -> tuple[int, int]:
-    """Return the first and last candidate of the longest run, in margin, of best values."""
+    """Return the first and last candidate of the widest interval of margins with the best value."""
     best = value.max()
     # Sums in another order differ in the last digits; a tie must not hang on them.
     good = np.flatnonzero(value >= best - 1e-12 * abs(best))

@@ -1,11 +1,9 @@
-"""Whether the scores that metrics are given are those that the model serves.
+"""Refuse to tune a threshold on scores other than those that the model serves.
 
 A threshold is saved for the model's own logits. Between them and the metrics stand the user's
 `preprocess_logits_for_metrics`, `compute_loss` and `prediction_step`: a probability, one logit of two or an argmax that
-one of them makes would be tuned on and reported, and the saved threshold would label other rows.
+one of them computes would be tuned on and reported, and the saved threshold would label other rows.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +17,7 @@ from hf_freeze.binary.margin import Head, as_numpy, read_margin, take_logits
 from hf_freeze.errors import FreezeError
 
 _ROUNDING = 1e-5
-"""What float32 arithmetic (a log_softmax) leaves of a difference, relative to the larger logit of the row."""
+"""Rounding of float32 (in a log_softmax), relative to the larger logit of the row."""
 
 _WITHOUT_FUNCTION = (
     "It takes the first output of one or two dimensions, after compute_loss and prediction_step: let these return the "
@@ -36,7 +34,7 @@ def logits_of(model: Any) -> Iterator[list[Any]]:
         try:
             seen.append(take_logits(output))
         except FreezeError:
-            return  # no array of one or two dimensions: nothing that a threshold could be held against
+            return  # no array of one or two dimensions, so nothing to compare the scores with
 
     hook = model.register_forward_hook(keep) if isinstance(model, nn.Module) else None
     try:
@@ -49,8 +47,8 @@ def logits_of(model: Any) -> Iterator[list[Any]]:
 def refuse_other_scores(given: Any, served: list[Any], *, head: Head, preprocessed: bool) -> None:
     """Raise `FreezeError` unless the scores `given` to the metrics are the margins of one of the `served` logits.
 
-    What cannot be read as binary is left to the metrics, which say why. `preprocessed`: a function of the user's,
-    `preprocess_logits_for_metrics`, made what is given.
+    Outputs that are not binary are left to the metrics, which say why. `preprocessed`: whether the user's
+    `preprocess_logits_for_metrics` returned what is given.
     """
     scores = _margin(given, head)
     for logits in served if head == "probability" and scores is not None else ():

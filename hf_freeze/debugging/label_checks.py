@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hf_freeze.binary.margin import IGNORED_LABEL
+from hf_freeze.binary.labelled_rows import IGNORED_LABEL
 from hf_freeze.debugging.check import Check, CheckName, failed, ok, warning
 from hf_freeze.debugging.label_survey import LabelSurvey, survey_labels, survey_stream
 from hf_freeze.debugging.labels import REMEDY, label_in

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_freeze.binary.margin import IGNORED_LABEL
+from hf_freeze.binary.labelled_rows import IGNORED_LABEL
 
 MOST_VALUES = 1_000_000
 MOST_ROWS_MADE = 64

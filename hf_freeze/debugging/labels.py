@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hf_freeze.binary.margin import IGNORED_LABEL
+from hf_freeze.binary.labelled_rows import IGNORED_LABEL
 from hf_freeze.debugging.check import Check, CheckName, failed, ok, warning
 from hf_freeze.model_inputs.inspected_model import InspectedModel
 from hf_freeze.model_inputs.rows import Row

@@ -13,8 +13,8 @@ from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedModel, Trainer, default_data_collator
 
-from hf_freeze.binary.checkpoint import threshold_of
 from hf_freeze.binary.result import ThresholdResult
+from hf_freeze.binary.saved_threshold import threshold_of
 from hf_freeze.errors import FreezeError
 from hf_freeze.label_columns import label_columns
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer
 
-from hf_freeze.binary.checkpoint import (
+from hf_freeze.binary.metrics import BinaryClassificationMetrics
+from hf_freeze.binary.saved_threshold import (
     find_threshold,
     set_config_threshold,
     threshold_of,
     threshold_saved_with_weights,
 )
-from hf_freeze.binary.metrics import BinaryClassificationMetrics
 from hf_freeze.binary.served import logits_of, refuse_other_scores
 from hf_freeze.training.attributes import replaced
 

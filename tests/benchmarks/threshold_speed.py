@@ -19,7 +19,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import f1_score
 from sklearn.model_selection import TunedThresholdClassifierCV
 
-from hf_freeze.binary.threshold import tune_threshold
+from hf_freeze import tune_threshold
 
 ARGSORTS_ALLOWED = 2.5
 SPEEDUP_WANTED = 150

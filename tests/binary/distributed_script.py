@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
-from hf_freeze.binary.checkpoint import threshold_saved_with_weights
-from hf_freeze.binary.metrics import BinaryClassificationMetrics
-from hf_freeze.binary.result import ThresholdResult
+from hf_freeze import BinaryClassificationMetrics, ThresholdResult
+from hf_freeze.binary.saved_threshold import threshold_saved_with_weights
 from tests.binary.conftest import WORDS
 from tests.binary.test_trainer import dataset
 

@@ -32,7 +32,7 @@ ODD_SCORES = {
     "(n, 1, 2)": (np.zeros((64, 1, 2)), r"Logits of shape \(64, 1, 2\)"),
     "(n, 3)": (np.zeros((64, 3)), r"Logits of shape \(64, 3\)"),
     "(n, 0)": (np.zeros((64, 0)), r"Logits of shape \(64, 0\)"),
-    "no rows": ([], "There are no labelled rows|64 labels do not belong"),
+    "no rows": ([], "no labelled rows|0 scores but 64 labels"),
     "no output": ({}, r"None of \[\] is an array"),
     "logits that are none": ({"logits": None}, r"None of \['NoneType'\]"),
     "tensor without values": (torch.zeros(64, device="meta"), "Logits on meta"),
@@ -53,11 +53,11 @@ ODD_SCORES = {
 
 OCCUR = "Labels must be 0 or 1"
 ODD_LABELS = {
-    "none": (None, "There is a label that is None"),
-    "one is none": (np.array([None, *[1] * 63], dtype=object), "There is a label that is None"),
-    "texts": (["a"] * 64, "Labels a are names"),
-    "numbers as texts": (["0", "1"] * 32, "Labels 0, 1 are names"),
-    "bytes": ([b"0"] * 64, "Labels .* are names"),
+    "none": (None, "label is None"),
+    "one is none": (np.array([None, *[1] * 63], dtype=object), "label is None"),
+    "texts": (["a"] * 64, r"names \(a\)"),
+    "numbers as texts": (["0", "1"] * 32, r"names \(0, 1\)"),
+    "bytes": ([b"0"] * 64, r"names \(0\)"),
     "NaN": (np.full(64, np.nan), OCCUR),
     "NaN as an object": (np.array([float("nan"), *[1] * 63], dtype=object), OCCUR),
     "infinite": (np.full(64, np.inf), OCCUR),
@@ -68,9 +68,9 @@ ODD_LABELS = {
     "ragged": ([[1], [1, 0]], "Labels of type list cannot be read as an array"),
     "(n, 1, 1)": (LABELS.reshape(-1, 1, 1), r"Labels of shape \(64, 1, 1\)"),
     "three columns": (np.eye(3)[LABELS], r"Labels of shape \(64, 3\)"),
-    "too few": (LABELS[:3], "64 scores and 3 labels do not belong together"),
+    "too few": (LABELS[:3], "64 scores but 3 labels"),
     "one class": (np.ones(64, int), "All 64 rows are positive"),
-    "all left out": (np.full(64, -100), "There are no labelled rows"),
+    "all left out": (np.full(64, -100), "no labelled rows"),
     "tensor without values": (torch.zeros(64, device="meta"), "Labels of type Tensor cannot be read"),
     "objects": (LABELS.astype(object), None),
     "boolean objects": (LABELS.astype(bool).astype(object), None),
@@ -86,8 +86,8 @@ def objective(function, said):
 
 
 ODD_SETTINGS = [
-    *[({"objective": value}, "objective=.* is not known") for value in (None, "F1", 3, ["f1"], {}, b"f1")],
-    *[({"objective": value}, "needs the scores") for value in ("auroc", "average_precision", "brier")],
+    *[({"objective": value}, "objective=") for value in (None, "F1", 3, ["f1"], {}, b"f1")],
+    *[({"objective": value}, "objective=.*no threshold can maximise it") for value in ("auroc", "average_precision", "brier")],
     objective(lambda *counts: 1 / 0, "objective '<lambda>' failed on arrays of counts .ZeroDivisionError"),
     objective(lambda tp, fp, fn, tn: tp if tp > 0 else fp, "objective '<lambda>' failed .*truth value"),
     objective(lambda tp: tp, "objective '<lambda>' failed .*positional"),
@@ -95,7 +95,7 @@ ODD_SETTINGS = [
     objective(lambda *counts: 1.0, r"returned shape \(\)"),
     objective(lambda tp, fp, fn, tn: tp[:1], r"returned shape \(1,\)"),
     *[
-        ({"objective": "fbeta", "beta": value}, "beta=.* is not a positive number")
+        ({"objective": "fbeta", "beta": value}, "beta=.*positive number")
         for value in (0, -1, float("nan"), float("inf"), "2", None, True, 10**400, [1])
     ],
     *[
@@ -106,37 +106,37 @@ ODD_SETTINGS = [
         )
     ],
     *[
-        ({name: value}, f"{name}=.* is not a rate")
+        ({name: value}, f"{name}=.* from 0 to 1")
         for name in ("min_precision", "min_recall", "max_fpr")
         for value in (-0.1, 1.1, float("nan"), "0.9", True, [0.9], 1j, 10**400)
     ],
     *[
-        ({"min_recall": 0.5, "confidence": value}, "confidence=.* is out of range")
+        ({"min_recall": 0.5, "confidence": value}, r"confidence=.* from 0\.5 to below 1")
         for value in (0.0, 0.49, 1.0, 95, float("nan"), "0.95", True, [0.9])
     ],
-    *[({"n_boot": value}, "n_boot=.* is (not a whole number|negative|more than)") for value in (-1, 1.5, "200", None, True, 10**9)],
-    *[({"seed": value}, "seed=.* is (not a whole number|negative)") for value in (-1, 0.5, "0", None, True, [1])],
-    *[({"select": value}, "select=.* is not known") for value in (None, "best", 1, ["exact"])],
-    *[({"head": value}, "head=.* is not known") for value in (None, "sigmoid", 1, ["auto"], np.array([1, 2]))],
+    *[({"n_boot": value}, "n_boot=.*(whole number|negative|more than)") for value in (-1, 1.5, "200", None, True, 10**9)],
+    *[({"seed": value}, "seed=.*(whole number|negative)") for value in (-1, 0.5, "0", None, True, [1])],
+    *[({"select": value}, 'select=.*"exact" or "bagged"') for value in (None, "best", 1, ["exact"])],
+    *[({"head": value}, "head=.*'auto', 'logits', 'probability'") for value in (None, "sigmoid", 1, ["auto"], np.array([1, 2]))],
 ]  # fmt: skip
 
 ODD_METRICS = [
-    *[({"positive": value}, "positive=.* is not the id of one of two classes") for value in (None, 2, -1, 1.0, 0.5, [1], 1j)],
+    *[({"positive": value}, "positive=.*0 or 1") for value in (None, 2, -1, 1.0, 0.5, [1], 1j)],
     *[
-        ({"threshold": value}, "threshold=.* is not (known|a finite margin)")
+        ({"threshold": value}, "threshold=.*(\"tune\"|finite number)")
         for value in (None, "0.5", float("nan"), float("inf"), 1e39, True, [0.5], 10**400, {})
     ],
-    *[({"tune_on": value}, "tune_on=.* is not the name of an eval set") for value in (None, 0, ["eval"])],
+    *[({"tune_on": value}, "tune_on=.*name of an eval set") for value in (None, 0, ["eval"])],
     *[
-        ({"id2label": value}, "does not name two classes")
+        ({"id2label": value}, "id2label=.*two classes, 0 and 1")
         for value in ({}, {0: "a"}, {1: "a", 2: "b"}, ["a", "b"], "ab", {"a": 0, "b": 1}, 5)
     ],
-    ({"id2label": {0: "a", 1: "a"}, "positive": "a"}, "positive='a' is the name of both classes"),
-    ({"extra": ["f1"]}, r"extra=\['f1'\] has a name, not a metric. Load it: evaluate.load\('f1'\)"),
-    ({"extra": "f1"}, "extra='f1' is not a list of metrics"),
-    ({"extra": None}, "extra=None is not a list"),
+    ({"id2label": {0: "a", 1: "a"}, "positive": "a"}, "Both classes are called 'a'"),
+    ({"extra": ["f1"]}, r"extra=\['f1'\].*evaluate\.load\('f1'\)"),
+    ({"extra": "f1"}, "extra='f1'.*list of metrics"),
+    ({"extra": None}, "extra=None.*list of metrics"),
     ({"extra": [None]}, "NoneType cannot be called with predictions= and references="),
     ({"extra": [len]}, "len cannot be called with predictions= and references="),
     ({"extra": [lambda y_true, y_pred: {}]}, "<lambda> cannot be called with"),
-    ({"threshold": ThresholdResult(threshold=0.1, head="probability")}, 'tuned on probabilities. Say head="probability"'),
+    ({"threshold": ThresholdResult(threshold=0.1, head="probability")}, 'tuned on probabilities.*head="probability"'),
 ]  # fmt: skip

@@ -7,18 +7,13 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification
 
-from hf_freeze.binary.checkpoint import (
+from hf_freeze import FreezeError, ThresholdResult, ThresholdWarning, load_threshold, save_threshold, tune_threshold
+from hf_freeze.binary.saved_threshold import (
     THRESHOLD_FILE,
     find_threshold,
-    load_threshold,
-    save_threshold,
     set_config_threshold,
     threshold_saved_with_weights,
 )
-from hf_freeze.binary.diagnosis import ThresholdWarning
-from hf_freeze.binary.result import ThresholdResult
-from hf_freeze.binary.threshold import tune_threshold
-from hf_freeze.errors import FreezeError
 
 OLD = ThresholdResult(threshold=-0.5)
 

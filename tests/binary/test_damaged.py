@@ -17,7 +17,7 @@ from hf_freeze import (
     load_threshold,
     save_threshold,
 )
-from hf_freeze.binary.checkpoint import (
+from hf_freeze.binary.saved_threshold import (
     THRESHOLD_FILE,
     find_threshold,
     set_config_threshold,
@@ -146,7 +146,7 @@ def test_a_config_alone_says_all_that_decides(tmp_path, make_model, positive, he
     assert load_threshold(model) == OLD
 
 
-@pytest.mark.filterwarnings("ignore::hf_freeze.binary.diagnosis.ThresholdWarning")
+@pytest.mark.filterwarnings("ignore::hf_freeze.ThresholdWarning")
 @pytest.mark.parametrize("damage", ["not UTF-8", "threshold a text", "positive 2", "curve a text"])
 @pytest.mark.parametrize("when", ["resume", "best"])
 def test_a_damaged_checkpoint_is_not_resumed_nor_loaded_as_the_best(tmp_path, make_model, damage, when):

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_freeze.binary.checkpoint import load_threshold
-from hf_freeze.binary.result import ThresholdResult
+from hf_freeze import ThresholdResult, load_threshold
 
 SCRIPT = Path(__file__).with_name("distributed_script.py")
 ROOT = Path(__file__).parents[2]

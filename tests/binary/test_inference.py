@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_freeze.binary.inference import predict_binary
-from hf_freeze.binary.result import ThresholdResult
-from hf_freeze.binary.threshold import tune_threshold
+from hf_freeze import ThresholdResult, predict_binary, tune_threshold
 
 
 @pytest.mark.parametrize("tensor", [np.array, torch.tensor])
@@ -45,7 +43,7 @@ def test_a_nan_margin_is_not_positive():
     assert predict_binary([np.nan], threshold=-5.0).label.tolist() == [0]
 
 
-@pytest.mark.filterwarnings("ignore::hf_freeze.binary.diagnosis.ThresholdWarning")
+@pytest.mark.filterwarnings("ignore::hf_freeze.ThresholdWarning")
 def test_a_tuned_threshold_labels_its_own_rows_as_it_counted_them():
     rng = np.random.default_rng(0)
     labels = rng.random(500) < 0.2
@@ -55,7 +53,7 @@ def test_a_tuned_threshold_labels_its_own_rows_as_it_counted_them():
     assert ((predicted & labels).sum(), (predicted & ~labels).sum()) == (result.tp, result.fp)
 
 
-@pytest.mark.filterwarnings("ignore::hf_freeze.binary.diagnosis.ThresholdWarning")
+@pytest.mark.filterwarnings("ignore::hf_freeze.ThresholdWarning")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_threshold_among_the_ties_of_half_precision_labels_its_own_rows_as_it_counted_them(dtype):
     generator = torch.Generator().manual_seed(0)

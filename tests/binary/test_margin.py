@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hf_freeze.binary.margin import binary_labels, binary_margin
-from hf_freeze.errors import FreezeError
+from hf_freeze import FreezeError, binary_margin
+from hf_freeze.binary.labelled_rows import binary_labels
 
 PAIRS = [[0.0, 2.0], [1.5, 0.5], [-1.0, -1.0]]
 MARGINS = [2.0, -1.0, 0.0]
@@ -78,12 +78,12 @@ def softmaxed(n, dtype=torch.float32):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_model_that_ends_in_softmax_is_an_error(dtype):
-    with pytest.raises(FreezeError, match=r"these are probabilities, not logits. Does the model end in a softmax"):
+    with pytest.raises(FreezeError, match=r"probabilities, not logits.*softmax"):
         binary_margin(softmaxed(64, dtype))
 
 
 def test_a_model_that_ends_in_sigmoid_is_an_error():
-    with pytest.raises(FreezeError, match="Does the model end in a sigmoid"):
+    with pytest.raises(FreezeError, match="probabilities, not logits.*sigmoid"):
         binary_margin(np.linspace(0.01, 0.99, 64))
 
 
@@ -124,7 +124,7 @@ def test_values_outside_zero_and_one_are_no_probabilities():
 
 
 def test_an_unknown_head_is_an_error():
-    with pytest.raises(FreezeError, match="head='sigmoid' is not known"):
+    with pytest.raises(FreezeError, match="head='sigmoid'"):
         binary_margin(MARGINS, head="sigmoid")
 
 
@@ -153,9 +153,9 @@ def test_every_form_of_labels_gives_one_class_per_row(labels):
 def test_names_become_classes_through_label2id():
     label2id = {"ham": 0, "spam": 1}
     assert binary_labels(["ham", "spam"], label2id=label2id)[0].tolist() == [False, True]
-    with pytest.raises(FreezeError, match=r"eggs are not among \['ham', 'spam'\]"):
+    with pytest.raises(FreezeError, match=r"eggs.*\['ham', 'spam'\]"):
         binary_labels(["ham", "eggs"], label2id=label2id)
-    with pytest.raises(FreezeError, match=r"are names\. Give id2label"):
+    with pytest.raises(FreezeError, match=r"names \(ham, spam\)\. Give id2label"):
         binary_labels(["ham", "spam"])
 
 
@@ -167,12 +167,12 @@ def test_rows_labelled_minus_100_do_not_count(labels):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, 1, 2], "but 2 occur"),
-        ([-1, 1], "but -1 occur"),
-        ([0.0, 0.3, 1.0], "but 0.3 occur"),
-        ([0.0, np.nan], "but nan occur"),
-        (list(range(20)), r"but 2, 3, 4, 5, 6, \.\.\. occur"),
-        (np.array([[1, 1], [0, 1]]), r"not one-hot: row \[1, 1\]"),
+        ([0, 1, 2], "include 2"),
+        ([-1, 1], "include -1"),
+        ([0.0, 0.3, 1.0], r"include 0\.3"),
+        ([0.0, np.nan], "include nan"),
+        (list(range(20)), "include 2, 3, 4, 5, 6 and 13 more"),
+        (np.array([[1, 1], [0, 1]]), r"one-hot, but .* \[1, 1\]"),
         (np.zeros((2, 3)), r"shape \(2, 3\)"),
     ],
 )

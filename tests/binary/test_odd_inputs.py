@@ -13,7 +13,7 @@ from hf_freeze import (
 )
 from tests.binary.odd_inputs import LABELS, ODD_LABELS, ODD_METRICS, ODD_SCORES, ODD_SETTINGS, SCORES
 
-pytestmark = pytest.mark.filterwarnings("ignore::hf_freeze.binary.diagnosis.ThresholdWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::hf_freeze.ThresholdWarning")
 
 
 def tunes_or_says(scores, labels, message, **settings):
@@ -60,7 +60,7 @@ def test_metrics_that_cannot_work_are_refused_at_construction(case):
 
 @pytest.mark.parametrize("given", [None, 1, "x", {}, (SCORES,), (SCORES, LABELS, SCORES), [SCORES, LABELS]])
 def test_what_is_no_prediction_is_named(given):
-    with pytest.raises(FreezeError, match=r"is neither an EvalPrediction nor a pair \(logits, labels\)"):
+    with pytest.raises(FreezeError, match=r"EvalPrediction or a pair \(logits, labels\)"):
         BinaryClassificationMetrics()(given)
 
 
@@ -71,7 +71,7 @@ def test_a_threshold_that_is_no_margin_is_refused_wherever_one_is_taken(given):
         lambda: ThresholdResult(threshold=given),
         lambda: BinaryClassificationMetrics().use(given),
     ):
-        with pytest.raises(FreezeError, match="threshold=.* is not a finite margin"):
+        with pytest.raises(FreezeError, match="threshold=.*finite number"):
             take()
 
 
@@ -96,8 +96,8 @@ def fails(predictions, references):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (fails, "The extra metric fails failed: KeyError: 'average'"),
-        (lambda predictions, references: 0.5, "The extra metric <lambda> returned 0.5, not a dict"),
+        (fails, "extra metric fails .*KeyError: 'average'"),
+        (lambda predictions, references: 0.5, r"extra metric <lambda> returned 0\.5.*dict"),
     ],
 )
 def test_an_extra_metric_that_fails_is_named(extra, message):
@@ -106,7 +106,7 @@ def test_an_extra_metric_that_fails_is_named(extra, message):
 
 
 @pytest.mark.parametrize(("rank", "warned"), [(0, True), (1, False)])
-@pytest.mark.filterwarnings("always::hf_freeze.binary.diagnosis.ThresholdWarning")
+@pytest.mark.filterwarnings("always::hf_freeze.ThresholdWarning")
 def test_of_several_processes_the_first_one_warns(monkeypatch, recwarn, rank, warned):
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_rank", lambda: rank)

@@ -6,9 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from hf_freeze.binary.result import ThresholdResult
-from hf_freeze.binary.threshold import tune_threshold
-from hf_freeze.errors import FreezeError
+from hf_freeze import FreezeError, ThresholdResult, tune_threshold
 from hf_freeze.reporting.threshold_plot import plot_threshold
 
 
@@ -50,7 +48,7 @@ def test_a_result_that_was_saved_can_be_drawn(tmp_path, tuned):
     assert len(plot_threshold(ThresholdResult.load(tmp_path / "t.json")).axes) == 3
 
 
-@pytest.mark.filterwarnings("ignore::hf_freeze.binary.diagnosis.ThresholdWarning")  # few rows
+@pytest.mark.filterwarnings("ignore::hf_freeze.ThresholdWarning")  # few rows
 @pytest.mark.parametrize("rows", [2, 5000])
 @pytest.mark.parametrize("select", ["exact", "bagged"])
 def test_at_the_chosen_threshold_every_line_has_the_chosen_figures(rows, select):
@@ -67,7 +65,7 @@ def test_at_the_chosen_threshold_every_line_has_the_chosen_figures(rows, select)
         assert np.interp(np.nextafter(result.threshold, -np.inf), *corners) == pytest.approx(value, abs=1e-12), name
 
 
-@pytest.mark.filterwarnings("ignore::hf_freeze.binary.diagnosis.ThresholdWarning")  # few rows
+@pytest.mark.filterwarnings("ignore::hf_freeze.ThresholdWarning")  # few rows
 def test_a_threshold_that_lets_nothing_through_has_no_precision_to_draw():
     pytest.importorskip("matplotlib")
     labels = np.arange(40) % 10 == 5
@@ -80,7 +78,7 @@ def test_a_threshold_that_lets_nothing_through_has_no_precision_to_draw():
     assert np.isfinite(drawn[:-2]).all()
 
 
-@pytest.mark.filterwarnings("ignore::hf_freeze.binary.diagnosis.ThresholdWarning")  # few rows
+@pytest.mark.filterwarnings("ignore::hf_freeze.ThresholdWarning")  # few rows
 def test_without_re_tunings_no_legend_names_them():
     pytest.importorskip("matplotlib")
     labels = np.arange(40) % 2 == 1

@@ -22,7 +22,7 @@ from tests.binary.conftest import WORDS
 from tests.binary.test_trainer import dataset
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::hf_freeze.binary.diagnosis.ThresholdWarning",
+    "ignore::hf_freeze.ThresholdWarning",
     "ignore:.*pin_memory.*:UserWarning",
 )
 ROWS = dataset(101, 1)

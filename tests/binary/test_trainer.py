@@ -5,13 +5,12 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from hf_freeze.binary.checkpoint import load_threshold, threshold_saved_with_weights
-from hf_freeze.binary.inference import predict_binary
-from hf_freeze.binary.metrics import BinaryClassificationMetrics
+from hf_freeze import BinaryClassificationMetrics, load_threshold, predict_binary
+from hf_freeze.binary.saved_threshold import threshold_saved_with_weights
 from tests.binary.conftest import WORDS
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::hf_freeze.binary.diagnosis.ThresholdWarning",
+    "ignore::hf_freeze.ThresholdWarning",
     "ignore:.*pin_memory.*:UserWarning",
 )
 

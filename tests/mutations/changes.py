@@ -172,19 +172,19 @@ TRAINING = [
 ]
 BINARY = [
     change(
-        "binary/checkpoint.py",
+        "binary/saved_threshold.py",
         "        sidecar.unlink(missing_ok=True)",
         "        pass",
         "binary/checkpoint::killed_between_weights_and_sidecar_a_peft_folder_has_no_threshold_rather_than_a_wrong_one",
     ),
     change(
-        "binary/checkpoint.py",
+        "binary/saved_threshold.py",
         "    if not should_save:\n        return None",
         "",
         "binary/checkpoint::only_the_process_that_saves_writes",
     ),
     change(
-        "binary/checkpoint.py",
+        "binary/saved_threshold.py",
         "if _decision(complete) == _decision(in_config):",
         "if complete.threshold == in_config.threshold:",
         "binary/damaged::a_sidecar_that_disagrees_with_the_config_in_anything_that_decides_is_said",
@@ -196,7 +196,7 @@ BINARY = [
         "binary/metrics::tied_scores_are_counted_as_scikit_learn_counts_them",
     ),
     change(
-        "binary/margin.py",
+        "binary/labelled_rows.py",
         "counted = values != IGNORED_LABEL",
         "counted = np.ones(len(values), dtype=bool)",
         "binary/margin::rows_labelled_minus_100_do_not_count",

@@ -4,8 +4,7 @@ import dataclasses
 
 import pytest
 
-from hf_freeze.binary.diagnosis import ThresholdWarning
-from hf_freeze.binary.threshold import tune_threshold
+from hf_freeze import ThresholdWarning, tune_threshold
 from hf_freeze.reporting.comparison.comparison import Comparison, line_of
 from hf_freeze.reporting.comparison.verdicts import (
     as_good_for_less,

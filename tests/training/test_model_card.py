@@ -39,7 +39,7 @@ def test_the_card_says_once_what_trained_and_by_which_plan(tmp_path) -> None:
     assert not list(tmp_path.glob("*.tmp"))
 
 
-@pytest.mark.filterwarnings("ignore:The threshold hangs on:hf_freeze.ThresholdWarning")
+@pytest.mark.filterwarnings("ignore:The threshold depends on:hf_freeze.ThresholdWarning")
 def test_the_card_says_how_to_apply_the_threshold_and_its_code_does(tmp_path) -> None:
     trainer, text = card(tmp_path, compute_metrics=BinaryClassificationMetrics("f1", positive=1, n_boot=10))
     trainer.save_model()

@@ -11,7 +11,7 @@ from tests.training.scripts import threshold_run
 
 pytestmark = [
     pytest.mark.distributed,
-    pytest.mark.filterwarnings("ignore::hf_freeze.binary.diagnosis.ThresholdWarning"),
+    pytest.mark.filterwarnings("ignore::hf_freeze.ThresholdWarning"),
 ]
 SCRIPT = Path(__file__).parent / "scripts" / "threshold_run.py"
 MODES = ["whole", "batched"]

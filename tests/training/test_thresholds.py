@@ -19,11 +19,11 @@ from hf_freeze import (
     ThresholdResult,
     load_threshold,
 )
-from hf_freeze.binary.checkpoint import THRESHOLD_FILE
+from hf_freeze.binary.saved_threshold import THRESHOLD_FILE
 from tests.models import text_rows, tiny_bert
 from tests.training.staged import trainer
 
-pytestmark = pytest.mark.filterwarnings("ignore::hf_freeze.binary.diagnosis.ThresholdWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::hf_freeze.ThresholdWarning")
 EVERY_EPOCH = {"eval_strategy": "epoch", "save_strategy": "epoch", "max_steps": 15, "logging_steps": 5}
 
 

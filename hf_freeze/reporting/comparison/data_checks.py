@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from hf_freeze.binary.labels import PositiveLabel
-from hf_freeze.binary.margin import as_numpy, binary_labels
-from hf_freeze.binary.rows import read_rows
+from hf_freeze.binary.labelled_rows import PositiveLabel, binary_labels, read_rows
+from hf_freeze.binary.margin import as_numpy
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
 from hf_freeze.features.untouched import random_states_kept, untouched
 from hf_freeze.label_columns import label_columns

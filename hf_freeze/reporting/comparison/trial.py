@@ -14,10 +14,9 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_freeze.binary.counts import count_scores
-from hf_freeze.binary.diagnosis import ThresholdWarning
-from hf_freeze.binary.figures import figures_at
-from hf_freeze.binary.labels import PositiveLabel
-from hf_freeze.binary.rows import read_rows
+from hf_freeze.binary.labelled_rows import PositiveLabel, read_rows
+from hf_freeze.binary.metric_values import metrics_at
+from hf_freeze.binary.result import ThresholdWarning
 from hf_freeze.reporting.comparison.contenders import Contender
 from hf_freeze.reporting.comparison.peak_memory import peak_memory
 from hf_freeze.reporting.comparison.runs import Evaluation, Run
@@ -148,7 +147,7 @@ def _at_half(trainer: ComparedTrainer, positive: int) -> tuple[int, dict[str, fl
     rows = read_rows(logits, labels, positive=positive)
     if rows.n_nan:
         return rows.n_pos, {}
-    figures = figures_at(0.0, count_scores(rows.margin, rows.positive))
+    figures = metrics_at(0.0, count_scores(rows.margin, rows.positive))
     return rows.n_pos, {what: figures[what] for what in ("accuracy", "recall")}
 
 

@@ -13,7 +13,7 @@ from statistics import fmean
 import numpy as np
 
 from hf_freeze.binary.criterion import wilson_bound
-from hf_freeze.binary.diagnosis import recall_below_accuracy
+from hf_freeze.binary.metric_values import recall_below_accuracy
 from hf_freeze.reporting.comparison.runs import Evaluation, Run
 
 SHORT = 50

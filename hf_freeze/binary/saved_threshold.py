@@ -1,12 +1,9 @@
-"""The threshold belongs to a checkpoint: written beside the weights, read back with them.
+"""Save the threshold with the weights that it was tuned for, and read it back with them.
 
-Two places hold it. `decision_threshold.json`, beside the weights, has the whole result; a PEFT adapter folder has only
-that. `config.decision_threshold` has the margin alone and travels wherever the config goes. The config is written
-together with the weights, so where the two disagree (the process was killed between weights and sidecar) the config is
-right.
+Two places hold it. `decision_threshold.json`, next to the weights, has the whole result; a PEFT adapter folder has only
+that. `config.decision_threshold` has the margin alone and goes wherever the config goes. The config is written together
+with the weights, so where the two disagree (the process was killed between weights and sidecar) the config is right.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -17,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_freeze.binary.diagnosis import warn_once_per_run
-from hf_freeze.binary.result import ThresholdResult, read_json_object, short
+from hf_freeze.binary.result import ThresholdResult, read_json_object, short, warn_once_per_run
 from hf_freeze.errors import FreezeError
 from hf_freeze.whole_files import write_text
 
@@ -33,17 +29,19 @@ def threshold_saved_with_weights(
 ) -> Iterator[None]:
     """Enclose the writing of weights into `folder`, so that no threshold outlives the weights that it was tuned for.
 
-    Before: sets the model's config, which is saved with the weights, and removes an older sidecar. After, if nothing
-    was raised: writes the sidecar. A process killed in between leaves no sidecar, and a config that fits the weights.
-    `result=None` (nothing tuned yet) leaves no threshold behind. `should_save`: as `args.should_save`, once per
-    machine; the config is set on every process.
+    Before the weights, it sets the model's config, which is saved with them, and removes an older sidecar; after them,
+    if nothing was raised, it writes the new sidecar. A process killed in between leaves no sidecar, and a config that
+    fits the weights. `result=None` (nothing tuned yet) leaves no threshold behind. `should_save`: as
+    `args.should_save`, once per machine; the config is set on every process.
     """
     if model is not None:
         set_config_threshold(model, result)
     if should_save:
         sidecar = Path(folder) / THRESHOLD_FILE
         if sidecar.is_dir():
-            raise FreezeError(f"{sidecar} is a folder where the threshold is to be written. Move it away.")
+            raise FreezeError(
+                f"{sidecar} is a folder, but the threshold has to be written there. Move the folder away."
+            )
         sidecar.unlink(missing_ok=True)
     yield
     if should_save and result is not None:
@@ -53,9 +51,26 @@ def threshold_saved_with_weights(
 def save_threshold(
     result: ThresholdResult, folder: str | Path, *, model: Any = None, should_save: bool = True
 ) -> Path | None:
-    """Write the threshold beside weights that are already in `folder`; return the file, or None if not `should_save`.
+    """Write the threshold next to weights that are already in `folder`.
 
-    Also sets the config of `model`, if given, and the config.json in the folder, if there is one.
+    Args:
+        result: What `tune_threshold` or `load_threshold` returned.
+        folder: Where the weights are. A config.json in it gets the threshold as well.
+        model: A model whose config gets the threshold as well, for the next `save_pretrained`.
+        should_save: Whether this process writes files, as `args.should_save`.
+
+    Returns:
+        The file, decision_threshold.json; None if not `should_save`.
+
+    Raises:
+        FreezeError: For another thing than a result, a folder that is a file, and a config.json that cannot be read.
+            Nothing is written then.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     written = save_threshold(ThresholdResult(threshold=-0.5), folder)
+    ...     print(written.name, load_threshold(folder).threshold)
+    decision_threshold.json -0.5
     """
     if not isinstance(result, ThresholdResult):
         raise FreezeError(
@@ -79,10 +94,16 @@ def save_threshold(
 
 
 def load_threshold(model_or_dir: Any) -> ThresholdResult:
-    """Return the threshold that belongs to a saved folder (PEFT adapters included) or to a loaded model.
+    """Return the threshold that was saved with a model.
 
-    From a folder: all that tuning found. From a model, or a folder that has only its config: the margin alone.
-    Raises `FreezeError` when there is none; margin 0 is a choice for the caller to make.
+    Args:
+        model_or_dir: A loaded model, or a folder with weights or a PEFT adapter in it.
+
+    Returns:
+        From a folder, the whole result. From a model, or a folder that only has its config, the margin alone.
+
+    Raises:
+        FreezeError: When there is none (margin 0 is a choice for the caller to make), or the file is damaged.
     """
     if isinstance(model_or_dir, (str, os.PathLike)):
         found = find_threshold(Path(model_or_dir))
@@ -131,7 +152,7 @@ def threshold_of(model: Any) -> ThresholdResult | None:
 
 
 def set_config_threshold(model: Any, result: ThresholdResult | None) -> None:
-    """Set (or, with None, remove) the margin in the model's config, so that `save_pretrained` writes it."""
+    """Set the threshold in the model's config, so that `save_pretrained` writes it; None removes it."""
     config = getattr(model, "config", None)
     if config is None:
         return

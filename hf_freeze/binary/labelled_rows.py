@@ -1,0 +1,202 @@
+"""The rows of one evaluation as everything behind them needs them: a margin and a class each.
+
+Labels become classes here: which of the two is the positive one, by id or by name, and which rows count at all.
+"""
+
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_freeze.binary.margin import Head, ValueRange, as_numpy, is_batches, read_array, read_margin, take_logits
+from hf_freeze.binary.result import ThresholdResult, check_class_id, short
+from hf_freeze.errors import FreezeError
+
+IGNORED_LABEL = -100
+"""The label id that the Trainer and torch's losses leave out."""
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluatedRows:
+    """`margin` (n,) float32 and `positive` (n,) bool of the rows that count; `n_ignored` more were labelled -100.
+
+    `ranges`: the values that the margins were computed from, summed up batch by batch for `refuse_probabilities`.
+    """
+
+    margin: NDArray[np.float32]
+    positive: NDArray[np.bool_]
+    n_ignored: int
+    ranges: tuple[ValueRange, ...]
+
+    @property
+    def n_nan(self) -> int:
+        """Number of rows whose margin is NaN."""
+        return int(np.isnan(self.margin).sum())
+
+    @property
+    def n_pos(self) -> int:
+        """Number of positive rows."""
+        return int(self.positive.sum())
+
+    @property
+    def n_neg(self) -> int:
+        """Number of negative rows."""
+        return len(self.positive) - self.n_pos
+
+
+def read_rows(
+    logits: Any, labels: Any, *, positive: int = 1, head: Head = "auto", label2id: Mapping[str, int] | None = None
+) -> EvaluatedRows:
+    """Reduce a model's outputs and their labels, in any form that `binary_margin` and `binary_labels` read.
+
+    With head="auto" the outputs are taken for logits: `refuse_probabilities` judges all batches of a set together.
+    """
+    read, seen = read_margin(logits, positive=positive, head=head)
+    margin = as_numpy(read)
+    is_positive, counted = binary_labels(labels, positive=positive, label2id=label2id)
+    if len(margin) != len(is_positive):
+        raise FreezeError(f"{len(margin)} scores but {len(is_positive)} labels: give one label per score.")
+    n_ignored = len(counted) - int(counted.sum())
+    if n_ignored:
+        margin, is_positive = margin[counted], is_positive[counted]
+    return EvaluatedRows(margin, is_positive, n_ignored, (seen,))
+
+
+def join_rows(batches: Sequence[EvaluatedRows]) -> EvaluatedRows:
+    """Put batches together, in order."""
+    return EvaluatedRows(
+        np.concatenate([batch.margin for batch in batches]),
+        np.concatenate([batch.positive for batch in batches]),
+        sum(batch.n_ignored for batch in batches),
+        tuple(seen for batch in batches for seen in batch.ranges),
+    )
+
+
+def binary_labels(
+    labels: Any, *, positive: int = 1, label2id: Mapping[str, int] | None = None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which rows are of the positive class, and which rows count: those whose label is not -100.
+
+    Takes bool, 0/1, 0.0/1.0 or (with `label2id`) strings, of shape (n,), (n, 1) or one-hot (n, 2); a list of arrays is
+    read as a list of batches. Raises `FreezeError` that names the values found when they are anything else.
+    """
+    if is_batches(labels):
+        parts = [binary_labels(batch, positive=positive, label2id=label2id) for batch in labels]
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+    values = _label_ids(read_array(take_logits(labels), "Labels"), label2id)
+    if values.ndim == 2 and values.shape[1] == 2:
+        values = _from_one_hot(values)
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1:
+        raise FreezeError(f"Labels of shape {values.shape} are not binary labels. Give (n,), (n, 1) or one-hot (n, 2).")
+    if values.dtype == np.bool_:
+        return values == bool(positive), np.ones(len(values), dtype=bool)
+    counted = values != IGNORED_LABEL
+    strange = np.unique(values[counted & (values != 0) & (values != 1)])
+    if strange.size:
+        raise FreezeError(
+            f"Labels must be 0 or 1 (or {IGNORED_LABEL} to leave a row out), but they include {_listed(strange)}. "
+            "Map them to 0 and 1, or give names together with id2label."
+        )
+    return values == positive, counted
+
+
+def _label_ids(labels: NDArray[Any], label2id: Mapping[str, int] | None) -> NDArray[Any]:
+    if labels.dtype == object and all(isinstance(value, numbers.Real | np.bool_) for value in labels.ravel()):
+        numbers_read = [float(value) if abs(value) < 1e9 else np.inf for value in labels.ravel()]
+        labels = np.array(numbers_read).reshape(labels.shape)
+    if labels.dtype.kind in "biuf":
+        return labels
+    if labels.dtype == object and any(value is None for value in labels.ravel()):
+        raise FreezeError(f"A label is None. Give every row a label, or {IGNORED_LABEL} to leave it out.")
+    if label2id is None:
+        raise FreezeError(
+            f"The labels are names ({_listed(np.unique(labels.astype(str)))}). Give id2label, or map them to 0 and 1."
+        )
+    unknown = sorted({str(name) for name in labels.ravel()} - set(label2id))
+    if unknown:
+        raise FreezeError(f"Unknown labels: {_listed(unknown)}. The names of the classes are {sorted(label2id)}.")
+    ids = [float(label2id[str(name)]) for name in labels.ravel()]
+    return np.asarray(ids, dtype=np.float64).reshape(labels.shape)
+
+
+def _from_one_hot(rows: NDArray[Any]) -> NDArray[Any]:
+    ignored = (rows == IGNORED_LABEL).all(axis=1)
+    one_hot = ((rows == 0) | (rows == 1)).all(axis=1) & (rows.sum(axis=1) == 1)
+    if not (ignored | one_hot).all():
+        first = rows[~(ignored | one_hot)][0].tolist()
+        raise FreezeError(f"Labels of shape {rows.shape} must be one-hot, but one row is {first}.")
+    return np.where(ignored, float(IGNORED_LABEL), rows[:, 1])
+
+
+def _listed(values: Any) -> str:
+    first = ", ".join(str(value) for value in list(values)[:5])
+    return first if len(values) <= 5 else f"{first} and {len(values) - 5} more"
+
+
+@dataclass(frozen=True)
+class PositiveLabel:
+    """The positive class as the user named it, and the names of both classes as far as they are known."""
+
+    positive: int | str = 1
+    id2label: Mapping[int, str] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `FreezeError` unless this names one of two classes, as soon as that can be known."""
+        if not isinstance(self.positive, str):
+            check_class_id(self.positive)
+        if self.id2label is not None:
+            if not isinstance(self.id2label, Mapping) or sorted(map(str, self.id2label)) != ["0", "1"]:
+                raise FreezeError(f"id2label={short(self.id2label)} must name two classes, 0 and 1.")
+            names = list(self.id2label.values())
+            if isinstance(self.positive, str) and self.positive not in names:
+                raise FreezeError(f"positive={self.positive!r} is not one of the classes {names}.")
+            if isinstance(self.positive, str) and names[0] == names[1]:
+                raise FreezeError(f"Both classes are called {self.positive!r}. Give positive= as an id, 0 or 1.")
+
+    @property
+    def id(self) -> int:
+        """Id of the positive class. Raises `FreezeError` while only its name is known."""
+        known = self.known_id
+        if known is None:
+            raise FreezeError(
+                f"positive={self.positive!r} is a name, but the names of the classes are unknown. Give id2label, or "
+                "call prepare(model) with a model whose config has them."
+            )
+        return known
+
+    @property
+    def known_id(self) -> int | None:
+        """Id of the positive class, or None while only its name is known."""
+        if not isinstance(self.positive, str):
+            return int(self.positive)
+        return None if self.label2id is None else self.label2id[self.positive]
+
+    @property
+    def label2id(self) -> dict[str, int] | None:
+        """Ids by name, or None while the names are unknown."""
+        return None if self.id2label is None else {name: int(i) for i, name in self.id2label.items()}
+
+    def check(self, result: ThresholdResult) -> None:
+        """Raise `FreezeError` when a threshold was tuned with the other class as the positive one."""
+        if self.known_id not in (None, result.positive):
+            raise FreezeError(
+                f"The threshold was tuned with positive={result.positive!r}, but positive={self.positive!r} was given."
+            )
+
+    def with_names_from(self, config: Any) -> "PositiveLabel":
+        """Return this label with the names in a model's config; names that the user gave stay.
+
+        Raises `FreezeError` when the config has more than two classes, or lacks the name.
+        """
+        n_labels = getattr(config, "num_labels", None)
+        if n_labels is not None and n_labels > 2:
+            raise FreezeError(f"The model has {n_labels} labels, but a threshold needs a head of one or two logits.")
+        names = getattr(config, "id2label", None)
+        if self.id2label is not None or not names or len(names) != 2:
+            return self
+        return replace(self, id2label={int(i): str(name) for i, name in names.items()})
