@@ -1,7 +1,8 @@
 """The weights that train beside the model, such as the classifier of a loss.
 
 They stand in the optimizer, and no Trainer saves them: a resumed run would go on with fresh ones and the old moments.
-Nor does DistributedDataParallel, which wraps the model, know of them: each process would train its own.
+Nor does DistributedDataParallel, which wraps the model, know of them: each process would train its own. And the Trainer
+clears the gradients of the model alone: theirs would add up over the run, and be lost when it is resumed.
 """
 
 from collections.abc import Sequence
@@ -26,6 +27,12 @@ def share_beside(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[tor
     for parameter in beside if dist.is_initialized() else []:
         dist.broadcast(parameter.data, src=0)
     return beside
+
+
+def clear_gradients(parameters: Sequence[torch.Tensor]) -> None:
+    """Forget the gradients of the step before."""
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def average_gradients(parameters: Sequence[torch.Tensor]) -> None:

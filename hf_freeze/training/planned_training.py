@@ -24,7 +24,7 @@ from transformers import TrainerState, TrainingArguments
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.training import checkpoint
-from hf_freeze.training.beside_model import average_gradients, load_beside, save_beside, share_beside
+from hf_freeze.training.beside_model import average_gradients, clear_gradients, load_beside, save_beside, share_beside
 from hf_freeze.training.bound_plan import BoundPlan, bind
 from hf_freeze.training.missed_evaluation import is_missed
 from hf_freeze.training.resumed_run import ResumedRun
@@ -165,6 +165,7 @@ class PlannedTraining:
         """Enter the stage of the step that comes after `step` steps, and set its learning rates."""
         self._counts_evaluations = True
         if run := self.run:
+            clear_gradients(self._beside)
             run.step_begins(step)
 
     def before_optimizer_step(self) -> None:

@@ -246,7 +246,14 @@ class FreezeTrainerMixin(
             if self.is_fsdp_enabled:
                 # It asks the checkpoint for the moments of all that requires a gradient now.
                 set_trainable(self.model, self._freezing.trained_so_far(saved))
-            super()._load_optimizer_and_scheduler(folder)
+            try:
+                super()._load_optimizer_and_scheduler(folder)
+            except ValueError as error:
+                raise FreezeError(
+                    f"The optimizer's state in {folder!r} is not of this run's optimizer ({error}). Did something "
+                    "replace the optimizer while that run trained? To begin a new one, delete optimizer.pt there and "
+                    "set ignore_plan_change=True."
+                ) from error
 
     def _load_callback_state(self) -> None:
         saved: Any = self.state.stateful_callbacks

@@ -56,7 +56,8 @@ def save(model: hf.PreTrainedModel, folder: str) -> None:
     """Write what `from_pretrained` reads, on every process: `save_pretrained` does on the main one only."""
     model.config.architectures = [type(model).__name__]
     model.config.to_json_file(f"{folder}/config.json")
-    save_file(model.state_dict(), f"{folder}/model.safetensors", metadata={"format": "pt"})
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}  # tied ones would share memory
+    save_file(tensors, f"{folder}/model.safetensors", metadata={"format": "pt"})
     tokenizer().save_pretrained(folder)
 
 

@@ -6,10 +6,12 @@ from peft import LoraConfig
 
 from hf_freeze import FreezePlan, SelectionError
 from tests.trainers.kinds import KINDS
+from tests.trainers.own_kinds import OWN_KINDS
 from tests.trainers.runs import TRANSITION, moved, plan_of, trainer, weights
+from tests.trainers.sentence_kinds import SENTENCE_KINDS
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # each library warns in its own words
-EACH = pytest.mark.parametrize("kind", [kind.param for kind in KINDS])
+EACH = pytest.mark.parametrize("kind", [kind.param for kind in (*KINDS, *OWN_KINDS, *SENTENCE_KINDS)])
 BOTH = pytest.mark.parametrize("way", ["callback", "mixin"])
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification, TrainerCallback
 
-from hf_freeze import FreezePlan, FreezeTrainer, PlanError
+from hf_freeze import FreezeError, FreezePlan, FreezeTrainer, PlanError
 from tests.installed import since
 from tests.models import text_rows, tiny_bert
 from tests.training.runs import freeze_trainer, moved, training_logs, weights
@@ -163,6 +163,18 @@ def test_another_spelling_of_the_same_plan_resumes(tmp_path, whole, plan):
     resumed = trainer_for(tmp_path, shape, trainable=None, freeze_plan=plan)
     resumed.train(resume_from_checkpoint=str(checkpoint(uninterrupted, 3)))
     assert_same_end(uninterrupted, resumed)
+
+
+def test_the_state_of_an_optimizer_that_was_replaced_is_refused_with_a_way_on(tmp_path, saved):
+    folder = shutil.copytree(saved, tmp_path / "saved")
+    other = torch.optim.SGD(tiny_bert().parameters(), lr=0.1)
+    torch.save(other.state_dict(), folder / "optimizer.pt")
+    with pytest.raises(FreezeError, match="is not of this run's optimizer .* delete optimizer.pt there and set ignore"):
+        trainer_for(tmp_path / "refused").train(resume_from_checkpoint=str(folder))
+    (folder / "optimizer.pt").unlink()
+    made = trainer_for(tmp_path / "goes_on", ignore_plan_change=True)
+    made.train(resume_from_checkpoint=str(folder))
+    assert made.state.global_step == STEPS
 
 
 def test_a_checkpoint_of_a_plain_trainer_is_refused(tmp_path, saved):
