@@ -65,7 +65,7 @@ def unfreeze(model: nn.Module, selection: Selection = "all") -> list[str]:
 
 
 def plan_as_it_is(model: nn.Module) -> FreezePlan:
-    """Return the plan of what requires a gradient now, whoever saw to that, and of nothing else."""
+    """Return a plan that trains exactly the parameters that require a gradient now."""
     requires = {name: parameter.requires_grad for name, parameter in unwrap(model).named_parameters()}
     if all(requires.values()):
         return FreezePlan(trainable="all")

@@ -180,7 +180,7 @@ class PlannedTraining:
             run.after_optimizer_step()
 
     def evaluated(self, metrics: Mapping[str, Any] | None, step: int) -> None:
-        """Judge whether a plateau is there that the plan waits for."""
+        """Check whether the plateau that the plan is waiting for has been reached."""
         self.misses_evaluation = False
         if (run := self.run) and metrics is not None and self._counts_evaluations:
             run.evaluated(metrics, step)

@@ -221,7 +221,7 @@ class FreezeRun:
         return [self.resolved.names[self.state.stage], *ever]
 
     def evaluated(self, metrics: Mapping[str, Any], step: int) -> None:
-        """Judge, after an evaluation, whether the plateau that the plan waits for is there.
+        """After an evaluation, check whether the plateau that the plan is waiting for has been reached.
 
         It is an evaluation of the stage that made the last step, even where the next stage begins here.
         """

@@ -82,7 +82,7 @@ class RunEvents(TrainerCallback, ExportableState):
         metrics: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Judge whether a plateau is there that the plan waits for."""
+        """Check whether the plateau that the plan is waiting for has been reached."""
         self._training.evaluated(metrics, state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
