@@ -132,7 +132,10 @@ class Criterion:
             return self._named_value(tp, fp, fn, tn)
         try:
             with np.errstate(all="ignore"):
-                value = np.asarray(self.objective(*(count.copy() for count in (tp, fp, fn, tn))), dtype=np.float64)
+                value = np.asarray(self.objective(*(count.copy() for count in (tp, fp, fn, tn))))
+                if np.iscomplexobj(value):
+                    raise TypeError("it returned complex numbers")
+                value = value.astype(np.float64)
         except Exception as error:
             raise FreezeError(
                 f"objective {self.name!r} failed on arrays of counts ({type(error).__name__}: {error}). It is called "

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from transformers import TextClassificationPipeline
 
 from hf_freeze.binary.labelled_rows import PositiveLabel
 from hf_freeze.binary.margin import Head, binary_margin
-from hf_freeze.binary.result import ThresholdResult, as_result, sigmoid
+from hf_freeze.binary.result import ThresholdResult, as_result, short, sigmoid
 from hf_freeze.binary.saved_threshold import load_threshold, set_config_threshold
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
 
@@ -98,7 +99,7 @@ class BinaryClassificationPipeline(TextClassificationPipeline):
         if threshold is not None:
             postprocess["threshold"] = as_result(threshold)
         if labels is not None:
-            postprocess["labels"] = labels
+            postprocess["labels"] = _two_names(labels)
         return preprocess, forward, postprocess
 
     def postprocess(  # type: ignore[override] # the base class takes **kwargs, as its own subclasses do not
@@ -120,6 +121,13 @@ class BinaryClassificationPipeline(TextClassificationPipeline):
             for label in (predicted, 1 - predicted)
         ]
         return both[0] if top_k == 1 and _legacy else both[:top_k]
+
+
+def _two_names(labels: Any) -> tuple[str, str]:
+    two = isinstance(labels, list | tuple) and len(labels) == 2 and labels[0] != labels[1]
+    if not two or not all(isinstance(name, str) for name in labels):
+        raise FreezeError(f"labels={short(labels)} must be two names, (negative, positive).")
+    return labels[0], labels[1]
 
 
 def _label_names(config: Any) -> tuple[str, str]:
@@ -156,6 +164,8 @@ def fold_threshold_into_head(model: nn.Module, threshold: float | ThresholdResul
         threshold = load_threshold(model)
     tuned = as_result(threshold)
     name, head = _output_layer(model)
+    if head.bias is not None and (is_lazy(head.bias) or head.bias.is_meta):
+        raise UnsupportedSetupError(f"{name or 'The head'} has no values yet. Load the weights first.")
     if head.bias is None:
         raise UnsupportedSetupError(
             f"{name} has no bias to move the threshold into, and an added one would not be loaded again. Serve with "
@@ -163,13 +173,18 @@ def fold_threshold_into_head(model: nn.Module, threshold: float | ThresholdResul
         )
     row = tuned.positive if head.out_features == 2 else 0
     sign = 1.0 if head.out_features == 2 or tuned.positive == 1 else -1.0
+    shifted = head.bias.detach()[row] - sign * tuned.threshold
+    if not shifted.isfinite():
+        raise UnsupportedSetupError(f"The threshold {tuned.threshold:g} is too large for a bias of {head.bias.dtype}.")
     with torch.no_grad():
-        head.bias[row] -= sign * tuned.threshold
+        head.bias[row] = shifted
     set_config_threshold(model, ThresholdResult(threshold=0.0, positive=tuned.positive, head=tuned.head))
-    return f"{name}.bias"
+    return f"{name}.bias" if name else "bias"
 
 
-def _output_layer(model: nn.Module) -> tuple[str, nn.Linear]:
+def _output_layer(model: Any) -> tuple[str, nn.Linear]:
+    if not isinstance(model, nn.Module):
+        raise UnsupportedSetupError(f"{short(model)} is not a torch module. Give the model itself.")
     backbone = getattr(model, getattr(model, "base_model_prefix", "") or "-", None)
     inside = set(backbone.modules()) if isinstance(backbone, nn.Module) and backbone is not model else set()
     config: Any = getattr(model, "config", None)

@@ -113,10 +113,14 @@ def _label_ids(labels: NDArray[Any], label2id: Mapping[str, int] | None) -> NDAr
         return labels
     if labels.dtype == object and any(value is None for value in labels.ravel()):
         raise FreezeError(f"A label is None. Give every row a label, or {IGNORED_LABEL} to leave it out.")
+    if labels.ndim == 0 or labels.dtype.kind not in "OSU":
+        raise FreezeError(f"Labels must be an array of numbers or names, not {short(labels.tolist())}.")
     if label2id is None:
         raise FreezeError(
             f"The labels are names ({_listed(np.unique(labels.astype(str)))}). Give id2label, or map them to 0 and 1."
         )
+    if len(label2id) < 2:
+        raise FreezeError(f"Both classes are called {next(iter(label2id))!r}. Give labels as ids, 0 or 1.")
     unknown = sorted({str(name) for name in labels.ravel()} - set(label2id))
     if unknown:
         raise FreezeError(f"Unknown labels: {_listed(unknown)}. The names of the classes are {sorted(label2id)}.")
@@ -153,6 +157,8 @@ class PositiveLabel:
             if not isinstance(self.id2label, Mapping) or sorted(map(str, self.id2label)) != ["0", "1"]:
                 raise FreezeError(f"id2label={short(self.id2label)} must name two classes, 0 and 1.")
             names = list(self.id2label.values())
+            if not all(isinstance(name, str) for name in names):
+                raise FreezeError(f"id2label={short(self.id2label)} must have strings as names.")
             if isinstance(self.positive, str) and self.positive not in names:
                 raise FreezeError(f"positive={self.positive!r} is not one of the classes {names}.")
             if isinstance(self.positive, str) and names[0] == names[1]:
@@ -194,9 +200,9 @@ class PositiveLabel:
         Raises `FreezeError` when the config has more than two classes, or lacks the name.
         """
         n_labels = getattr(config, "num_labels", None)
-        if n_labels is not None and n_labels > 2:
+        if isinstance(n_labels, int) and n_labels > 2:
             raise FreezeError(f"The model has {n_labels} labels, but a threshold needs a head of one or two logits.")
         names = getattr(config, "id2label", None)
-        if self.id2label is not None or not names or len(names) != 2:
+        if self.id2label is not None or not isinstance(names, Mapping) or sorted(map(str, names)) != ["0", "1"]:
             return self
         return replace(self, id2label={int(i): str(name) for i, name in names.items()})

@@ -18,6 +18,7 @@ Head: TypeAlias = Literal["auto", "logits", "probability"]
 
 _HEADS = ("auto", "logits", "probability")
 _ROWS_TO_JUDGE = 32
+_ROUNDING = 1e-6  # of a probability in float32
 _ROUNDING_OF_A_SUM = 4e-3  # of two probabilities in bfloat16
 
 
@@ -31,8 +32,8 @@ def binary_margin(logits: Any, *, positive: int = 1, head: Head = "auto") -> Any
         positive: Id of the positive class, 0 or 1.
         head: "auto" expects logits and refuses values that are clearly probabilities: 32 rows or more, of two columns
             that sum to one, or of one column that stays in [0, 1] and spreads over more than half of it. "logits"
-            skips that check. "probability" reads the values as probabilities (of both classes, or of class 1) and
-            returns their log-odds.
+            skips that check. "probability" reads the values as probabilities (of both classes, which sum to one, or of
+            class 1) and returns their log-odds.
 
     Returns:
         (n,) float32: a torch tensor on the same device for a torch tensor, otherwise a numpy array.
@@ -74,6 +75,7 @@ def read_margin(logits: Any, *, positive: int, head: Head) -> tuple[Any, ValueRa
     columns = _two_dimensional(take_logits(logits))
     seen = _range_of(columns)
     if head == "probability":
+        _require_probabilities(seen)
         columns = _log_odds_columns(columns)
     with np.errstate(over="ignore", invalid="ignore"):  # infinite margins are valid, and NaN has a message of its own
         margin = columns[:, 1] - columns[:, 0] if columns.shape[1] == 2 else columns[:, 0]
@@ -90,7 +92,7 @@ def check_head(head: Any) -> None:
 def refuse_probabilities(ranges: Sequence[ValueRange], *, head: Head) -> None:
     """Raise `FreezeError` when the rows of all these batches together are clearly not logits, and head is "auto"."""
     seen = _joined(ranges)
-    if head != "auto" or seen.n_rows < _ROWS_TO_JUDGE or not (seen.low >= 0.0 and seen.high <= 1.0):
+    if head != "auto" or seen.n_rows < _ROWS_TO_JUDGE or not _within_unit(seen.low, seen.high):
         return
     one_column = seen.n_columns == 1
     if not (seen.high - seen.low > 0.5 if one_column else seen.off_one < _ROUNDING_OF_A_SUM):
@@ -118,6 +120,9 @@ def as_numpy(values: Any) -> NDArray[Any]:
 
 def read_array(values: Any, what: str) -> NDArray[Any]:
     """Return `values` as a numpy array. Raises `FreezeError`, with the name of `what` they are, where that fails."""
+    if np.ma.is_masked(values):
+        n_masked = int(np.ma.getmaskarray(values).sum())
+        raise FreezeError(f"{what} are a masked array, and {n_masked} of its values are masked. Leave those rows out.")
     try:
         return as_numpy(values)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged rows; tensors without values
@@ -148,8 +153,9 @@ def _two_dimensional(values: Any) -> Any:
     """Return floating-point columns (n, 1) or (n, 2), of float32 at least."""
     columns: Any
     if isinstance(values, torch.Tensor):
-        if values.is_meta or values.layout != torch.strided:
-            raise FreezeError(f"Logits on {values.device} of layout {values.layout} cannot be read. Give dense values.")
+        if values.is_meta or values.is_nested or values.is_quantized or values.layout != torch.strided:
+            kind = "nested" if values.is_nested else "quantized" if values.is_quantized else values.layout
+            raise FreezeError(f"Logits on {values.device} ({kind}) cannot be read. Give a dense tensor of numbers.")
         _refuse_dtype("b" if values.dtype == torch.bool else "c" if values.is_complex() else "f", values.dtype)
         columns = values.detach() if values.dtype == torch.float64 else values.detach().float()
     else:
@@ -183,15 +189,24 @@ def _refuse_dtype(kind: str, dtype: Any) -> None:
         raise FreezeError(f"Logits must be real numbers, not {dtype}.")
 
 
+def _require_probabilities(seen: ValueRange) -> None:
+    if seen.low < -_ROUNDING or seen.high > 1.0 + _ROUNDING:
+        raise FreezeError(
+            f'head="probability" expects values in [0, 1], but they run from {seen.low:.7g} to {seen.high:.7g}.'
+        )
+    if seen.off_one > _ROUNDING_OF_A_SUM:
+        raise FreezeError(
+            f'head="probability" expects two values to sum to one, but a sum is off by {seen.off_one:.4g}. '
+            "Pass the column of class 1 alone if the classes are judged one by one."
+        )
+
+
 def _log_odds_columns(probabilities: Any) -> Any:
-    low, high = (float(probabilities.min()), float(probabilities.max())) if len(probabilities) else (0.0, 0.0)
-    if low < 0.0 or high > 1.0:
-        raise FreezeError(f'head="probability" expects values in [0, 1], but they run from {low:.4g} to {high:.4g}.')
     two = probabilities.shape[1] == 2
     if isinstance(probabilities, torch.Tensor):
-        both = probabilities.double()
+        both = probabilities.double().clip(0.0, 1.0)
         return (both if two else torch.cat([1.0 - both, both], dim=1)).log()
-    both = probabilities.astype(np.float64)
+    both = probabilities.astype(np.float64).clip(0.0, 1.0)
     with np.errstate(divide="ignore"):  # a probability of zero is a margin of minus infinity
         return np.log(both if two else np.concatenate([1.0 - both, both], axis=1))
 
@@ -201,14 +216,21 @@ def _range_of(columns: Any) -> ValueRange:
     if not n_rows:
         return ValueRange(0, n_columns, 0.0, 0.0, 0.0, True)
     low, high = float(columns.min()), float(columns.max())
-    if not (low >= 0.0 and high <= 1.0):  # these are logits, and the rest does not matter; "not" lets NaN in as well
+    if not _within_unit(low, high):  # these are logits, and the rest does not matter
         return ValueRange(n_rows, n_columns, low, high, 0.0, False)
     off_one = float(abs(columns.sum(1) - 1.0).max()) if n_columns == 2 else 0.0
     return ValueRange(n_rows, n_columns, low, high, off_one, bool(((columns == 0) | (columns == 1)).all()))
 
 
+def _within_unit(low: float, high: float) -> bool:
+    """Return whether values from `low` to `high` could be probabilities; those that are NaN could not."""
+    return low >= -_ROUNDING and high <= 1.0 + _ROUNDING
+
+
 def _joined(ranges: Sequence[ValueRange]) -> ValueRange:
     filled = [seen for seen in ranges if seen.n_rows] or list(ranges)
+    if len({seen.n_columns for seen in filled}) > 1:
+        raise FreezeError("Some batches of logits have one column and others have two. Give all of them in one form.")
     return ValueRange(
         n_rows=sum(seen.n_rows for seen in filled),
         n_columns=max(seen.n_columns for seen in filled),
@@ -220,6 +242,6 @@ def _joined(ranges: Sequence[ValueRange]) -> ValueRange:
 
 
 def _concatenate(margins: Sequence[Any]) -> Any:
-    if isinstance(margins[0], torch.Tensor):
-        return torch.cat(list(margins))
-    return np.concatenate(margins)
+    if all(isinstance(margin, torch.Tensor) for margin in margins):
+        return torch.cat([margin.to(margins[0].device) for margin in margins])
+    return np.concatenate([as_numpy(margin) for margin in margins])

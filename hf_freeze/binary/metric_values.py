@@ -116,8 +116,11 @@ def all_zero() -> dict[str, float]:
 
 
 def finite(value: float) -> float:
-    """Return the value, or 0 when it is NaN or infinite."""
-    return float(value) if math.isfinite(value) else 0.0
+    """Return the value, or 0 when it is NaN, infinite or too large for a float."""
+    try:
+        return float(value) if math.isfinite(value) else 0.0
+    except OverflowError:
+        return 0.0
 
 
 def recall_below_accuracy(*, accuracy: float, recall: float, n_pos: int) -> str | None:
@@ -162,8 +165,9 @@ def extra_metrics(
     for metric in metrics:
         for key, value in _computed(metric, predicted.astype(np.int64), positive.astype(np.int64)).items():
             name = str(key) if key not in taken and key not in values else f"{_name(metric)}_{key}"
-            if np.ndim(value) == 0 and isinstance(value, bool | int | float | np.number | np.bool_):
-                values[name] = finite(float(value))
+            number = value.item() if np.ndim(value) == 0 and hasattr(value, "item") else value  # of numpy or torch
+            if isinstance(number, int | float):
+                values[name] = finite(number)
             else:
                 left_out.append(name)
     return values, left_out

@@ -3,7 +3,6 @@
 import json
 import math
 import numbers
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -72,7 +71,7 @@ class ThresholdResult:
         curve: The candidates, for `plot_threshold`.
 
     Raises:
-        FreezeError: For a threshold that is not a finite number.
+        FreezeError: For a threshold that is not a finite number, and any other value that its field cannot have.
 
     >>> print(ThresholdResult(threshold=0.4))
     threshold 0.4 (probability 0.599); given
@@ -101,12 +100,11 @@ class ThresholdResult:
     curve: ThresholdCurve | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Raise `FreezeError` unless margins can be compared with the threshold."""
-        if not is_number(self.threshold) or not abs(self.threshold) <= _LARGEST_FLOAT32:
-            raise FreezeError(f"threshold={short(self.threshold)} is not a margin. Give a finite number.")
-        check_class_id(self.positive)
-        if self.head not in ("logits", "probability"):
-            raise FreezeError(f'Unknown head={short(self.head)}. Give "logits" or "probability".')
+        """Raise `FreezeError` for a value that the field cannot have."""
+        for name, (wanted, fits) in _KINDS.items():
+            value = getattr(self, name)
+            if not fits(value):
+                raise FreezeError(f"{name}={short(value)} must be {wanted}.")
 
     @property
     def probability(self) -> float:
@@ -158,22 +156,20 @@ class ThresholdResult:
         if not isinstance(values, Mapping):
             raise FreezeError(f"Not a threshold result: {short(values)}.")
         given = {name: value for name, value in values.items() if name != "probability"}
-        unknown = sorted(set(given) - {f.name for f in fields(cls)})
+        unknown = sorted(map(str, set(given) - {f.name for f in fields(cls)}))
         if unknown or "threshold" not in given:
             problem = f"unknown keys {unknown}" if unknown else "no threshold"
-            raise FreezeError(f"Not a threshold result: {problem} in {sorted(values)}.")
-        for name, value in given.items():
-            wanted, fits = _KINDS[name]
-            if not fits(value):
-                raise FreezeError(f"Not a threshold result: {name} is {short(value)}, but must be {wanted}.")
-        read: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
-        if given.get("curve") is not None:
+            raise FreezeError(f"Not a threshold result: {problem} in {sorted(map(str, values))}.")
+        read: dict[str, Any] = {
+            name: tuple(v) if name in _TUPLES and isinstance(v, list) else v for name, v in given.items()
+        }
+        if _is_columns(given.get("curve")):
             read["curve"] = ThresholdCurve(**{name: tuple(column) for name, column in given["curve"].items()})
         return cls(**read)
 
     def save(self, path: str | Path) -> None:
         """Write the result as JSON, one line per field, whole or not at all."""
-        lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in self.to_dict().items()]
+        lines = [f"  {json.dumps(name)}: {json.dumps(value, default=_plain)}" for name, value in self.to_dict().items()]
         write_text(Path(path), "{\n" + ",\n".join(lines) + "\n}\n")
 
     @classmethod
@@ -300,7 +296,10 @@ def _is_finite(value: Any) -> bool:
 
 
 def _is_float(value: Any) -> bool:
-    return is_number(value) and (abs(value) <= sys.float_info.max or abs(value) == math.inf)
+    try:
+        return is_number(value) and not math.isnan(value)
+    except OverflowError:  # an integer beyond any float
+        return False
 
 
 def _are_numbers(value: Any) -> bool:
@@ -308,47 +307,55 @@ def _are_numbers(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 0
 
 
 def _are(length: int) -> Any:
     return lambda value: value is None or (_are_numbers(value) and len(value) == length)
 
 
+def _is_columns(value: Any) -> bool:
+    return isinstance(value, Mapping) and set(value) == {f.name for f in fields(ThresholdCurve)}
+
+
 def _is_curve(value: Any) -> bool:
     if value is None:
         return True
-    names = {f.name for f in fields(ThresholdCurve)}
-    if not isinstance(value, Mapping) or set(value) != names or not all(map(_are_numbers, value.values())):
-        return False
-    return len({len(column) for column in value.values()}) == 1
+    columns = list(vars(value).values()) if isinstance(value, ThresholdCurve) else []
+    return all(map(_are_numbers, columns)) and len({len(column) for column in columns}) == 1
 
 
 def _is_rates(value: Any) -> bool:
     return isinstance(value, Mapping) and all(map(_is_float, value.values()))
 
 
-_NUMBER = "a number or null", lambda value: value is None or _is_float(value)
-_TEXT = "a text", lambda value: isinstance(value, str)
-_PAIR = "two numbers or null", _are(2)
+def _plain(number: Any) -> int | float:
+    """Return a number of numpy's as one that JSON knows."""
+    return int(number) if isinstance(number, numbers.Integral) else float(number)
+
+
+_TUPLES = ("interval", "threshold_interval", "oob_counts", "plateau")
+_NUMBER = "a number or None", lambda value: value is None or _is_float(value)
+_TEXT = "a string", lambda value: isinstance(value, str)
+_PAIR = "two numbers or None", _are(2)
 _COUNT = "a count of rows", _is_count
 _KINDS: Mapping[str, tuple[str, Any]] = {
     "threshold": ("a finite number", _is_finite),
-    "objective": ("a text or null", lambda value: value is None or isinstance(value, str)),
+    "objective": ("a string or None", lambda value: value is None or isinstance(value, str)),
     "constraints": ("rates by name", _is_rates),
     "value": _NUMBER,
     "oob_value": _NUMBER,
     "interval": _PAIR,
     "threshold_interval": _PAIR,
-    "oob_counts": ("four numbers or null", _are(4)),
+    "oob_counts": ("four numbers or None", _are(4)),
     "plateau": _PAIR,
     **dict.fromkeys(("tp", "fp", "fn", "tn", "n_distinct", "n_ignored"), _COUNT),
     "auroc": _NUMBER,
     "positive": ("0 or 1", lambda value: _is_count(value) and value in (0, 1)),
-    "head": ('"logits" or "probability"', lambda value: value in ("logits", "probability")),
+    "head": ('"logits" or "probability"', lambda value: isinstance(value, str) and value in ("logits", "probability")),
     "status": _TEXT,
     "message": _TEXT,
-    "curve": ("four columns of numbers, of one length, or null", _is_curve),
+    "curve": ("four columns of numbers, of one length, or None", _is_curve),
 }
 
 

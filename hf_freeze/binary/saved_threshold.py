@@ -76,6 +76,8 @@ def save_threshold(
         raise FreezeError(
             f"{short(result)} is not a ThresholdResult. Give what tune_threshold or load_threshold returned."
         )
+    if not isinstance(folder, str | os.PathLike):
+        raise FreezeError(f"folder={short(folder)} is not a path. Give the folder that the weights are in.")
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise FreezeError(f"{folder} is a file. Give the folder that the weights are in.")

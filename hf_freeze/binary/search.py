@@ -47,8 +47,11 @@ class ThresholdError(FreezeError):
     """
 
     def __init__(self, status: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(status, message)
         self.status = status
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 def tune_threshold(  # noqa: PLR0913 - one declaration of a search; all but two are keywords

@@ -54,8 +54,9 @@ def refuse_other_scores(given: Any, served: list[Any], *, head: Head, preprocess
     for logits in served if head == "probability" and scores is not None else ():
         if _margin(logits, head) is None and _margin(logits, "logits") is not None:
             raise FreezeError(
-                'head="probability" says that the model gives probabilities, but it gives values outside of [0, 1]. '
-                "Leave head= out, and preprocess_logits_for_metrics as well if that makes probabilities of them."
+                'head="probability" says that the model gives probabilities, but its outputs leave [0, 1], '
+                "or two in a row do not sum to one. Leave head= out, and preprocess_logits_for_metrics as well if that "
+                "makes probabilities of them."
             )
     own = [(margin, logits) for logits in served if (margin := _margin(logits, head)) is not None]
     own = [] if scores is None else [(margin, logits) for margin, logits in own if len(margin) == len(scores)]

@@ -13,8 +13,8 @@ def changed(**values):
     return json.dumps({**GOOD, **values})
 
 
-NUMBER = "threshold is .*, but must be a finite number"
-CURVE = "curve is .*, but must be four columns of numbers, of one length, or null"
+NUMBER = "threshold=.* must be a finite number"
+CURVE = "curve=.* must be four columns of numbers, of one length, or None"
 
 SIDECARS = {
     "empty": ("", "is not JSON"),
@@ -43,34 +43,34 @@ SIDECARS = {
     "threshold beyond float32": (changed(threshold=1e39), NUMBER),
     "threshold of 401 digits": ('{"threshold": 1' + "0" * 400 + "}", NUMBER),
     "threshold of 5,000 digits": ('{"threshold": 1' + "0" * 5000 + "}", "is not JSON .*digit"),
-    "positive 2": (changed(positive=2), "positive is 2, but must be 0 or 1"),
-    "positive a name": (changed(positive="spam"), "positive is 'spam'"),
-    "positive null": (changed(positive=None), "positive is None"),
-    "positive true": (changed(positive=True), "positive is True"),
-    "positive 1.0": (changed(positive=1.0), r"positive is 1\.0"),
-    "head unknown": (changed(head="sigmoid"), "head is 'sigmoid'"),
-    "head a list": (changed(head=[]), r"head is \[\]"),
+    "positive 2": (changed(positive=2), "positive=2 must be 0 or 1"),
+    "positive a name": (changed(positive="spam"), "positive='spam'"),
+    "positive null": (changed(positive=None), "positive=None"),
+    "positive true": (changed(positive=True), "positive=True"),
+    "positive 1.0": (changed(positive=1.0), r"positive=1\.0"),
+    "head unknown": (changed(head="sigmoid"), "head='sigmoid'"),
+    "head a list": (changed(head=[]), r"head=\[\]"),
     "curve a text": (changed(curve="x"), CURVE),
     "curve a list": (changed(curve=[1, 2]), CURVE),
     "curve lacks a column": (changed(curve={"threshold": [1.0]}), CURVE),
     "curve of two lengths": (changed(curve={**GOOD["curve"], "tp": [1]}), CURVE),
     "curve of texts": (changed(curve={**GOOD["curve"], "tp": ["1", "2"]}), CURVE),
     "curve with null": (changed(curve={**GOOD["curve"], "value": [None, 1.0]}), CURVE),
-    "interval of three": (changed(interval=[1, 2, 3]), "interval is .*, but must be two numbers or null"),
-    "interval a number": (changed(interval=1), "interval is 1"),
-    "interval a text": (changed(interval="ab"), "interval is 'ab'"),
-    "counts of two": (changed(oob_counts=[1, 2]), "oob_counts is .*four numbers"),
-    "value a text": (changed(value="0.5"), "value is '0.5', but must be a number or null"),
-    "value NaN": (changed(value=float("nan")), "value is nan"),
-    "tp negative": (changed(tp=-1), "tp is -1, but must be a count"),
-    "tp a fraction": (changed(tp=0.5), "tp is 0.5"),
-    "tp null": (changed(tp=None), "tp is None"),
-    "n_distinct a text": (changed(n_distinct="9"), "n_distinct is '9'"),
-    "constraints a list": (changed(constraints=["min_recall"]), "constraints is .*rates by name"),
-    "constraints of texts": (changed(constraints={"min_recall": "0.9"}), "constraints is"),
-    "status null": (changed(status=None), "status is None, but must be a text"),
-    "message a number": (changed(message=1), "message is 1"),
-    "objective a list": (changed(objective=["f1"]), "objective is"),
+    "interval of three": (changed(interval=[1, 2, 3]), "interval=.* must be two numbers or None"),
+    "interval a number": (changed(interval=1), "interval=1"),
+    "interval a text": (changed(interval="ab"), "interval='ab'"),
+    "counts of two": (changed(oob_counts=[1, 2]), "oob_counts=.*four numbers"),
+    "value a text": (changed(value="0.5"), "value='0.5' must be a number or None"),
+    "value NaN": (changed(value=float("nan")), "value=nan"),
+    "tp negative": (changed(tp=-1), "tp=-1 must be a count"),
+    "tp a fraction": (changed(tp=0.5), "tp=0.5"),
+    "tp null": (changed(tp=None), "tp=None"),
+    "n_distinct a text": (changed(n_distinct="9"), "n_distinct='9'"),
+    "constraints a list": (changed(constraints=["min_recall"]), "constraints=.*rates by name"),
+    "constraints of texts": (changed(constraints={"min_recall": "0.9"}), "constraints="),
+    "status null": (changed(status=None), "status=None must be a string"),
+    "message a number": (changed(message=1), "message=1"),
+    "objective a list": (changed(objective=["f1"]), r"objective=\['f1'\]"),
 }
 
 
@@ -89,7 +89,7 @@ CONFIGS = {
     "threshold true": (config(decision_threshold=True), NUMBER),
     "threshold NaN": (config(decision_threshold=float("nan")), NUMBER),
     "threshold beyond float32": (config(decision_threshold=-1e300), NUMBER),
-    "positive a text": (config(decision_threshold=0.3, decision_positive="1"), "positive is '1', but must be 0 or 1"),
-    "positive 2": (config(decision_threshold=0.3, decision_positive=2), "positive is 2"),
-    "head unknown": (config(decision_threshold=0.3, decision_head=1), "head is 1"),
+    "positive a text": (config(decision_threshold=0.3, decision_positive="1"), "positive='1' must be 0 or 1"),
+    "positive 2": (config(decision_threshold=0.3, decision_positive=2), "positive=2"),
+    "head unknown": (config(decision_threshold=0.3, decision_head=1), "head=1"),
 }

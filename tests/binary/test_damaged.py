@@ -88,6 +88,8 @@ def test_a_file_in_the_place_of_the_folder_and_another_thing_than_a_result_are_r
         save_threshold(OLD, tmp_path / "model")
     with pytest.raises(FreezeError, match="0.3 is not a ThresholdResult"):
         save_threshold(0.3, tmp_path)
+    with pytest.raises(FreezeError, match="folder=None is not a path"):
+        save_threshold(OLD, None)
 
 
 @pytest.mark.parametrize(
@@ -176,9 +178,9 @@ def test_a_damaged_checkpoint_is_not_resumed_nor_loaded_as_the_best(tmp_path, ma
 
 def test_a_result_made_with_numpy_numbers_is_saved_and_read_back(tmp_path):
     for threshold in (np.float32(0.5), np.float64(0.5), np.int64(1), 1):
-        result = ThresholdResult(threshold=threshold, positive=np.int64(0))
+        result = ThresholdResult(threshold=threshold, positive=np.int64(0), value=np.float32(0.5), tp=np.int64(3))
         save_threshold(result, tmp_path)
-        assert load_threshold(tmp_path).threshold == float(threshold)
+        assert load_threshold(tmp_path) == result
         assert json.loads((tmp_path / THRESHOLD_FILE).read_text())["positive"] == 0
 
 
@@ -188,7 +190,7 @@ def test_a_model_saved_on_a_config_with_a_text_where_a_number_belongs_is_named(t
     content = json.loads((tmp_path / "config.json").read_text())
     put(tmp_path / "config.json", json.dumps({**content, "decision_threshold": "high"}))
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    with pytest.raises(FreezeError, match="'high', but must be a finite number"):
+    with pytest.raises(FreezeError, match="'high' must be a finite number"):
         load_threshold(loaded)
     with pytest.raises(FreezeError, match=r"config\.json has a decision_threshold that cannot be used"):
         load_threshold(tmp_path)

@@ -1,13 +1,18 @@
 """Every odd input of the table gets its sentence before any work, or is read as it was meant."""
 
+import pickle
+
 import numpy as np
 import pytest
+import torch
 
 from hf_freeze import (
     BinaryClassificationMetrics,
     FreezeError,
+    ThresholdError,
     ThresholdResult,
     ThresholdWarning,
+    binary_margin,
     predict_binary,
     tune_threshold,
 )
@@ -87,6 +92,77 @@ def test_an_objective_that_writes_into_its_counts_changes_nothing():
         return tp - fp
 
     assert tune_threshold(SCORES, LABELS, objective=spoils, n_boot=0).n_pos == 32
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested", "ignore:torch.quantize_per_tensor")
+def test_tensors_that_hold_no_plain_numbers_are_refused():
+    nested = torch.nested.as_nested_tensor([torch.zeros(2)] * 64)
+    quantized = torch.quantize_per_tensor(torch.zeros(64), 0.1, 0, torch.qint8)
+    for tensor, kind in ((nested, "nested"), (quantized, "quantized")):
+        with pytest.raises(FreezeError, match=rf"Logits on cpu \({kind}\)"):
+            binary_margin(tensor)
+
+
+def test_labels_by_name_need_two_names():
+    with pytest.raises(FreezeError, match="Both classes are called 'a'"):
+        BinaryClassificationMetrics(id2label={0: "a", 1: "a"})((SCORES, ["a"] * 64))
+
+
+@pytest.mark.parametrize("config", [{"id2label": ["a", "b"]}, {"id2label": {"x": "a", "y": "b"}}, {"num_labels": "2"}])
+def test_a_config_of_the_users_own_without_names_of_two_classes_is_accepted(config):
+    metrics = BinaryClassificationMetrics()
+    metrics.prepare(type("Model", (), {"config": type("Config", (), config)}))
+    assert metrics((SCORES, LABELS))["n_pos"] == 32
+
+
+@pytest.mark.parametrize("tensor", [np.asarray, torch.as_tensor])
+def test_two_probabilities_of_a_row_that_do_not_sum_to_one_are_refused(tensor):
+    """Two sigmoids: the ratio of the two columns is not the odds of either."""
+    with pytest.raises(FreezeError, match=r"sum to one, but a sum is off by 0\.8"):
+        binary_margin(tensor([[0.9, 0.1], [0.9, 0.9]]), head="probability")
+
+
+def test_a_probability_that_rounding_put_above_one_is_one():
+    rounded = np.array([1.0000001, 0.5], np.float32)
+    assert binary_margin(rounded, head="probability").tolist() == [np.inf, 0.0]
+    with pytest.raises(FreezeError, match="these are probabilities"):
+        binary_margin(np.linspace(0.0, 1.0000001, 64))
+
+
+@pytest.mark.parametrize("number", [torch.tensor(0.5), np.array(0.5), np.float16(0.5), 0.5])
+def test_an_extra_metric_may_return_a_number_of_numpy_or_torch(number):
+    metrics = BinaryClassificationMetrics(extra=[lambda predictions, references: {"half": number}], n_boot=0)
+    assert metrics((SCORES, LABELS))["half"] == 0.5
+
+
+def test_an_extra_metric_too_large_for_a_float_is_0():
+    metrics = BinaryClassificationMetrics(extra=[lambda predictions, references: {"n": 10**400}], n_boot=0)
+    assert metrics((SCORES, LABELS))["n"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"interval": "ab"}, "interval='ab'"),
+        ({"value": float("nan")}, "value=nan"),
+        ({"tp": -1}, "tp=-1"),
+        ({"positive": 2}, "positive=2"),
+        ({"head": ["logits"]}, "head="),
+        ({"curve": {}}, "curve="),
+    ],
+)
+def test_a_result_holds_nothing_that_could_not_be_read_back(values, message):
+    with pytest.raises(FreezeError, match=message):
+        ThresholdResult(threshold=0.5, **values)
+
+
+def test_what_could_not_be_tuned_is_said_in_another_process_as_well():
+    """An error is pickled on its way from a worker."""
+    with pytest.raises(ThresholdError) as error:
+        tune_threshold(SCORES, np.ones(64, int))
+    received = pickle.loads(pickle.dumps(error.value))
+    assert (received.status, str(received)) == ("single_class", str(error.value))
+    assert "All 64 rows are positive" in str(received)
 
 
 def fails(predictions, references):

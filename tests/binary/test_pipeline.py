@@ -174,6 +174,32 @@ def test_a_head_that_cannot_take_the_threshold_is_left_alone_and_named(make_mode
         fold_threshold_into_head(torch.nn.Sequential(torch.nn.Linear(4, 3)), 1.0)
 
 
+def test_a_model_that_cannot_hold_the_threshold_is_left_alone_and_named():
+    with pytest.raises(UnsupportedSetupError, match="'bert' is not a torch module"):
+        fold_threshold_into_head("bert", 1.0)
+    for empty in (torch.nn.Linear(4, 1, device="meta"), torch.nn.LazyLinear(1)):
+        with pytest.raises(UnsupportedSetupError, match="has no values yet"):
+            fold_threshold_into_head(empty, 1.0)
+    half = torch.nn.Linear(4, 1).half()
+    before = half.bias.item()
+    with pytest.raises(UnsupportedSetupError, match=r"1e\+06 is too large .* torch\.float16"):
+        fold_threshold_into_head(half, 1e6)
+    assert half.bias.item() == before
+
+
+def test_a_head_that_is_the_whole_model_can_be_folded():
+    assert fold_threshold_into_head(torch.nn.Linear(4, 1), 0.5) == "bias"
+
+
+@pytest.mark.parametrize("labels", [("a",), ("a", "b", "c"), "ab", {0: "a", 1: "b"}, ("a", "a"), (0, 1)])
+def test_labels_of_the_pipeline_are_two_names(make_model, tokenizer, labels):
+    make = {"model": make_model(num_labels=1), "tokenizer": tokenizer, "threshold": 0.0}
+    with pytest.raises(FreezeError, match="labels=.* must be two names"):
+        BinaryClassificationPipeline(labels=labels, **make)
+    with pytest.raises(FreezeError, match="labels=.* must be two names"):
+        BinaryClassificationPipeline(**make)(TEXTS[0], labels=labels)
+
+
 def test_a_users_own_module_can_be_folded():
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 1))
     before = model[1].bias.item()

@@ -514,8 +514,8 @@ def test_a_result_survives_json(tmp_path, options):
         ("[1.0]", r"holds \[1\.0\], not a JSON object"),
         ('{"value": 1.0}', "no threshold"),
         ('{"threshold": 1.0, "margin": 1.0}', "unknown keys \\['margin'\\]"),
-        ('{"threshold": NaN}', "threshold is nan, but must be a finite number"),
-        ('{"threshold": 1.0, "positive": 2}', "positive is 2, but must be 0 or 1"),
+        ('{"threshold": NaN}', "threshold=nan must be a finite number"),
+        ('{"threshold": 1.0, "positive": 2}', "positive=2 must be 0 or 1"),
     ],
 )
 def test_a_file_that_is_no_result_is_an_error(tmp_path, text, message):
