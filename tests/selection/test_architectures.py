@@ -4,9 +4,34 @@ import pytest
 
 from hf_freeze import SelectionError, recipes
 from hf_freeze.selection.model_map import PARTS, ModelMap, map_model
+from tests.installed import since
 from tests.selection.architectures import ARCHITECTURES, Architecture
 
-every_architecture = pytest.mark.parametrize("row", ARCHITECTURES, ids=lambda row: row.name)
+CHANGED = [
+    "ast-audio-classification",
+    "beit-image-classification",
+    "deit-image-classification-with-teacher",
+    "detr-object-detection",
+    "dinov3-base-model",
+    "gpt-neox-causal-lm",
+    "levit-image-classification",
+    "llava-conditional-generation",
+    "mamba-causal-lm",
+    "segformer-semantic-segmentation",
+    "videomae-video-classification",
+    "vision-encoder-decoder-vit-gpt2",
+    "vit-image-classification",
+    "vit-mae-pretraining",
+    "yolos-object-detection",
+    "zamba2-causal-lm",
+]
+"""Whose modules have other names in older versions, or which cannot be built there from the configuration."""
+
+of_this_version = since("5.15", "the modules of this architecture have other names, or it cannot be built")
+every_architecture = pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, id=row.name, marks=[of_this_version] if row.name in CHANGED else []) for row in ARCHITECTURES],
+)
 
 
 def canonical_below(mapped: ModelMap, paths: tuple[str, ...]) -> set[str]:
@@ -36,6 +61,10 @@ def test_layer_stacks_norms_and_biases_are_those_of_the_table(row: Architecture)
     assert frozenset().union(*(layer for stack in mapped.stacks for layer in stack.layers)) == mapped.roles["layers"]
     assert len(mapped.roles["norms"]) == row.norms
     assert len(mapped.roles["biases"]) == row.biases
+
+
+def test_what_changed_is_in_the_table() -> None:
+    assert {row.name for row in ARCHITECTURES} >= set(CHANGED)
 
 
 def test_the_table_names_at_least_forty_architectures() -> None:

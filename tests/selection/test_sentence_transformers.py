@@ -11,6 +11,7 @@ from tests.selection.user_modules import bert, with_children
 
 st = pytest.importorskip("sentence_transformers")
 models = pytest.importorskip("sentence_transformers.models")
+pytestmark = pytest.mark.filterwarnings("ignore:Deprecated in 0.9.0:DeprecationWarning")  # BertTokenizer of 5.0
 
 
 @pytest.fixture(scope="module")
