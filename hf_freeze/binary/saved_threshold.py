@@ -45,7 +45,7 @@ def threshold_saved_with_weights(
         sidecar.unlink(missing_ok=True)
     yield
     if should_save and result is not None:
-        _save(result, Path(folder))
+        _write_result(result, Path(folder))
 
 
 def save_threshold(
@@ -87,7 +87,7 @@ def save_threshold(
         set_config_threshold(model, result)
     if not should_save:
         return None
-    _save(result, folder)
+    _write_result(result, folder)
     if config is not None:
         config = {name: value for name, value in config.items() if name not in _CONFIG_NAMES}
         config |= _config_entries(result)
@@ -191,6 +191,6 @@ def _said(result: ThresholdResult) -> str:
     return f"{result.threshold:.6g} for class {result.positive}{class_of_probabilities}"
 
 
-def _save(result: ThresholdResult, folder: Path) -> None:
+def _write_result(result: ThresholdResult, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     result.save(folder / THRESHOLD_FILE)
