@@ -116,8 +116,8 @@ def test_only_the_training_room_meets_both_freezing_and_thresholds() -> None:
 
 
 def test_the_selection_language_and_the_plan_know_no_torch() -> None:
-    pure = [PACKAGE / "selection" / "language.py", *(PACKAGE / "plan").glob("*.py")]
-    for source in pure:
+    pure = [PACKAGE / "selection" / f"{name}.py" for name in ("language", "vocabulary")]
+    for source in [*pure, *(PACKAGE / "plan").glob("*.py")]:
         tree = ast.parse(source.read_text(encoding="utf-8"))
         for node in tree.body:
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -127,7 +127,6 @@ def test_the_selection_language_and_the_plan_know_no_torch() -> None:
 
 # Each list below holds what still goes against its rule. None of them may grow.
 
-LONG_FILES = {"selection/language.py"}
 SAME_FILE_NAMES = {"check.py", "errors.py", "untouched.py"}
 PRIVATE_NAMES_OF_ANOTHER_ROOM = {
     # of torch and datasets
@@ -179,7 +178,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 def test_no_file_is_long() -> None:
     lengths = {path.relative_to(PACKAGE).as_posix(): len(path.read_text("utf-8").splitlines()) for path, _ in sources()}
-    assert {name for name, lines in lengths.items() if lines > 400} <= LONG_FILES
+    assert not {name for name, lines in lengths.items() if lines > 400}
 
 
 def test_no_two_files_have_one_name() -> None:

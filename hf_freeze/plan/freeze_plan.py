@@ -22,8 +22,9 @@ from hf_freeze.plan.stages import (
 )
 from hf_freeze.plan.tables import as_table, describe_parts
 from hf_freeze.plan.trainable import all_but, changed, trainable_only
-from hf_freeze.selection.language import Selection, parse, paths_in_front
+from hf_freeze.selection.language import Selection, parse
 from hf_freeze.selection.model_map import ModelMap, map_model, unwrap
+from hf_freeze.selection.vocabulary import paths_in_front
 
 if TYPE_CHECKING:
     from torch import nn

@@ -2,8 +2,8 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
-from hf_freeze.selection.language import paths_in_front
 from hf_freeze.selection.model_map import ModelMap
+from hf_freeze.selection.vocabulary import paths_in_front
 
 
 def part_labels(model_map: ModelMap) -> dict[str, str]:

@@ -6,17 +6,12 @@ from collections.abc import Iterator
 from torch import nn
 
 from hf_freeze.selection.stacks import Stack
+from hf_freeze.selection.vocabulary import ancestors
 
 _EMBEDDING_PARAMETER = re.compile(
     r".*(embed|(^|_)emb(_|$)|(^|_)(cls|mask|distillation|dist|class)_token).*|pos(itions?|itional)?(_enc(oding)?)?",
     re.IGNORECASE,
 )
-
-
-def ancestors(name: str) -> Iterator[str]:
-    """A dotted name's prefixes, shortest first, itself included."""
-    segments = name.split(".")
-    return (".".join(segments[:depth]) for depth in range(1, len(segments) + 1))
 
 
 def names_an_embedding(parameter_name: str) -> bool:

@@ -74,7 +74,7 @@ def _heads(model: nn.Module, *, nested: bool = False) -> Iterator[str]:
 
 
 def _base_classes(model: PreTrainedModel) -> tuple[type[PreTrainedModel], ...]:
-    """The classes that `AutoModel` would build for this configuration; Funnel has two."""
+    """Return the classes that `AutoModel` would build for this configuration; Funnel has two."""
     found: Any = MODEL_MAPPING.get(type(model.config), ())
     return found if isinstance(found, tuple) else (found,)
 
@@ -135,7 +135,7 @@ _IN_FRONT = re.compile(r"(.*_)?(pre|conv\d*|norm|bn|ln|pool(er|ing)?)(_.*)?")
 
 
 def _conventional_heads(children: dict[str, nn.Module]) -> list[str]:
-    """The children named like a head, else those after the one named like a body, else a last linear layer."""
+    """Return the children named like a head, else those after the one named like a body, else a last linear layer."""
     names = list(children)
     heads = [name for name in names if _HEAD_NAME.fullmatch(name)]
     body = [name for name in names if _BODY_NAME.fullmatch(name) and name not in heads]
@@ -151,7 +151,7 @@ def _conventional_heads(children: dict[str, nn.Module]) -> list[str]:
 
 
 def _last_run(children: dict[str, nn.Module], heads: list[str]) -> list[str]:
-    """The children named like a head that stand together; those in front of them are passed over or unclear."""
+    """Return the children named like a head that stand together; those in front of them are passed over or unclear."""
     names = list(children)
     heads = [name for name in heads if not _IN_FRONT.fullmatch(name)] or heads
     first, last = names.index(heads[0]), names.index(heads[-1])

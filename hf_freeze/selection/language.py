@@ -6,24 +6,33 @@
     literal   := a dotted path in double quotes, taken as it is (escapes as in JSON): "extra.q&a"
     index     := python index or slice, or a comma list of them: layers[0], layers[-2:], layers[0,5,-1]
 
-Everything here is text and sets: what the names, roles and layers of a model are is asked of a `Vocabulary`
-(`model_map.ModelMap` is the one for real models).
+Everything here is text and sets: what the names, roles and layers of a model are is asked of its `Vocabulary`.
 """
 
-import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 from typing import Protocol, TypeAlias
 
 from hf_freeze.errors import SelectionError
+from hf_freeze.selection.vocabulary import (
+    ROLES,
+    LayerStack,
+    Vocabulary,
+    is_inside,
+    names_below,
+    names_matching,
+    no_match,
+    path_pattern,
+    paths_in_front,
+    stack_sizes,
+    what_stacks,
+)
 
 Selection: TypeAlias = str | Sequence[str]
-
-ROLES = ("head", "backbone", "embeddings", "layers", "rest", "norms", "biases", "adapters")
 
 
 class Specificity(IntEnum):
@@ -32,48 +41,6 @@ class Specificity(IntEnum):
     EVERYTHING = 0
     ROLE = 1
     NAMED = 2
-
-
-class LayerStack(Protocol):
-    """A repeated block stack: where it is, and which parameters each of its layers owns."""
-
-    @property
-    def path(self) -> str: ...
-    @property
-    def layers(self) -> tuple[frozenset[str], ...]: ...
-
-
-class Vocabulary(Protocol):
-    """What the language can talk about: names, roles and stacks of one model.
-
-    Parameters are identified by their canonical name, the first that `named_parameters` gives to the tensor.
-    """
-
-    @property
-    def spellings(self) -> Mapping[str, frozenset[str]]:
-        """Canonical name -> every exact way to write it (ties, PEFT wrapping)."""
-
-    @property
-    def short_spellings(self) -> Mapping[str, frozenset[str]]:
-        """Canonical name -> its spellings without the base model's prefix, tried when the exact ones fail."""
-
-    @property
-    def below(self) -> Sequence[Mapping[str, frozenset[str]]]:
-        """What `paths_below` says of the exact spellings, and of the short ones."""
-
-    @property
-    def roles(self) -> Mapping[str, frozenset[str]]: ...
-    @property
-    def unclear(self) -> Mapping[str, str]:
-        """Role -> why it cannot be told in this model, and what to do."""
-
-    @property
-    def stacks(self) -> Sequence[LayerStack]:
-        """The stacks that `layers` means."""
-
-    @property
-    def minor_stacks(self) -> Sequence[LayerStack]:
-        """Stacks that only a path in front can reach, such as a convolutional feature extractor."""
 
 
 class Term(Protocol):
@@ -115,7 +82,7 @@ class DottedPath:
     specificity = Specificity.NAMED
 
     def pick(self, words: Vocabulary) -> frozenset[str]:
-        return _match(_path_pattern(self.text), words) if "*" in self.text else _below(self.text, words)
+        return names_matching(path_pattern(self.text), words) if "*" in self.text else names_below(self.text, words)
 
 
 @dataclass(frozen=True)
@@ -126,7 +93,7 @@ class Literal:
     specificity = Specificity.NAMED
 
     def pick(self, words: Vocabulary) -> frozenset[str]:
-        return _below(self.path, words)
+        return names_below(self.path, words)
 
 
 @dataclass(frozen=True)
@@ -137,7 +104,7 @@ class Regex:
     specificity = Specificity.NAMED
 
     def pick(self, words: Vocabulary) -> frozenset[str]:
-        return _match(self.pattern, words)
+        return names_matching(self.pattern, words)
 
 
 @dataclass(frozen=True)
@@ -161,11 +128,11 @@ class Layers:
         if isinstance(index, slice):
             found = stack.layers[index]
             if not found:
-                raise SelectionError(f"{self.text!r} is an empty slice: {_stack_sizes([stack])}.")
+                raise SelectionError(f"{self.text!r} is an empty slice: {stack_sizes([stack])}.")
             return found
         if not -count <= index < count:
             raise SelectionError(
-                f"{self.text!r}: index {index} is out of range: {_stack_sizes([stack])}, "
+                f"{self.text!r}: index {index} is out of range: {stack_sizes([stack])}, "
                 f"so an index runs from {-count} to {count - 1}."
             )
         return (stack.layers[index],)
@@ -174,22 +141,22 @@ class Layers:
         if not self.path:
             return self._only(words.stacks, words)
         for stacks in (words.stacks, words.minor_stacks):
-            inside = [stack for stack in stacks if _is_inside(stack, _path_pattern(self.path), words)]
+            inside = [stack for stack in stacks if is_inside(stack, path_pattern(self.path), words)]
             if inside:
                 return self._only(inside, words)
         if not DottedPath(self.path).pick(words):
-            raise SelectionError(_no_match(self.text, self.path, words))
-        raise SelectionError(f"{self.text!r}: there is no stack of layers inside {self.path!r}. {_what_stacks(words)}")
+            raise SelectionError(no_match(self.text, self.path, words))
+        raise SelectionError(f"{self.text!r}: there is no stack of layers inside {self.path!r}. {what_stacks(words)}")
 
     def _only(self, stacks: Sequence[LayerStack], words: Vocabulary) -> LayerStack:
         if len(stacks) == 1:
             return stacks[0]
         if not stacks:
-            raise SelectionError(f"{self.text!r}: {_what_stacks(words)}")
+            raise SelectionError(f"{self.text!r}: {what_stacks(words)}")
         index = self.text[self.text.rindex("[") :]
         choices = ", ".join(repr(f"{path}.layers{index}") for path in paths_in_front(stacks))
         raise SelectionError(
-            f"{self.text!r} could mean several stacks: {_stack_sizes(stacks)}. Say which: {choices}, "
+            f"{self.text!r} could mean several stacks: {stack_sizes(stacks)}. Say which: {choices}, "
             "or use 'layers' for the layers of all of them."
         )
 
@@ -208,14 +175,14 @@ class Entry:
 
     def pick(self, words: Vocabulary) -> frozenset[str]:
         """Pick the names; raise `SelectionError` when a term or the intersection is empty."""
-        if len(self.terms) > 1 and (whole := _below(self.text.strip().removeprefix("!").strip(), words)):
+        if len(self.terms) > 1 and (whole := names_below(self.text.strip().removeprefix("!").strip(), words)):
             return whole  # '&' in the name of a module
         picked: frozenset[str] | None = None
         for term in self.terms:
             found = term.pick(words)
             # `rest` is what is left of the backbone, which may be nothing: DistilBERT has no pooler.
             if not found and term != Role("rest"):
-                raise SelectionError(_no_match(self.text, _term_text(term), words))
+                raise SelectionError(no_match(self.text, _term_text(term), words))
             picked = found if picked is None else picked & found
         assert picked is not None
         if not picked and self.terms != (Role("rest"),):
@@ -336,7 +303,7 @@ def _parse_literal(term: str, entry: str) -> Literal:
     try:
         return Literal(json.loads(term, strict=False))
     except ValueError as error:
-        raise SelectionError(f"{entry!r}: {term} is no text in double quotes as JSON has it: {error}.") from error
+        raise SelectionError(f"{entry!r}: {term} is not a text in double quotes as JSON has it: {error}.") from error
 
 
 def _parse_regex(term: str, entry: str) -> Regex:
@@ -364,39 +331,6 @@ def _parse_index(text: str, entry: str) -> Iterator[int | slice]:
         yield slice(*numbers)
 
 
-@lru_cache(maxsize=2**14)  # a plan may name every tensor of a model
-def _path_pattern(path: str) -> re.Pattern[str]:
-    segments = (re.escape(segment).replace(r"\*", r"[^.]*") for segment in path.split("."))
-    return re.compile(r"\.".join(segments) + r"(\..+)?")
-
-
-def paths_below(spellings: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
-    """Return, for every path that these spellings have, the canonical names at and below it."""
-    found: dict[str, set[str]] = {}
-    for name, ways in spellings.items():
-        for way in ways:
-            for path in _ancestors(way):
-                found.setdefault(path, set()).add(name)
-    return {path: frozenset(names) for path, names in found.items()}
-
-
-def _below(path: str, words: Vocabulary) -> frozenset[str]:
-    return next((below[path] for below in words.below if path in below), frozenset())
-
-
-def _match(pattern: re.Pattern[str], words: Vocabulary) -> frozenset[str]:
-    for spellings in (words.spellings, words.short_spellings):
-        found = frozenset(name for name, ways in spellings.items() if any(map(pattern.fullmatch, ways)))
-        if found:
-            return found
-    return frozenset()
-
-
-def _is_inside(stack: LayerStack, pattern: re.Pattern[str], words: Vocabulary) -> bool:
-    members = frozenset().union(*stack.layers)
-    return members <= _match(pattern, words)
-
-
 def _term_text(term: Term) -> str:
     match term:
         case Everything():
@@ -410,62 +344,3 @@ def _term_text(term: Term) -> str:
         case Regex(pattern):
             return f"re:{pattern.pattern}"
     return str(getattr(term, "text", term))
-
-
-def _no_match(entry: str, term: str, words: Vocabulary) -> str:
-    where = repr(entry) if entry == term else f"{entry!r}: {term!r}"
-    if not words.spellings:
-        return f"{where} matches nothing: the model has no parameters."
-    start = f"{where} matches none of the {len(words.spellings)} parameters."
-    if term in ROLES:
-        known = ", ".join(role for role in ROLES if words.roles[role])
-        return f"{start} This model has {known or 'no role'}; name the parameters by a dotted path instead."
-    part = term.removesuffix(".layers")
-    if part != term and any(_is_inside(stack, _path_pattern(part), words) for stack in words.stacks):
-        start += f" All layers inside {part!r} are {term + '[:]'!r}."
-    return f"{start} Nearest: {', '.join(map(repr, _nearest(term, words)))}."
-
-
-def _nearest(term: str, words: Vocabulary) -> list[str]:
-    """Existing names that look most like a mistyped one: roles, module paths and parameter names."""
-    term = term.removeprefix("re:").lower()
-    candidates = dict.fromkeys([*(role for role in ROLES if words.roles[role]), *_all_paths(words)])
-    by_lower = {candidate.lower(): candidate for candidate in candidates}
-    near = difflib.get_close_matches(term, by_lower, n=3, cutoff=0.5)
-    near += [path for path in by_lower if path.rpartition(".")[2] == term.rpartition(".")[2]][:3]
-    near = near or difflib.get_close_matches(term, by_lower, n=3, cutoff=0.0)
-    return list(dict.fromkeys(by_lower[path] for path in near))[:3]
-
-
-def _all_paths(words: Vocabulary) -> Iterator[str]:
-    for spellings in (words.short_spellings, words.spellings):
-        for ways in spellings.values():
-            for way in sorted(ways):
-                yield from _ancestors(way)
-
-
-def _ancestors(name: str) -> Iterator[str]:
-    segments = name.split(".")
-    return (".".join(segments[:depth]) for depth in range(1, len(segments) + 1))
-
-
-def _what_stacks(words: Vocabulary) -> str:
-    stacks = [*words.stacks, *words.minor_stacks]
-    if not stacks:
-        return "this model has no repeated stack of layers; name its modules by a dotted path instead."
-    return f"The stacks are: {_stack_sizes(stacks)}."
-
-
-def _stack_sizes(stacks: Iterable[LayerStack]) -> str:
-    return ", ".join(f"{stack.path!r} has {len(stack.layers)} layers" for stack in stacks)
-
-
-def paths_in_front(stacks: Sequence[LayerStack]) -> list[str]:
-    """What tells each stack from the others in `path.layers[...]`: the part that holds it, or its own path."""
-    return [_path_in_front(stack, stacks) for stack in stacks]
-
-
-def _path_in_front(stack: LayerStack, stacks: Sequence[LayerStack]) -> str:
-    holder = stack.path.rpartition(".")[0]
-    inside = [other for other in stacks if other.path.startswith(f"{holder}.")]
-    return holder if holder and inside == [stack] else stack.path

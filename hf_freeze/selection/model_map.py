@@ -17,12 +17,12 @@ from torch.nn.parameter import UninitializedParameter
 
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
 from hf_freeze.selection import peft_support
-from hf_freeze.selection.embeddings import ancestors, embedding_paths, names_an_embedding, stem_paths
+from hf_freeze.selection.embeddings import embedding_paths, names_an_embedding, stem_paths
 from hf_freeze.selection.frozen_marks import frozen_by_us
 from hf_freeze.selection.heads import base_path, find_head
-from hf_freeze.selection.language import paths_below
 from hf_freeze.selection.norms import norm_names
 from hf_freeze.selection.stacks import Stack, find_stacks
+from hf_freeze.selection.vocabulary import ancestors, paths_below
 
 PARTS = ("head", "embeddings", "layers", "rest")
 

@@ -39,7 +39,7 @@ def inner_model(model: nn.Module) -> tuple[str, nn.Module]:
 
 
 def plain_name(name: str, wrapped: Wrapped) -> str:
-    """The name without what PEFT puts around it.
+    """Return the name without what PEFT puts around it.
 
     >>> plain_name("base_model.model.bert.encoder.layer.0.query.base_layer.weight", {"": "base_model.model"})
     'bert.encoder.layer.0.query.weight'
@@ -89,7 +89,7 @@ def _added(model: nn.Module, *, only_active: bool) -> Iterator[str]:
 
 
 def _attributes(owner: nn.Module) -> Iterator[str]:
-    """What PEFT put on a module of its own, beside the layer or the model that it wraps."""
+    """Return what PEFT put on a module of its own, beside the layer or the model that it wraps."""
     if isinstance(owner, PeftModel):
         yield from ("prompt_encoder",) if hasattr(owner, "prompt_encoder") else ()
         return

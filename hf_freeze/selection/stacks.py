@@ -94,7 +94,7 @@ def _read(path: str, container: nn.Module) -> _Found:
 
 
 def _stage_blocks(path: str, stage: nn.Module, inner_path: str) -> list[Block]:
-    """The blocks of one stage; what else it holds joins the first block or, when registered later, the last."""
+    """Return the blocks of one stage; what else it holds joins the first block or, when registered later, the last."""
     inner = stage if inner_path == path else stage.get_submodule(inner_path.removeprefix(f"{path}."))
     blocks: list[list[str]] = [[block_path] for block_path in _elements(inner_path, inner)]
     if inner is stage:
@@ -172,7 +172,7 @@ def _is_whole_block(element: nn.Module) -> bool:
 
 
 def is_stack(module: nn.Module, leaves: bool = False) -> bool:
-    """Whether this is a container of composite elements of one kind (or, with `leaves`, of single modules)."""
+    """Tell whether this is a container of composite elements of one kind (or, with `leaves`, of single modules)."""
     if not isinstance(module, nn.ModuleList | nn.Sequential) or (leaves and isinstance(module, nn.Sequential)):
         return False
     elements = list(_elements("", module).values())
@@ -192,7 +192,7 @@ def _is_layer(element: nn.Module) -> bool:
 
 
 def _kind(element: nn.Module) -> str:
-    """The last word of the class name: hybrid stacks mix `AttentionDecoderLayer` and `MambaDecoderLayer`."""
+    """Return the last word of the class name: hybrid stacks mix `AttentionDecoderLayer` and `MambaDecoderLayer`."""
     return re.split(r"(?<=[a-z\d])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", type(element).__name__)[-1]
 
 
@@ -213,7 +213,7 @@ def _is_embedding(path: str, module: nn.Module) -> bool:
 
 
 def _elements(path: str, container: nn.Module) -> dict[str, nn.Module]:
-    """The container's elements that hold parameters; a block that is repeated by sharing counts once."""
+    """Return the container's elements that hold parameters; a block that is repeated by sharing counts once."""
     return {_join(path, name): child for name, child in container.named_children() if _has_parameters(child)}
 
 

@@ -9,7 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hf_freeze.errors import SelectionError
-from hf_freeze.selection.language import ROLES, Specificity, evaluate, parse, paths_below, quoted
+from hf_freeze.selection.language import Specificity, evaluate, parse, quoted
+from hf_freeze.selection.vocabulary import ROLES, paths_below
 
 
 @dataclass(frozen=True)

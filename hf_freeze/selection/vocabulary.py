@@ -1,0 +1,154 @@
+"""What the selection language can talk about: the names, roles and stacks of one model.
+
+`model_map.ModelMap` is the `Vocabulary` of real models. What to say where it has no such name is here as well.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Protocol
+
+ROLES = ("head", "backbone", "embeddings", "layers", "rest", "norms", "biases", "adapters")
+
+
+class LayerStack(Protocol):
+    """A repeated block stack: where it is, and which parameters each of its layers owns."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def layers(self) -> tuple[frozenset[str], ...]: ...
+
+
+class Vocabulary(Protocol):
+    """What the language can talk about: names, roles and stacks of one model.
+
+    Parameters are identified by their canonical name, the first that `named_parameters` gives to the tensor.
+    """
+
+    @property
+    def spellings(self) -> Mapping[str, frozenset[str]]:
+        """Canonical name -> every exact way to write it (ties, PEFT wrapping)."""
+
+    @property
+    def short_spellings(self) -> Mapping[str, frozenset[str]]:
+        """Canonical name -> its spellings without the base model's prefix, tried when the exact ones fail."""
+
+    @property
+    def below(self) -> Sequence[Mapping[str, frozenset[str]]]:
+        """What `paths_below` says of the exact spellings, and of the short ones."""
+
+    @property
+    def roles(self) -> Mapping[str, frozenset[str]]: ...
+    @property
+    def unclear(self) -> Mapping[str, str]:
+        """Role -> why it cannot be told in this model, and what to do."""
+
+    @property
+    def stacks(self) -> Sequence[LayerStack]:
+        """The stacks that `layers` means."""
+
+    @property
+    def minor_stacks(self) -> Sequence[LayerStack]:
+        """Stacks that only a path in front can reach, such as a convolutional feature extractor."""
+
+
+@lru_cache(maxsize=2**14)  # a plan may name every tensor of a model
+def path_pattern(path: str) -> re.Pattern[str]:
+    """Return the pattern of a dotted path and of everything below it; `*` stays inside one segment."""
+    segments = (re.escape(segment).replace(r"\*", r"[^.]*") for segment in path.split("."))
+    return re.compile(r"\.".join(segments) + r"(\..+)?")
+
+
+def ancestors(name: str) -> Iterator[str]:
+    """Yield a dotted name's prefixes, shortest first, itself included."""
+    segments = name.split(".")
+    return (".".join(segments[:depth]) for depth in range(1, len(segments) + 1))
+
+
+def paths_below(spellings: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+    """Return, for every path that these spellings have, the canonical names at and below it."""
+    found: dict[str, set[str]] = {}
+    for name, ways in spellings.items():
+        for way in ways:
+            for path in ancestors(way):
+                found.setdefault(path, set()).add(name)
+    return {path: frozenset(names) for path, names in found.items()}
+
+
+def names_below(path: str, words: Vocabulary) -> frozenset[str]:
+    """Return the canonical names at and below a path."""
+    return next((below[path] for below in words.below if path in below), frozenset())
+
+
+def names_matching(pattern: re.Pattern[str], words: Vocabulary) -> frozenset[str]:
+    """Return the canonical names that a pattern matches in full in one of their spellings."""
+    for spellings in (words.spellings, words.short_spellings):
+        found = frozenset(name for name, ways in spellings.items() if any(map(pattern.fullmatch, ways)))
+        if found:
+            return found
+    return frozenset()
+
+
+def is_inside(stack: LayerStack, pattern: re.Pattern[str], words: Vocabulary) -> bool:
+    """Tell whether all layers of a stack lie where the pattern of a path matches."""
+    members = frozenset().union(*stack.layers)
+    return members <= names_matching(pattern, words)
+
+
+def no_match(entry: str, term: str, words: Vocabulary) -> str:
+    """Say that a term of an entry matches nothing, and what the model has instead."""
+    where = repr(entry) if entry == term else f"{entry!r}: {term!r}"
+    if not words.spellings:
+        return f"{where} matches nothing: the model has no parameters."
+    start = f"{where} matches none of the {len(words.spellings)} parameters."
+    if term in ROLES:
+        known = ", ".join(role for role in ROLES if words.roles[role])
+        return f"{start} This model has {known or 'no role'}; name the parameters by a dotted path instead."
+    part = term.removesuffix(".layers")
+    if part != term and any(is_inside(stack, path_pattern(part), words) for stack in words.stacks):
+        start += f" All layers inside {part!r} are {term + '[:]'!r}."
+    return f"{start} Nearest: {', '.join(map(repr, _nearest(term, words)))}."
+
+
+def _nearest(term: str, words: Vocabulary) -> list[str]:
+    """Existing names that look most like a mistyped one: roles, module paths and parameter names."""
+    term = term.removeprefix("re:").lower()
+    candidates = dict.fromkeys([*(role for role in ROLES if words.roles[role]), *_all_paths(words)])
+    by_lower = {candidate.lower(): candidate for candidate in candidates}
+    near = difflib.get_close_matches(term, by_lower, n=3, cutoff=0.5)
+    near += [path for path in by_lower if path.rpartition(".")[2] == term.rpartition(".")[2]][:3]
+    near = near or difflib.get_close_matches(term, by_lower, n=3, cutoff=0.0)
+    return list(dict.fromkeys(by_lower[path] for path in near))[:3]
+
+
+def _all_paths(words: Vocabulary) -> Iterator[str]:
+    for spellings in (words.short_spellings, words.spellings):
+        for ways in spellings.values():
+            for way in sorted(ways):
+                yield from ancestors(way)
+
+
+def what_stacks(words: Vocabulary) -> str:
+    """Say which stacks of layers there are."""
+    stacks = [*words.stacks, *words.minor_stacks]
+    if not stacks:
+        return "this model has no repeated stack of layers; name its modules by a dotted path instead."
+    return f"The stacks are: {stack_sizes(stacks)}."
+
+
+def stack_sizes(stacks: Iterable[LayerStack]) -> str:
+    """Say how many layers each stack has."""
+    return ", ".join(f"{stack.path!r} has {len(stack.layers)} layers" for stack in stacks)
+
+
+def paths_in_front(stacks: Sequence[LayerStack]) -> list[str]:
+    """Return what tells each stack from the others in `path.layers[...]`: the part that holds it, or its own path."""
+    return [_path_in_front(stack, stacks) for stack in stacks]
+
+
+def _path_in_front(stack: LayerStack, stacks: Sequence[LayerStack]) -> str:
+    holder = stack.path.rpartition(".")[0]
+    inside = [other for other in stacks if other.path.startswith(f"{holder}.")]
+    return holder if holder and inside == [stack] else stack.path
