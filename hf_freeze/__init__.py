@@ -11,9 +11,9 @@ from hf_freeze.binary.metrics import BinaryClassificationMetrics
 from hf_freeze.binary.result import ThresholdResult, ThresholdWarning
 from hf_freeze.binary.saved_threshold import load_threshold, save_threshold
 from hf_freeze.binary.search import ThresholdError, tune_threshold
-from hf_freeze.debugging.check import Check
 from hf_freeze.debugging.report import SampleReport
 from hf_freeze.debugging.sample import debug_sample
+from hf_freeze.debugging.sample_check import Check
 from hf_freeze.errors import (
     FreezeError,
     FreezeViolation,

@@ -1,25 +1,21 @@
 """What was seen of a sample, as plain JSON-able values: text, inputs, outputs, model."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from hf_freeze.binary.inference import predict_binary
 from hf_freeze.binary.margin import binary_margin
+from hf_freeze.debugging.look import Look
 from hf_freeze.debugging.losses import LossFinding
 from hf_freeze.debugging.outputs import squashed_by
 from hf_freeze.debugging.variants import has_tokens, real_tokens
+from hf_freeze.model_inputs.input_rows import Row
 from hf_freeze.model_inputs.inspected_model import IDS, InspectedModel
-from hf_freeze.model_inputs.rows import Row
-
-if TYPE_CHECKING:
-    from hf_freeze.debugging.look import Look
 
 Facts = dict[str, Any]
 

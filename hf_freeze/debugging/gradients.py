@@ -1,7 +1,5 @@
 """One backward pass: which parameters get a gradient, which do not, and which of these should."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,8 +8,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
-from hf_freeze.debugging.check import Check, CheckName, failed, ok, warning
 from hf_freeze.debugging.passes import all_finite, is_sharded
+from hf_freeze.debugging.sample_check import Check, CheckName, failed, ok, warning
 
 GradientStatus: TypeAlias = Literal["ok", "zero", "missing", "not finite", "frozen", "unused"]
 MOST_PARTS = 4

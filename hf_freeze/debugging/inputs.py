@@ -1,7 +1,5 @@
 """Checks of what goes into the model, and of the state that it is in."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_freeze.debugging.check import Check, CheckName, failed, ok, warning
 from hf_freeze.debugging.passes import OutOfRange, all_finite
+from hf_freeze.debugging.sample_check import Check, CheckName, failed, ok, warning
 from hf_freeze.debugging.variants import has_tokens, real_tokens
+from hf_freeze.model_inputs.input_rows import Row, length_of, positions
 from hf_freeze.model_inputs.inspected_model import IDS, InspectedModel
-from hf_freeze.model_inputs.rows import Row, length_of, positions
 from hf_freeze.module_types import BATCH_NORMS, DROPOUTS
 
 UNKNOWN_SHARE = 0.3
@@ -41,7 +39,7 @@ def check_modes(flags: Mapping[str, bool], model: nn.Module, ignores_eval: Seque
 
 
 def _minds_mode(module: nn.Module) -> bool:
-    """Whether train mode makes a difference to a module or to what is in it."""
+    """Tell whether train mode makes a difference to a module or to what is in it."""
     for part in module.modules():
         if getattr(part, "p", 0) and isinstance(part, DROPOUTS):
             return True

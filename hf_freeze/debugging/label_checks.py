@@ -1,7 +1,5 @@
 """Checks of all labels of a data set against the head: what one row does not show, and training meets later."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +8,11 @@ from typing import Any
 import torch
 
 from hf_freeze.binary.labelled_rows import IGNORED_LABEL
-from hf_freeze.debugging.check import Check, CheckName, failed, ok, warning
 from hf_freeze.debugging.label_survey import LabelSurvey, survey_labels, survey_stream
-from hf_freeze.debugging.labels import REMEDY, label_in
+from hf_freeze.debugging.row_label import REMEDY, label_in
+from hf_freeze.debugging.sample_check import Check, CheckName, failed, ok, warning
+from hf_freeze.model_inputs.input_rows import Row, every_dataset, row_at
 from hf_freeze.model_inputs.inspected_model import InspectedModel
-from hf_freeze.model_inputs.rows import Row, every_dataset, row_at
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """The labels of a whole data set, not of one row: read from where they lie, without making the rows that carry them."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,22 +1,19 @@
 """One look at a model by one row: its passes, each made when a check first asks for it, and what was seen in them."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from hf_freeze.debugging import gradients, inputs, labels, losses, outputs
-from hf_freeze.debugging.check import Check, failed
-from hf_freeze.debugging.kinds import is_binary, kind_of
+from hf_freeze.debugging import gradients, inputs, losses, outputs, row_label
 from hf_freeze.debugging.label_checks import check_surveys, head_of, surveys
 from hf_freeze.debugging.label_survey import LabelSurvey
 from hf_freeze.debugging.media import check_media
+from hf_freeze.debugging.outputs import is_binary, kind_of
 from hf_freeze.debugging.padding import PaddingContext, check_padding
 from hf_freeze.debugging.passes import (
     Pass,
@@ -30,15 +27,12 @@ from hf_freeze.debugging.passes import (
     set_eval,
     set_train,
 )
+from hf_freeze.debugging.sample_check import Check, failed
 from hf_freeze.debugging.variants import other_contents
 from hf_freeze.model_inputs.batch import CollatorError, labels_of, make_batch, without_label
+from hf_freeze.model_inputs.input_rows import Row
+from hf_freeze.model_inputs.inspected_model import InspectedModel
 from hf_freeze.module_types import BATCH_NORMS, DROPOUTS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from hf_freeze.model_inputs.inspected_model import InspectedModel
-    from hf_freeze.model_inputs.rows import Row
 
 MOST_PASSES = 12
 
@@ -64,7 +58,7 @@ class Look:
         unusable = [label for label in labels_of(self.inspected, row) if label is None or isinstance(label, str)]
         if not unusable:
             return row
-        self.faults_of_row.append(labels.no_number(self.inspected, unusable[0]))
+        self.faults_of_row.append(row_label.no_number(self.inspected, unusable[0]))
         return without_label(self.inspected, row)
 
     def _batch(self) -> dict[str, Any]:
@@ -84,7 +78,7 @@ class Look:
     @cached_property
     def label(self) -> torch.Tensor | None:
         """The label tensor of the batch."""
-        return labels.label_in(self.inspected, self.batch)
+        return row_label.label_in(self.inspected, self.batch)
 
     @cached_property
     def surveys(self) -> list[LabelSurvey]:
@@ -97,7 +91,7 @@ class Look:
         return (
             None
             if self.label is None or self.logits is None
-            else labels.check_range(self.inspected, self.label, self.logits)
+            else row_label.check_range(self.inspected, self.label, self.logits)
         )
 
     @cached_property
@@ -188,7 +182,7 @@ class Look:
         """The label of the row, held against the type that the loss takes."""
         if not self.label_fits or self.label is None or self.logits is None:
             return None
-        return labels.check_dtype(self.inspected, self.label, self.logits, self._attempt.error)
+        return row_label.check_dtype(self.inspected, self.label, self.logits, self._attempt.error)
 
     @property
     def label_counts(self) -> bool:

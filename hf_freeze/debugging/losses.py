@@ -1,7 +1,5 @@
 """What the loss is a function of: told by computing it again from the logits, and from its graph."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from hf_freeze.debugging.check import Check, CheckName, failed, ok, warning
+from hf_freeze.debugging.sample_check import Check, CheckName, failed, ok, warning
 from hf_freeze.model_inputs.inspected_model import InspectedModel
 
 _PROBABILITY_LOSS = "BinaryCrossEntropyBackward0"
@@ -17,7 +15,7 @@ _NODES_TO_READ = 40
 
 
 @dataclass(frozen=True)
-class Reading:
+class LossCandidate:
     """A way to compute the loss from the logits. `fault` says what is wrong with a loss that is computed so."""
 
     kind: str
@@ -27,11 +25,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class LossFinding:
-    """The loss, what was recomputed, and which reading explains it."""
+    """The loss, what was recomputed, and which candidate explains it."""
 
     value: float | None
-    plain: Reading | None
-    explained: Reading | None
+    plain: LossCandidate | None
+    explained: LossCandidate | None
 
     @property
     def kind(self) -> str | None:
@@ -45,16 +43,16 @@ def explain(inspected: InspectedModel, logits: torch.Tensor, labels: torch.Tenso
     hints = _hints(loss)
     z, y = logits.detach().float(), labels.detach().to(logits.device)
     try:
-        readings = list(_readings(inspected, z, y, hints))
+        candidates = list(_candidates(inspected, z, y, hints))
     except (RuntimeError, ValueError, IndexError):
-        readings = []
+        candidates = []
     tolerance = (3e-2 if _is_half(inspected, logits) else 1e-3) * abs(value) + 1e-5
-    fitting = [reading for reading in readings if abs(reading.value - value) <= tolerance]
-    sound = [reading for reading in fitting if reading.fault is None]
-    options: list[Reading] = sound or fitting
+    fitting = [candidate for candidate in candidates if abs(candidate.value - value) <= tolerance]
+    sound = [candidate for candidate in fitting if candidate.fault is None]
+    options: list[LossCandidate] = sound or fitting
     # What is known to be in the loss comes before what equals it by chance, as class weights do on one row.
     explained = next((one for one in reversed(options) if " with " in one.kind), options[0] if options else None)
-    return LossFinding(value, readings[0] if readings else None, explained)
+    return LossFinding(value, candidates[0] if candidates else None, explained)
 
 
 def _is_half(inspected: InspectedModel, logits: torch.Tensor) -> bool:
@@ -81,47 +79,51 @@ def _hints(loss: torch.Tensor) -> dict[str, Any]:
     return hints
 
 
-def _readings(inspected: InspectedModel, z: torch.Tensor, y: torch.Tensor, hints: dict[str, Any]) -> Iterator[Reading]:
+def _candidates(
+    inspected: InspectedModel, z: torch.Tensor, y: torch.Tensor, hints: dict[str, Any]
+) -> Iterator[LossCandidate]:
     columns = 1 if z.ndim == 1 else z.shape[-1]
     if z.ndim == 3:
         yield from _of_tokens(inspected, z, y)
     elif columns == 1:
         yield from _of_one_logit(z, y, hints)
     elif y.numel() == columns and y.is_floating_point():
-        yield Reading("binary cross entropy", float(functional.binary_cross_entropy_with_logits(z, y.view_as(z))))
-        yield Reading("cross entropy", float(functional.cross_entropy(z, y.view_as(z))))
-        yield Reading("mean squared error", float(functional.mse_loss(z, y.view_as(z).float())))
+        yield LossCandidate("binary cross entropy", float(functional.binary_cross_entropy_with_logits(z, y.view_as(z))))
+        yield LossCandidate("cross entropy", float(functional.cross_entropy(z, y.view_as(z))))
+        yield LossCandidate("mean squared error", float(functional.mse_loss(z, y.view_as(z).float())))
     elif y.numel() == 1:
         yield from _of_classes(inspected, z.view(1, -1), y.long().view(1), hints)
 
 
 def _of_classes(
     inspected: InspectedModel, z: torch.Tensor, y: torch.Tensor, hints: dict[str, Any]
-) -> Iterator[Reading]:
+) -> Iterator[LossCandidate]:
     plain = float(functional.cross_entropy(z, y))
-    yield Reading("cross entropy", plain)
+    yield LossCandidate("cross entropy", plain)
     smoothing = _smoothing(inspected)
     if smoothing:
         smooth = float(functional.cross_entropy(z, y, label_smoothing=smoothing))
-        yield Reading(f"cross entropy with label smoothing {smoothing:g}", smooth)
+        yield LossCandidate(f"cross entropy with label smoothing {smoothing:g}", smooth)
     weight = hints.get("weight")
     if weight is not None and weight.numel() == z.shape[-1]:
         weight = weight.to(z.device)
         shown = [round(float(w), 4) for w in weight]
         weighted = float(functional.cross_entropy(z, y, weight=weight, reduction="sum"))
-        yield Reading(f"cross entropy with class weights {shown}", weighted)
-        yield Reading(f"cross entropy with class weights {shown}", plain)
+        yield LossCandidate(f"cross entropy with class weights {shown}", weighted)
+        yield LossCandidate(f"cross entropy with class weights {shown}", plain)
     twice = float(functional.cross_entropy(z.softmax(-1), y))
-    yield Reading("cross entropy of softmax(logits)", twice, "softmax is applied to the logits before cross entropy")
+    yield LossCandidate(
+        "cross entropy of softmax(logits)", twice, "softmax is applied to the logits before cross entropy"
+    )
     for other in range(z.shape[-1]) if z.shape[-1] <= 64 else ():
         if other != int(y):
             value = float(functional.cross_entropy(z, torch.full_like(y, other)))
-            yield Reading(
+            yield LossCandidate(
                 f"cross entropy of class {other}", value, f"the loss is that of class {other}, the label is {int(y)}"
             )
     for parts in {getattr(getattr(inspected.trainer, "args", None), "gradient_accumulation_steps", 1)} - {1}:
         fault = f"the loss is divided by gradient_accumulation_steps={parts}, and the Trainer does so again"
-        yield Reading("cross entropy, divided", plain / parts, fault)
+        yield LossCandidate("cross entropy, divided", plain / parts, fault)
 
 
 def _smoothing(inspected: InspectedModel) -> float:
@@ -129,43 +131,45 @@ def _smoothing(inspected: InspectedModel) -> float:
     return float(found or 0.0)
 
 
-def _of_one_logit(z: torch.Tensor, y: torch.Tensor, hints: dict[str, Any]) -> Iterator[Reading]:
+def _of_one_logit(z: torch.Tensor, y: torch.Tensor, hints: dict[str, Any]) -> Iterator[LossCandidate]:
     z, y = z.flatten(), y.flatten().float()
     if z.shape != y.shape:
         return
     if hints.get("probabilities"):
         clamped = z.clamp(0, 1)
-        yield Reading("binary cross entropy of probabilities", float(functional.binary_cross_entropy(clamped, y)))
-    squared = Reading("mean squared error", float(functional.mse_loss(z, y)))
+        yield LossCandidate("binary cross entropy of probabilities", float(functional.binary_cross_entropy(clamped, y)))
+    squared = LossCandidate("mean squared error", float(functional.mse_loss(z, y)))
     is_class = bool(((y == 0) | (y == 1)).all())
     if not is_class:
         yield squared
     binary = float(functional.binary_cross_entropy_with_logits(z, y))
-    yield Reading("binary cross entropy", binary, None if bool(((y >= 0) & (y <= 1)).all()) else _NO_PROBABILITY)
+    yield LossCandidate("binary cross entropy", binary, None if bool(((y >= 0) & (y <= 1)).all()) else _NO_PROBABILITY)
     if (weight := hints.get("pos_weight")) is not None:
         weighted = float(functional.binary_cross_entropy_with_logits(z, y, pos_weight=weight.to(z.device)))
-        yield Reading(f"binary cross entropy with pos_weight {float(weight.flatten()[0]):g}", weighted)
+        yield LossCandidate(f"binary cross entropy with pos_weight {float(weight.flatten()[0]):g}", weighted)
     yield squared
-    yield Reading("mean absolute error", float(functional.l1_loss(z, y)))
+    yield LossCandidate("mean absolute error", float(functional.l1_loss(z, y)))
     twice = float(functional.binary_cross_entropy_with_logits(z.sigmoid(), y))
-    yield Reading("binary cross entropy of sigmoid(logit)", twice, "sigmoid is applied to the logit before the loss")
+    yield LossCandidate(
+        "binary cross entropy of sigmoid(logit)", twice, "sigmoid is applied to the logit before the loss"
+    )
 
 
 _NO_PROBABILITY = "binary cross entropy takes labels from 0 to 1"
 
 
-def _of_tokens(inspected: InspectedModel, z: torch.Tensor, y: torch.Tensor) -> Iterator[Reading]:
+def _of_tokens(inspected: InspectedModel, z: torch.Tensor, y: torch.Tensor) -> Iterator[LossCandidate]:
     if z.shape[:2] != y.shape:
         return
     flat = z.flatten(0, 1)
     smoothing = _smoothing(inspected)
     next_token = functional.cross_entropy(z[:, :-1].flatten(0, 1), y[:, 1:].flatten())
     per_token = functional.cross_entropy(flat, y.flatten())
-    shifted = Reading("cross entropy of the next token", float(next_token))
-    aligned = Reading("cross entropy per token", float(per_token))
+    shifted = LossCandidate("cross entropy of the next token", float(next_token))
+    aligned = LossCandidate("cross entropy per token", float(per_token))
     yield from (shifted, aligned) if "CausalLM" in type(inspected.task_model).__name__ else (aligned, shifted)
     if smoothing:
-        yield Reading(f"cross entropy with label smoothing {smoothing:g}", float("nan"))
+        yield LossCandidate(f"cross entropy with label smoothing {smoothing:g}", float("nan"))
 
 
 def check_loss(inspected: InspectedModel, found: LossFinding, *, binary: bool, warned: tuple[str, ...]) -> Check:
@@ -186,8 +190,7 @@ def check_loss(inspected: InspectedModel, found: LossFinding, *, binary: bool, w
         return warning(
             name,
             "The labels are 0 and 1 and the loss is the mean squared error on one logit: transformers trains "
-            "regression "
-            "when num_labels=1. Use num_labels=2, or problem_type='multi_label_classification'.",
+            "regression when num_labels=1. Use num_labels=2, or problem_type='multi_label_classification'.",
         )
     if explained is not None:
         note = "" if explained is plain or plain is None else f" ({plain.kind}: {plain.value:.4g})"
@@ -205,8 +208,7 @@ def check_loss(inspected: InspectedModel, found: LossFinding, *, binary: bool, w
     return warning(
         name,
         f"The loss is {value:.4g}, the {plain.kind} of the logits {plain.value:.4g}{times}. Are the labels shifted, "
-        "or is "
-        "the loss computed from something else?",
+        "or is the loss computed from something else?",
     )
 
 
@@ -241,5 +243,5 @@ def no_loss(trainer: bool, found: Any) -> Check:
 
 
 def is_scalar(loss: Any) -> bool:
-    """Whether this is a loss: a tensor of one floating-point number."""
+    """Tell whether this is a loss: a tensor of one floating-point number."""
     return isinstance(loss, torch.Tensor) and loss.numel() == 1 and loss.is_floating_point()

@@ -1,14 +1,12 @@
 """Checks of images and sound: in the order, and on the scale, that the model was trained on."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from hf_freeze.debugging.check import Check, failed, warning
+from hf_freeze.debugging.sample_check import Check, failed, warning
 from hf_freeze.model_inputs.inspected_model import InspectedModel
 
 LARGEST_PIXEL = 20.0

@@ -1,7 +1,5 @@
 """A check of the head: one that was just initialised has to train."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -10,8 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_freeze.debugging.check import Check, ok, warning
 from hf_freeze.debugging.passes import is_sharded
+from hf_freeze.debugging.sample_check import Check, ok, warning
 from hf_freeze.model_inputs.inspected_model import InspectedModel
 from hf_freeze.selection.heads import find_head
 

@@ -1,7 +1,5 @@
 """Checks of what the Trainer would do with the gradients: the plan, the optimizer, the scale of the loss."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,8 +8,8 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from hf_freeze.debugging.check import Check, CheckName, failed, ok, warning
 from hf_freeze.debugging.passes import Runner
+from hf_freeze.debugging.sample_check import Check, CheckName, failed, ok, warning
 from hf_freeze.model_inputs.inspected_model import InspectedModel
 
 
@@ -28,8 +26,7 @@ def check_plan(inspected: InspectedModel, stale: Sequence[str]) -> Check:
         return failed(
             name,
             f"{_shown(stale)} is frozen and still holds a gradient: an optimizer that has it moves it. Set .grad = "
-            "None, "
-            "or freeze with hf_freeze.freeze, which does.",
+            "None, or freeze with hf_freeze.freeze, which does.",
         )
     mistaken = [path or "model" for path, module in model.named_modules() if "requires_grad" in vars(module)]
     if mistaken:
@@ -157,8 +154,7 @@ def check_loss_scale(runner: Runner, batch: Mapping[str, Any], loss: torch.Tenso
     return warning(
         name,
         f"{parts}: the loss takes num_items_in_batch and drops it, so that gradients grow with both (transformers "
-        "issue "
-        "47688). Use FreezeTrainer, or set model.accepts_loss_kwargs = False before building the Trainer.",
+        "issue 47688). Use FreezeTrainer, or set model.accepts_loss_kwargs = False before building the Trainer.",
     )
 
 

@@ -1,6 +1,4 @@
-"""Checks of the logits: finite, repeatable, moved by their inputs, no probabilities, of a size that a new head has."""
-
-from __future__ import annotations
+"""Checks of the logits: finite, repeatable, moved by their inputs, logits at all, of a size that a new head has."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -10,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_freeze.debugging.check import Check, CheckName, failed, ok, warning
 from hf_freeze.debugging.passes import Pass, Runner, distance, noise, reads_labels
+from hf_freeze.debugging.sample_check import Check, CheckName, failed, ok, warning
 from hf_freeze.model_inputs.inspected_model import InspectedModel
 
 # What a graph may go through without changing values.
@@ -97,19 +95,17 @@ def check_no_probabilities(logits: torch.Tensor, seen: list[torch.Tensor], *, lo
     last_layer = squashed_by(logits) or _sums_to_one([logits, *seen])
     name: CheckName = "logits_not_probabilities"
     if last_layer is None:
-        return ok(name, "The logits are no probabilities.")
+        return ok(name, "The outputs are logits, not probabilities.")
     if loss_kind == "binary cross entropy of probabilities":
         return warning(
             name,
             f"The model ends in a {last_layer}, and its loss knows; thresholds and metrics do not. Return logits and "
-            "use "
-            'a loss "with logits", or say head="probability" to BinaryClassificationMetrics.',
+            'use a loss "with logits", or say head="probability" to BinaryClassificationMetrics.',
         )
     return failed(
         name,
         f"The model ends in a {last_layer}: these are probabilities, where loss and metrics expect logits. Gradients "
-        "are "
-        f"squashed twice and learning is slow; remove the {last_layer}.",
+        f"are squashed twice and learning is slow; remove the {last_layer}.",
     )
 
 
@@ -149,8 +145,7 @@ def check_initial_loss(inspected: InspectedModel, logits: torch.Tensor, *, is_cl
             "initial_loss",
             f"Averaged over the {classes} labels, the loss is {mean:.3g}; {kind} should be near ln({classes}) = "
             f"{math.log(classes):.3g}. Its weights, or the features that it reads, are too large: look at "
-            "initialisation "
-            "and normalisation.",
+            "initialisation and normalisation.",
         )
     about = "as of a new head" if new else "no more than a trained head may give"
     return ok("initial_loss", f"Over all labels {mean:.3g}, ln({classes}) is {math.log(classes):.3g}: {about}.")
@@ -199,3 +194,25 @@ def check_train_mode(made: Pass, has_loss: bool) -> Check | None:
             name, "In train mode the loss is NaN or infinite, in eval mode it is not. Is it dropout of a scale?"
         )
     return ok(name, "A pass in train mode is finite too.")
+
+
+def kind_of(inspected: InspectedModel, logits: torch.Tensor, labels: torch.Tensor | None, loss_kind: str | None) -> str:
+    """Tell what the logits are for: binary, classes, several labels, regression or tokens."""
+    if logits.ndim > 2:
+        return "tokens"
+    columns = 1 if logits.ndim == 1 and len(logits) == 1 else logits.shape[-1]
+    problem = getattr(inspected.config, "problem_type", None)
+    several = labels is not None and labels.is_floating_point() and labels.numel() == columns > 1
+    if columns > 1 and (several or problem == "multi_label_classification"):
+        return "several labels"
+    if columns > 1:
+        return ("binary" if columns == 2 else "classes") if problem != "regression" else "values"
+    if (loss_kind or "").startswith("binary cross entropy") or inspected.threshold is not None or is_binary(inspected):
+        return "binary"
+    return "regression"
+
+
+def is_binary(inspected: InspectedModel) -> bool:
+    """Tell whether the Trainer's metrics are those of a binary classifier with a threshold."""
+    metrics = getattr(inspected.trainer, "compute_metrics", None)
+    return hasattr(metrics, "threshold") and hasattr(metrics, "search")

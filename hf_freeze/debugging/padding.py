@@ -1,15 +1,13 @@
 """Checks of padding: is it masked, is it the token that the model knows, is it on the side where it does no harm."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from hf_freeze.debugging.check import Check, CheckName, failed, ok, warning
 from hf_freeze.debugging.passes import Runner, distance, noise
+from hf_freeze.debugging.sample_check import Check, CheckName, failed, ok, warning
 from hf_freeze.debugging.variants import (
     MASK,
     Padded,
@@ -20,8 +18,8 @@ from hf_freeze.debugging.variants import (
     same_row,
     without_padding,
 )
+from hf_freeze.model_inputs.input_rows import Row
 from hf_freeze.model_inputs.inspected_model import IDS, InspectedModel
-from hf_freeze.model_inputs.rows import Row
 
 
 @dataclass(frozen=True)
@@ -132,8 +130,7 @@ def _check_mask(context: PaddingContext, padded: Padded | None) -> Check | None:
         return failed(
             name,
             f"The attention_mask is 1 on {unmasked} pad tokens: the model reads them. Take the mask from the "
-            "tokenizer, "
-            "or make it from the ids before padding.",
+            "tokenizer, or make it from the ids before padding.",
         )
     return ok(name, f"The attention_mask covers {int(mask.ne(0).sum())} of {mask.numel()} tokens.")
 
@@ -243,7 +240,7 @@ def _harmless(context: PaddingContext, side: Any, probe: Probe) -> bool:
 
 
 def _unpadded(context: PaddingContext, probe: Probe) -> Mapping[str, Any]:
-    """The row without padding: what came out of the trimming, or the row itself."""
+    """Return the row without padding: what came out of the trimming, or the row itself."""
     trimmed = len(probe.padded.before) < context.batch[IDS].shape[1] and probe.padded.reference is None
     return probe.padded.batch if trimmed else context.batch
 

@@ -1,7 +1,5 @@
 """One pass through the model, as evaluation makes it, and what came out."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -174,17 +172,17 @@ def reads_labels(inspected: InspectedModel) -> bool:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether each process holds a piece of the weights, as under FSDP2."""
+    """Tell whether each process holds a piece of the weights, as under FSDP2."""
     return any(hasattr(module, "reshard") for module in model.modules())
 
 
 def recomputes(model: nn.Module) -> bool:
-    """Whether activation checkpointing is on anywhere."""
+    """Tell whether activation checkpointing is on anywhere."""
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether every value is finite. A finite sum says so at a tenth of the cost of looking at each."""
+    """Tell whether every value is finite. A finite sum says so at a tenth of the cost of looking at each."""
     wide = tensor.dtype if tensor.element_size() > 2 else torch.float32
     return bool(torch.isfinite(tensor.sum(dtype=wide))) or bool(torch.isfinite(tensor).all())
 

@@ -1,7 +1,5 @@
 """What `debug_sample` returns: what was seen, what was checked, and both on one screen."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -10,8 +8,8 @@ from typing import Any
 
 import torch
 
-from hf_freeze.debugging.check import Check
 from hf_freeze.debugging.gradients import GradientStatus, by_part
+from hf_freeze.debugging.sample_check import Check
 
 WIDTH = 110
 MARGIN = 17
@@ -25,12 +23,16 @@ _SIGNS = {"ok": "ok     ", "warning": "WARNING", "failed": "FAILED "}
 class SampleReport:
     """What one sample showed. `print(report)` is one screen; `to_dict()` is JSON-able.
 
-    `checks`: every `Check` that applied, each with a name, a status ("ok", "warning" or "failed") and a sentence.
-    `logits`: as the model gave them, on the CPU; None when there were none.
-    `probability`: of the positive class (two classes, one logit) or of the predicted one; None for regression.
-    `label`: the id that is predicted, at the tuned threshold where there is one.
-    `gradients`: with `backward=True`, the status per parameter: ok, zero, missing, not finite, frozen or unused.
-    `facts`: what was seen, in plain values.
+    Attributes:
+        checks: Every `Check` that applied. `report[name]` is the one of this name.
+        logits: As the model gave them, on the CPU; None when there were none.
+        probability: Of the positive class (two classes, one logit) or of the predicted one; None for regression.
+        label: The id that is predicted, at the tuned threshold where there is one.
+        gradients: With `backward=True`, by parameter: ok, zero, missing, not finite, frozen or unused.
+        facts: What was seen, in plain values, by part: "sample" (origin, index, seed, text, tokens, target), "inputs"
+            (shape, dtype, device and range of each), "output" (the same of the logits; kind, margin, probability,
+            label, threshold), "loss" (value, recomputed), "model" (class, parameters, trainable, modes), and "cost" in
+            forward passes. Parts that a broken sample did not reach are missing.
     """
 
     checks: tuple[Check, ...]

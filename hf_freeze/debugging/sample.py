@@ -1,7 +1,5 @@
 """`debug_sample`: one sample through the model, and everything that could be wrong."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from typing import Any, Literal
@@ -10,13 +8,13 @@ import torch
 
 from hf_freeze.debugging.facts import facts_of
 from hf_freeze.debugging.look import Look
+from hf_freeze.debugging.no_trace import untouched
 from hf_freeze.debugging.optimizer_checks import stale_gradients
 from hf_freeze.debugging.report import SampleReport
 from hf_freeze.debugging.table import run
-from hf_freeze.debugging.untouched import untouched
 from hf_freeze.errors import FreezeError, SampleCheckError
+from hf_freeze.model_inputs.input_rows import pick_row
 from hf_freeze.model_inputs.inspected_model import InspectedModel, inspect_model
-from hf_freeze.model_inputs.rows import pick_row
 
 
 def debug_sample(
@@ -36,20 +34,31 @@ def debug_sample(
 ) -> SampleReport:
     """Run one sample through the model as training will, say what was seen and what is wrong, and leave no trace.
 
-    `trainer_or_model`: a Trainer (its data, collator, tokenizer, device, precision, loss and tuned threshold are used),
-    or a model: transformers, PEFT, or any `nn.Module` that returns a ModelOutput, dict, tuple or tensor.
-    `sample`: a row as a dict, a text or a pair of texts, {"text": ..., "label": ...}, or an index. By default row
-    `index` of `dataset`, or one drawn at random; `seed` repeats a draw (by default it differs from call to call, except
-    on several processes, which must draw the same row).
-    `dataset`: "eval", "train", a key of the Trainer's eval sets, or the data itself; of an iterable one, the first row.
-    `threshold`: "auto" takes the metrics' or the one in the model's config; or a margin, a `ThresholdResult`, None.
-    `backward=True` adds a backward pass, and what became of every parameter's gradient.
-    `checks="full"` adds passes in train mode and beside another row; all in all at most the cost of 12 forward passes.
+    Args:
+        trainer_or_model: A Trainer (its data, collator, tokenizer, device, precision, loss and tuned threshold are
+            used), or a model: transformers, PEFT, or any `nn.Module` that returns a ModelOutput, dict, tuple or tensor.
+        sample: A row as a dict, a text or a pair of texts, {"text": ..., "label": ...}, or an index. By default row
+            `index` of `dataset`, or one drawn at random.
+        dataset: "eval", "train", a key of the Trainer's eval sets, or the data itself; of an iterable one, the first
+            row is taken.
+        index: The row of `dataset` to take.
+        tokenizer: Reads a text where there is no Trainer, or another than its own.
+        collator: Makes a batch of the row; by default the Trainer's, else the row is padded by the tokenizer.
+        threshold: "auto" takes that of the metrics or of the model's config; or a margin, a `ThresholdResult`, None.
+        backward: Add a backward pass, and what became of every parameter's gradient.
+        checks: "full" adds passes in train mode and beside another row; all in all at most the cost of 12 forward
+            passes.
+        seed: Repeats a draw. By default it differs from call to call, except on several processes, which must draw the
+            same row.
+        raise_on_failure: Raise `SampleCheckError` where a check failed.
+        quiet: False lets the main process print the report.
 
-    `print(debug_sample(...))` shows the report; `quiet=False` lets the main process alone print it, where several run.
-    Every process returns it. All processes may call it, and must where the model is sharded. A failed check raises
-    `SampleCheckError` only with `raise_on_failure=True`. What cannot be run at all, such as an empty data set or a text
-    without a tokenizer, raises `FreezeError`.
+    Returns:
+        The report, on every process. All processes may call this, and must where the model is sharded.
+
+    Raises:
+        SampleCheckError: With `raise_on_failure`, where a check failed; it holds the report.
+        FreezeError: For what cannot be run at all, such as an empty data set or a text without a tokenizer.
     """
     if checks not in ("fast", "full"):
         raise FreezeError(f'checks={checks!r} is not known. Give "fast" or "full".')

@@ -1,16 +1,14 @@
 """The checks of `debug_sample`: the name of each, what it needs to be asked at all, and what explains its failure."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from hf_freeze.debugging import gradients, inputs, labels, losses, optimizer_checks, outputs
-from hf_freeze.debugging.check import Check, CheckName
+from hf_freeze.debugging import gradients, inputs, losses, optimizer_checks, outputs, row_label
 from hf_freeze.debugging.look import Look
 from hf_freeze.debugging.new_head import check_head
 from hf_freeze.debugging.passes import out_of_range
+from hf_freeze.debugging.sample_check import Check, CheckName
 
 Need: TypeAlias = Callable[[Look], bool]
 
@@ -34,7 +32,7 @@ def run(look: Look) -> tuple[Check, ...]:
 def without_consequences(checks: Iterable[Check]) -> tuple[Check, ...]:
     """Leave out what is not ok only because of something else that is not ok.
 
-    >>> from hf_freeze.debugging.check import failed
+    >>> from hf_freeze.debugging.sample_check import failed
     >>> checks = [failed("inputs", ""), failed("logits_finite", ""), Check("plan", "ok", "")]
     >>> [check.name for check in without_consequences(checks)]
     ['inputs', 'plan']
@@ -49,42 +47,42 @@ def without_consequences(checks: Iterable[Check]) -> tuple[Check, ...]:
 
 
 def a_batch(look: Look) -> bool:
-    """The collator made a batch."""
+    """Tell whether the collator made a batch."""
     return bool(look.batch)
 
 
 def logits(look: Look) -> bool:
-    """The model ran, and returned logits."""
+    """Tell whether the model ran, and returned logits."""
     return bool(look.batch) and look.logits is not None
 
 
 def finite_logits(look: Look) -> bool:
-    """The logits are numbers."""
+    """Tell whether the logits are numbers."""
     return bool(look.batch) and look.is_finite
 
 
 def a_label(look: Look) -> bool:
-    """The label reaches the model."""
+    """Tell whether the label reaches the model."""
     return look.label is not None
 
 
 def a_loss(look: Look) -> bool:
-    """A loss came back."""
+    """Tell whether a loss came back."""
     return look.loss is not None
 
 
 def finite_weights(look: Look) -> bool:
-    """The weights are numbers."""
+    """Tell whether the weights are numbers."""
     return look.weights.status == "ok"
 
 
 def a_backward_pass(look: Look) -> bool:
-    """A backward pass was asked for, and there is something to differentiate."""
+    """Tell whether a backward pass was asked for, and there is something to differentiate."""
     return look.backward and bool(look.statuses)
 
 
 def all_checks(look: Look) -> bool:
-    """The caller asked for all checks."""
+    """Tell whether the caller asked for all checks."""
     return look.full
 
 
@@ -109,7 +107,7 @@ def _inputs(look: Look) -> Check | None:
 def _labels(look: Look) -> Check | None:
     if look.faults_of_row:
         return look.fault_of_row("labels")
-    return _worst(look.fault_of_labels("labels"), labels.check_present(look.inspected, look.row, look.batch))
+    return _worst(look.fault_of_labels("labels"), row_label.check_present(look.inspected, look.row, look.batch))
 
 
 def _vocabulary(look: Look) -> Check | None:
@@ -179,7 +177,7 @@ TABLE: tuple[Entry, ...] = (
     Entry("truncated", lambda look: inputs.check_truncated(look.inspected, look.row, look.batch), (a_batch,)),
     Entry("tokens", lambda look: inputs.check_unknown(look.inspected, look.batch), (a_batch,)),
     Entry("labels", _labels),
-    Entry("label_names", lambda look: labels.check_names(look.inspected, look.row), (a_batch,)),
+    Entry("label_names", lambda look: row_label.check_names(look.inspected, look.row), (a_batch,)),
     Entry("length", lambda look: look.length, (a_batch,)),
     Entry("vocabulary", _vocabulary, (a_batch,)),
     Entry("forward", _forward, (a_batch,), explained_by=("length", "vocabulary")),

@@ -1,15 +1,13 @@
 """The same row in other company: with other contents, with padding, without it, beside another row."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
 
+from hf_freeze.model_inputs.input_rows import length_of, positions
 from hf_freeze.model_inputs.inspected_model import IDS, InspectedModel
-from hf_freeze.model_inputs.rows import length_of, positions
 
 Side: TypeAlias = Literal["left", "right"]
 MASK = "attention_mask"
@@ -61,7 +59,7 @@ def _eos(inspected: InspectedModel) -> Any:
 
 
 def has_tokens(batch: Mapping[str, Any]) -> bool:
-    """Whether the batch is one of token ids, (rows, tokens)."""
+    """Tell whether the batch is one of token ids, (rows, tokens)."""
     return isinstance(batch.get(IDS), torch.Tensor) and batch[IDS].ndim == 2
 
 

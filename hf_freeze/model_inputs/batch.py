@@ -1,7 +1,5 @@
 """From a row to the batch that the model is called with, and what is wrong with the two."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,8 +8,8 @@ from typing import Any
 import torch
 
 from hf_freeze.errors import FreezeError
+from hf_freeze.model_inputs.input_rows import Row
 from hf_freeze.model_inputs.inspected_model import IDS, InspectedModel
-from hf_freeze.model_inputs.rows import Row
 
 
 class CollatorError(FreezeError):

@@ -1,7 +1,5 @@
 """What is looked at: a model, and how the Trainer around it collates, places and scores a row."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -96,7 +94,7 @@ class InspectedModel:
         )
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision that training will use."""
+        """Return the precision that training will use."""
         return nullcontext() if self.trainer is None else self.trainer.accelerator.autocast()
 
     def collate(self, rows: Sequence[Any]) -> Any:
@@ -120,7 +118,7 @@ class InspectedModel:
         return {key: value.to(self.device) if hasattr(value, "to") else value for key, value in batch.items()}
 
     def is_main_process(self) -> bool:
-        """Whether this process speaks for all."""
+        """Tell whether this process speaks for all."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return torch.distributed.get_rank() == 0
         return self.trainer is None or bool(self.trainer.is_world_process_zero())

@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 
 from hf_freeze import debug_sample
-from hf_freeze.debugging.check import CheckName
+from hf_freeze.debugging.sample_check import CheckName
 from tests.debugging import data_faults  # noqa: F401 - it adds to FAULTS
 from tests.debugging.faults import FAULTS
 from tests.debugging.subjects import pooled

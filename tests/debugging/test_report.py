@@ -9,7 +9,7 @@ from datasets import Dataset
 from torch.utils.data import IterableDataset
 
 from hf_freeze import BinaryClassificationMetrics, Check, FreezeError, SampleCheckError, SampleReport, debug_sample
-from hf_freeze.debugging.check import failed, ok, warning
+from hf_freeze.debugging.sample_check import failed, ok, warning
 from hf_freeze.debugging.table import without_consequences
 from tests.debugging.subjects import named_rows, pooled, ragged_rows, tiny_lora, trainer_of, word_tokenizer
 from tests.models import image_rows, text_batch, text_rows, tiny_bert, tiny_gpt2_lm, tiny_vit
@@ -262,7 +262,7 @@ MISTAKES = {
     "a strange sample": ({"sample": 3.5}, "3.5 is a float"),
     "unknown checks": ({"checks": "all", "sample": text_rows()[0]}, "checks='all'"),
     "unknown threshold": ({"threshold": "best", "sample": text_rows()[0]}, "threshold='best'"),
-    "no model": ({"subject": 3}, "int, which is neither"),
+    "no model": ({"subject": 3}, "int, neither a Trainer nor a torch module"),
     "meta device": ({"subject": tiny_vit().to("meta"), "dataset": image_rows()}, "meta device"),
     "lazy": ({"subject": torch.nn.LazyLinear(3), "dataset": text_rows()}, "lazy module"),
 }
@@ -277,7 +277,7 @@ def test_a_mistake_says_what_was_given_and_what_to_do(name):
 
 def test_a_set_that_the_trainer_does_not_have(tmp_path):
     trainer = trainer_of(tiny_bert(), tmp_path)
-    with pytest.raises(FreezeError, match="dataset='test' is no data set of this Trainer; it has .'eval'."):
+    with pytest.raises(FreezeError, match="dataset='test' is not a data set of this Trainer; it has .'eval'."):
         call(trainer, dataset="test")
     with pytest.raises(FreezeError, match="has no train_dataset"):
         call(trainer, dataset="train")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_freeze import FreezeError, SampleCheckError, debug_sample
-from hf_freeze.debugging.untouched import untouched
+from hf_freeze.debugging.no_trace import untouched
 from tests.debugging.subjects import (
     Pooled,
     checkpoint_activations,

@@ -1,7 +1,5 @@
 """From rows to batches: texts tokenised, padded or stacked, and the labels as numbers of classes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -13,8 +11,8 @@ from torch.utils.data import IterableDataset
 
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
 from hf_freeze.model_inputs.batch import make_batch
+from hf_freeze.model_inputs.input_rows import Row, pick_row
 from hf_freeze.model_inputs.inspected_model import InspectedModel, inspect_model
-from hf_freeze.model_inputs.rows import Row, pick_row
 from hf_freeze.reporting.layers.class_labels import Classes, Labels, class_columns, label_column
 
 CLASSES = "labels"

@@ -1,16 +1,14 @@
 """Checks of the label: is it there, does it fit the head, is it called the same by data and model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from hf_freeze.binary.labelled_rows import IGNORED_LABEL
-from hf_freeze.debugging.check import Check, CheckName, failed, ok, warning
+from hf_freeze.debugging.sample_check import Check, CheckName, failed, ok, warning
+from hf_freeze.model_inputs.input_rows import Row
 from hf_freeze.model_inputs.inspected_model import InspectedModel
-from hf_freeze.model_inputs.rows import Row
 
 REMEDY = "Load the model with num_labels= the number of classes, and number them from 0."
 
@@ -112,7 +110,8 @@ def check_range(inspected: InspectedModel, labels: torch.Tensor, logits: torch.T
     strange = sorted({int(value) for value in labels.flatten() if not _fits(int(value), columns)})
     if strange:
         return failed(
-            name, f"Label {strange[0]} is no class of a head with {columns:,} logits (0 to {columns - 1:,}). {REMEDY}"
+            name,
+            f"Label {strange[0]} is not a class of the head with {columns:,} logits (0 to {columns - 1:,}). {REMEDY}",
         )
     if bool((labels == IGNORED_LABEL).all()):
         return warning(name, "Every label is -100, which the loss leaves out: this row teaches nothing.")

@@ -1,7 +1,5 @@
 """Look at a model and leave it as it was: flags, random states, gradients, buffers, hooks, attributes."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

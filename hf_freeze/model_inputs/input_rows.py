@@ -1,7 +1,5 @@
 """Which row: given, by index, at random, or made from a text."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,7 +79,7 @@ def _dataset(inspected: InspectedModel, dataset: Any) -> tuple[Any, str]:
         sets["eval"] = next(iter(trainer.eval_dataset.values()), None)
     if dataset not in sets:
         known = sorted(name for name, rows in sets.items() if rows is not None)
-        raise FreezeError(f"dataset={dataset!r} is no data set of this Trainer; it has {known or 'none'}.")
+        raise FreezeError(f"dataset={dataset!r} is not a data set of this Trainer; it has {known or 'none'}.")
     if sets[dataset] is None and dataset == "eval" and sets["train"] is not None:
         return sets["train"], "train (the Trainer has no eval set)"
     if sets[dataset] is None:

@@ -1,7 +1,5 @@
 """One finding about one sample."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -42,7 +40,13 @@ CheckName: TypeAlias = Literal[
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at (`name`), what came of it (`status`), and one sentence of cause and remedy."""
+    """The result of one check of `debug_sample`.
+
+    Attributes:
+        name: What was looked at, such as "gradients". Stable, so that code may ask for it: `report["gradients"]`.
+        status: "ok", "warning" (training would run, but perhaps not as meant) or "failed".
+        message: One sentence: what was found, and for what is not ok its likely cause and what to do.
+    """
 
     name: CheckName
     status: Status
@@ -50,15 +54,15 @@ class Check:
 
 
 def ok(name: CheckName, message: str) -> Check:
-    """Nothing wrong."""
+    """Return a check that found nothing wrong."""
     return Check(name, "ok", message)
 
 
 def warning(name: CheckName, message: str) -> Check:
-    """Training would run, but perhaps not as meant."""
+    """Return a check of what would train, but perhaps not as meant."""
     return Check(name, "warning", message)
 
 
 def failed(name: CheckName, message: str) -> Check:
-    """Training would break, or learn something else than meant."""
+    """Return a check of what would break training, or make it learn something else than meant."""
     return Check(name, "failed", message)
