@@ -4,8 +4,6 @@ Whatever happens ends in an exit status and one line on standard error, never in
 when what was typed cannot be run (or nobody reads the output any more), 130 after Ctrl-C.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """The shell command `hf-freeze debug`: one text through a model and its tokenizer."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -1,7 +1,5 @@
 """Values that more than one sub-command takes, checked before anything is loaded."""
 
-from __future__ import annotations
-
 from hf_freeze.errors import FreezeError
 
 LARGEST_COUNT = 10**12

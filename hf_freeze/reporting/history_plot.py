@@ -1,21 +1,24 @@
-"""A picture of a run: loss, metrics and learning rates over its stages."""
+"""A picture of a run: loss, metrics and learning rates over its stages.
 
-from __future__ import annotations
+The log is read from wherever it is kept: a trainer, its history, a checkpoint, or the folder of a run.
+"""
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint
 
 from hf_freeze.errors import FreezeError
-from hf_freeze.reporting.figure import logarithmic, new_figure
-from hf_freeze.reporting.logged_run import Entries, logged_entries
-from hf_freeze.reporting.stage_axis import mark_stages
+from hf_freeze.reporting.figure import logarithmic, mark_stages, new_figure
 from hf_freeze.training.group_names import from_the_head_down, joined_names
 
+Entries: TypeAlias = Sequence[Mapping[str, Any]]
 Series: TypeAlias = dict[str, list[tuple[int, float]]]
 
 _SHADES = ("#ffffff", "#e9eef5")
@@ -41,7 +44,7 @@ def plot_history(
     Raises `FreezeError` where nothing was logged, for what is no log, for a metric that is not among the logs, for a
     path that no picture can be written to, and when matplotlib is missing.
     """
-    entries = logged_entries(history)
+    entries = _logged_entries(history)
     losses = _series(entries, [name for name in _names(entries) if name == "loss" or name.endswith("_loss")])
     if not losses:
         raise FreezeError("The log has no loss: nothing to draw. Give the log_history of a run with logging_steps.")
@@ -81,7 +84,7 @@ def _series(entries: Entries, names: Sequence[str]) -> Series:
 
 
 def _rates(entries: Entries) -> Series:
-    """The rate of every group where it trains; of a group that is frozen there is none in the log."""
+    """Return the rate of every group where it trains; of a group that is frozen there is none in the log."""
     names = [name for name in _names(entries) if name.startswith("lr/")]
     if not names:
         return _series(entries, [name for name in _names(entries) if name == "learning_rate"])
@@ -152,3 +155,49 @@ def _draw(axes: Any, title: str, series: Series) -> None:
         size, rows = (7.5, 8) if len(series) <= 16 else (5.5, 14)
         columns = 1 + (len(series) - 1) // rows
         axes.legend(fontsize=size, loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=columns, frameon=False)
+
+
+_WANTED = "Give a trainer, its state.log_history, a checkpoint, or the output_dir of a run with checkpoints."
+
+
+def _logged_entries(history: Trainer | Entries | str | PathLike[str]) -> Entries:
+    """Return the entries of a log, each with its step. Raises `FreezeError` for what holds none."""
+    if isinstance(history, Trainer):
+        return history.state.log_history
+    if isinstance(history, str | PathLike):
+        file = _state_file(Path(history))
+        return _checked(_log_of(file), f"log_history of {str(file)!r}")
+    return _checked(history, "history")
+
+
+def _state_file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    if not (path / TRAINER_STATE_NAME).is_file():
+        path = Path(get_last_checkpoint(str(path)) or path)  # type: ignore[no-untyped-call]
+    return path / TRAINER_STATE_NAME
+
+
+def _log_of(file: Path) -> Any:
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FreezeError(f"{str(file)!r} has no log_history: {error!r}. {_WANTED}") from error
+    if not isinstance(state, dict) or "log_history" not in state:
+        found = f"the keys {sorted(state)}" if isinstance(state, dict) else f"a {type(state).__name__}"
+        raise FreezeError(f"{str(file)!r} has no log_history, but {found}. {_WANTED}")
+    return state["log_history"]
+
+
+def _checked(entries: Any, name: str) -> Entries:
+    if not isinstance(entries, Sequence):
+        raise FreezeError(f"{name} is a {type(entries).__name__}: {_short(entries)}. {_WANTED}")
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("step"), int):
+            raise FreezeError(f"{name}[{index}] is not a log entry with its 'step': {_short(entry)}. {_WANTED}")
+    return entries
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."

@@ -1,7 +1,5 @@
 """Models and tokenizers by the name that someone typed: a folder, a folder of PEFT adapters, or a model of the hub."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator
@@ -87,7 +85,7 @@ def _check_labels(name: str, config: PretrainedConfig) -> None:
     for field in ("id2label", "label2id"):
         value = getattr(config, field, None)
         if value is not None and not isinstance(value, dict):
-            raise FreezeError(f"The configuration in {name!r} has {field}={value!r}, which is no mapping of labels.")
+            raise FreezeError(f"The configuration in {name!r} has {field}={value!r}, which is not a mapping of labels.")
 
 
 def _where_one_is(name: str) -> str:

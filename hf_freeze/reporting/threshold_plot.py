@@ -1,7 +1,5 @@
 """The picture of a threshold. matplotlib (the extra `plots`) is imported when it is drawn."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,7 +26,7 @@ def plot_threshold(result: ThresholdResult, path: str | Path | None = None) -> A
     comes from a config alone), for a path that no picture can be written to, and when matplotlib is missing.
     """
     if not isinstance(result, ThresholdResult):
-        raise FreezeError(f"{result!r} is no ThresholdResult: give what tune_threshold or load_threshold returned.")
+        raise FreezeError(f"{result!r} is not a ThresholdResult: give what tune_threshold or load_threshold returned.")
     if result.curve is None:
         raise FreezeError(
             "This threshold has no curve to draw: it was given, or read from a config. Plot what tune_threshold "

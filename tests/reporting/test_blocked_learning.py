@@ -62,7 +62,7 @@ def test_a_loss_that_falls_as_much_as_before_has_not_stopped():
 
 
 @pytest.mark.parametrize(
-    ("frozen", "freer"),
+    ("frozen", "less_frozen"),
     [
         (run(), run(**FREER)),
         (run(**STUCK), run(name="other", trainable=10)),
@@ -75,8 +75,8 @@ def test_a_loss_that_falls_as_much_as_before_has_not_stopped():
     ],
     ids=["as low", "no freer", "still falls", "small gap", "not twice", "noise", "learnt by heart", "one loss"],
 )
-def test_nothing_is_said_without_the_evidence(frozen, freer):
-    assert frozen_layers_block([[frozen], [freer]]) == {}
+def test_nothing_is_said_without_the_evidence(frozen, less_frozen):
+    assert frozen_layers_block([[frozen], [less_frozen]]) == {}
 
 
 def test_in_every_seed_or_not_at_all():

@@ -101,7 +101,7 @@ def commands(model, data="texts.jsonl"):
         (["--lr_scheduler_kwargs", "[1]", "--max_steps", "5"], "lr_scheduler_kwargs"),
         (["--accelerator_config", "nothing.json"], "nothing.json"),
         (["--nonsense"], "unrecognized arguments"),
-        (["--auto_class", ""], "no model class"),
+        (["--auto_class", ""], "not a model class"),
     ],
 )
 def test_a_mistake_in_a_flag_of_plan_is_one_line(here, capsys, given, said):

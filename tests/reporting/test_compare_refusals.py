@@ -12,22 +12,13 @@ from transformers import BartForSequenceClassification
 
 from hf_freeze import FreezePlan, PlanError, Stage
 from hf_freeze.errors import FreezeError
-from hf_freeze.reporting.comparison import compare as module
 from hf_freeze.reporting.comparison.contenders import default_contenders
 from tests import models
 from tests.models import text_rows, tiny_bert
-from tests.reporting.compared import arguments, run, tiny_comparison
+from tests.reporting.compared import arguments, tiny_comparison
 
 PROBE = {"probe": "linear-probe"}
 STAGES = [Stage(fraction=0.6, unfreeze="layers[-1]"), Stage(fraction=0.7, unfreeze="all")]
-
-
-@pytest.fixture
-def trained(monkeypatch):
-    """The runs that would have been trained; none is."""
-    seen = []
-    monkeypatch.setattr(module, "train", lambda name, *_, seed, **__: seen.append(name) or run(name, seed=seed))
-    return seen
 
 
 def relabelled(label, count=32):

@@ -11,20 +11,11 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from hf_freeze.reporting.comparison import compare as module
 from hf_freeze.reporting.comparison.described import describe, describe_model
 from hf_freeze.reporting.comparison.runs import digest
 from tests.models import text_rows, tiny_bert, tiny_llama
 from tests.reporting import compared
-from tests.reporting.compared import Augmented, Weighted, resumable, run, tiny_comparison
-
-
-@pytest.fixture
-def trained(monkeypatch):
-    """The runs that would have been trained; none is."""
-    seen = []
-    monkeypatch.setattr(module, "train", lambda name, *_, seed, **__: seen.append(name) or run(name, seed=seed))
-    return seen
+from tests.reporting.compared import Augmented, Weighted, resumable, tiny_comparison
 
 
 def transformed(shift):

@@ -185,7 +185,7 @@ def test_nothing_is_said_of_plans_that_train_less_where_there_are_none():
 def test_a_run_that_diverged_is_said_and_held_against_nothing():
     nan = run(**FREER, evaluations=NAN, interval=(0.949, 0.949))
     assert said_by(run(**STUCK), nan) == [
-        "'full' diverged: its loss or its logits are no numbers at the end. It is held against no other plan; give it a "
+        "'full' diverged: its loss or its logits are not numbers at the end. It is held against no other plan; give it a "
         "smaller learning rate."
     ]
     stuck, full = run(**STUCK), run(**FREER)

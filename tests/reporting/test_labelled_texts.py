@@ -7,7 +7,7 @@ import pytest
 from datasets import ClassLabel, Dataset
 
 from hf_freeze.errors import FreezeError
-from hf_freeze.reporting.comparison import text_files
+from hf_freeze.reporting.comparison import labelled_texts
 from hf_freeze.reporting.comparison.labelled_texts import load_texts
 
 ROWS = [
@@ -84,7 +84,7 @@ def test_other_columns_may_hold_what_they_like(tmp_path):
 
 
 def test_quoted_texts_may_have_lines_and_commas_at_the_end_of_a_block_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_files, "_LARGEST_ROW", 64)
+    monkeypatch.setattr(labelled_texts, "_LARGEST_ROW", 64)
     texts = [f'a{index} "b", c\nd' for index in range(40)]
     rows = ['"' + text.replace('"', '""') + f'",{"xy"[index % 2]}' for index, text in enumerate(texts)]
     found = read(load(written(tmp_path / "t.csv", ["text,label", *rows])))

@@ -252,8 +252,8 @@ def test_a_history_without_a_loss_or_a_folder_without_one_is_an_error(tmp_path):
     [
         (None, "history is a NoneType: None"),
         ({"loss": 1.0}, "history is a dict: {'loss': 1.0}"),
-        (("a", "b"), r"history\[0\] is no entry of a log with its 'step': 'a'"),
-        ([{"step": 1, "loss": 0.5}, {"loss": 0.4}], r"history\[1\] is no entry .* {'loss': 0.4}"),
+        (("a", "b"), r"history\[0\] is not a log entry with its 'step': 'a'"),
+        ([{"step": 1, "loss": 0.5}, {"loss": 0.4}], r"history\[1\] is not a log entry .* {'loss': 0.4}"),
     ],
 )
 def test_what_is_no_log_is_an_error(history, message):
@@ -267,7 +267,7 @@ def test_what_is_no_log_is_an_error(history, message):
         ([], "has no log_history, but a list"),
         ({"epoch": 1}, r"has no log_history, but the keys \['epoch'\]"),
         ({"log_history": {"loss": 1}}, "log_history of .* is a dict"),
-        ({"log_history": [3]}, r"log_history of .*\[0\] is no entry"),
+        ({"log_history": [3]}, r"log_history of .*\[0\] is not a log entry"),
     ],
 )
 def test_a_state_without_a_log_is_an_error(tmp_path, state, message):
@@ -277,9 +277,9 @@ def test_a_state_without_a_log_is_an_error(tmp_path, state, message):
 
 
 def test_what_is_no_preview_or_comparison_is_an_error():
-    with pytest.raises(FreezeError, match=r"is no preview: give what preview\("):
+    with pytest.raises(FreezeError, match=r"is not a preview: give what preview\("):
         plot_plan(PLAN)
-    with pytest.raises(FreezeError, match=r"is no comparison: give what compare\("):
+    with pytest.raises(FreezeError, match=r"is not a comparison: give what compare\("):
         plot_comparison([run()])
 
 

@@ -272,7 +272,7 @@ def test_the_class_is_sequence_classification_where_there_is_one_else_that_of_th
     vit = tiny_vit().config
     vit.architectures = ["ViTForImageClassification"]
     assert preview(vit, arguments(), plan=recipes.full()).model == "ViTForImageClassification"
-    with pytest.raises(PlanError.__base__, match="'AutoModelForCausalML' is no model class of transformers"):
+    with pytest.raises(PlanError.__base__, match="'AutoModelForCausalML' is not a model class of transformers"):
         preview(bert, arguments(), auto_class="AutoModelForCausalML")
 
 

@@ -17,7 +17,7 @@ HEAD = FreezePlan(trainable="head")
 @pytest.mark.parametrize("name", ["rows", "tokens", "batch_size"])
 @pytest.mark.parametrize("count", [0, -3, 2.5, "a", True, [1, 2]])
 def test_a_count_is_a_whole_number_of_at_least_one(name, count):
-    with pytest.raises(FreezeError, match=rf"{name}=.* is no whole number of at least 1"):
+    with pytest.raises(FreezeError, match=rf"{name}=.* is not a whole number of at least 1"):
         preview(tiny_bert(), arguments(), plan=HEAD, **{name: count})
 
 
@@ -35,13 +35,13 @@ def test_a_model_is_a_model_or_what_names_one(model):
 
 @pytest.mark.parametrize("args", [None, {"learning_rate": 1.0}])
 def test_arguments_are_training_arguments(args):
-    with pytest.raises(FreezeError, match="are no TrainingArguments"):
+    with pytest.raises(FreezeError, match="are not TrainingArguments"):
         preview(tiny_bert(), args, plan=HEAD)
 
 
 @pytest.mark.parametrize("batch", [[1, 2], {}, {"input_ids": [[1, 2, 3]], "labels": [0]}])
 def test_a_batch_holds_tensors_by_name(batch):
-    with pytest.raises(FreezeError, match="is no mapping of a model's inputs to tensors"):
+    with pytest.raises(FreezeError, match="is not a mapping of a model's inputs to tensors"):
         preview(tiny_bert(), arguments(), plan=HEAD, batch=batch)
 
 

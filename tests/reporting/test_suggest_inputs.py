@@ -42,7 +42,7 @@ def tokenizer(tmp_path):
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        ({"folds": 1}, "folds=1 is no whole number of at least 2"),
+        ({"folds": 1}, "folds=1 is not a whole number of at least 2"),
         ({"folds": 2.5}, "folds=2.5"),
         ({"folds": True}, "folds=True"),
         ({"max_rows": 0}, "max_rows=0"),

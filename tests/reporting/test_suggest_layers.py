@@ -11,7 +11,7 @@ from transformers import BertTokenizerFast
 
 from hf_freeze.errors import FreezeError, SelectionError, UnsupportedSetupError
 from hf_freeze.features.batches import Source
-from hf_freeze.reporting.layers.depth_features import depth_features, find_depths, find_reading
+from hf_freeze.reporting.layers.depth_features import depth_features, find_depths, find_reader
 from hf_freeze.reporting.layers.head_reads import read
 from hf_freeze.reporting.layers.labelled_batches import LabelledBatches
 from hf_freeze.reporting.layers.layers_plot import plot_layers
@@ -162,8 +162,8 @@ def test_depths_are_the_hidden_states_that_the_model_itself_reports():
     model, rows = models.tiny_bert(layers=3).eval(), texts(10)
     source = Source(rows, LabelledBatches(model, Pad(), None), dict)
     depths, batches = find_depths(model), [[0, 1, 2], [3, 4, 5, 6, 7, 8, 9]]
-    reading = find_reading(model, depths, source, list(range(10)))
-    found = depth_features(model, depths, reading, source, batches, show_progress=False)
+    reader = find_reader(model, depths, source, list(range(10)))
+    found = depth_features(model, depths, reader, source, batches, show_progress=False)
     batch = Pad()(rows)
     mask = batch["attention_mask"] != 0
     with torch.no_grad():

@@ -1,13 +1,11 @@
 """Whether what a plan freezes keeps the model from learning, or whether its rate may be the cause as well."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from statistics import fmean
 
 from hf_freeze.reporting.comparison.runs import Run
-from hf_freeze.reporting.comparison.verdicts import mean, over
+from hf_freeze.reporting.comparison.verdicts import mean, seeds_note
 
 FAR_ABOVE = 2.0
 """A training loss "stays far above" another when it is this many times as high,"""
@@ -32,24 +30,24 @@ def frozen_layers_block(plans: Sequence[Sequence[Run]]) -> dict[str, str]:
     by_loss = sorted(plans, key=lambda runs: mean(runs, Run.training_loss))
     found = {}
     for runs in plans:
-        freer = [other for other in by_loss if other[0].trainable > runs[0].trainable]
-        sparing = [other for other in by_loss if other[0].trainable <= runs[0].trainable]
-        if freer and sparing[0] is runs and stays_far_above(runs, freer[0]):
-            alike = [other for other in sparing if other[0].trainable == runs[0].trainable]
-            found[runs[0].name] = _sentence(runs, freer[0], alike)
+        less_frozen = [other for other in by_loss if other[0].trainable > runs[0].trainable]
+        no_larger = [other for other in by_loss if other[0].trainable <= runs[0].trainable]
+        if less_frozen and no_larger[0] is runs and stays_far_above(runs, less_frozen[0]):
+            same_size = [other for other in no_larger if other[0].trainable == runs[0].trainable]
+            found[runs[0].name] = _sentence(runs, less_frozen[0], same_size)
     return found
 
 
-def stays_far_above(frozen: Sequence[Run], freer: Sequence[Run]) -> bool:
-    """Whether the training loss has stopped far above that of a plan that trains more.
+def stays_far_above(frozen: Sequence[Run], less_frozen: Sequence[Run]) -> bool:
+    """Tell whether the training loss has stopped far above that of a plan that trains more.
 
     Over the last quarter it is far above the other's in every seed, by more than three standard errors; it no longer
     falls; and the validation loss is higher as well, so that the other has not just learnt by heart.
     """
-    high, low = min(run.training_loss() for run in frozen), max(run.training_loss() for run in freer)
-    gap = mean(frozen, Run.training_loss) - mean(freer, Run.training_loss)
-    far = high > FAR_ABOVE * low and gap > max(LEAST_GAP, _ERRORS * _error(frozen, freer))
-    validates_worse = min(run.last.loss for run in frozen) > max(run.last.loss for run in freer)
+    high, low = min(run.training_loss() for run in frozen), max(run.training_loss() for run in less_frozen)
+    gap = mean(frozen, Run.training_loss) - mean(less_frozen, Run.training_loss)
+    far = high > FAR_ABOVE * low and gap > max(LEAST_GAP, _ERRORS * _error(frozen, less_frozen))
+    validates_worse = min(run.last.loss for run in frozen) > max(run.last.loss for run in less_frozen)
     return far and validates_worse and _has_stopped(frozen, gap)
 
 
@@ -60,15 +58,16 @@ def _has_stopped(runs: Sequence[Run], gap: float) -> bool:
     return fell < STILL_FALLS * gap and not goes_on
 
 
-def _sentence(frozen: Sequence[Run], freer: Sequence[Run], alike: Sequence[Sequence[Run]]) -> str:
+def _sentence(frozen: Sequence[Run], less_frozen: Sequence[Run], same_size: Sequence[Sequence[Run]]) -> str:
     rate = highest_rate(frozen)
     at = f" at a rate of {rate:.3g}" if rate is not None else ""
     figures = (
-        f"its training loss stays at {mean(frozen, Run.training_loss):.3f}{at}, {freer[0].name!r} comes to "
-        f"{mean(freer, Run.training_loss):.3f} (standard error of the difference {_error(frozen, freer):.3f}); "
-        f"validation loss {mean(frozen, _loss):.3f} against {mean(freer, _loss):.3f}{over(frozen)}."
+        f"its training loss stays at {mean(frozen, Run.training_loss):.3f}{at}, {less_frozen[0].name!r} comes to "
+        f"{mean(less_frozen, Run.training_loss):.3f} (standard error of the difference "
+        f"{_error(frozen, less_frozen):.3f}); validation loss "
+        f"{mean(frozen, _loss):.3f} against {mean(less_frozen, _loss):.3f}{seeds_note(frozen)}."
     )
-    if _rate_is_large(frozen, freer, alike):
+    if _rate_is_large(frozen, less_frozen, same_size):
         return f"Frozen layers block learning in {frozen[0].name!r}: {figures} Thaw more layers."
     return (
         f"Frozen layers, or too small a rate, block learning in {frozen[0].name!r}: {figures} A larger rate may do: "
@@ -76,12 +75,12 @@ def _sentence(frozen: Sequence[Run], freer: Sequence[Run], alike: Sequence[Seque
     )
 
 
-def _rate_is_large(frozen: Sequence[Run], freer: Sequence[Run], alike: Sequence[Sequence[Run]]) -> bool:
+def _rate_is_large(frozen: Sequence[Run], less_frozen: Sequence[Run], same_size: Sequence[Sequence[Run]]) -> bool:
     """Whether the rate is far above that of what learns, or a plan that trains as much has tried a far larger one."""
-    own, others = highest_rate(frozen), highest_rate(freer)
+    own, others = highest_rate(frozen), highest_rate(less_frozen)
     if own is None or others is None:
         return False
-    tried = max(rate for runs in alike if (rate := highest_rate(runs)) is not None)
+    tried = max(rate for runs in same_size if (rate := highest_rate(runs)) is not None)
     return own >= LARGER_RATE * others or tried >= LARGER_RATE * own
 
 
@@ -91,8 +90,8 @@ def highest_rate(runs: Sequence[Run]) -> float | None:
     return max(known) if len(known) == len(runs) else None
 
 
-def _error(frozen: Sequence[Run], freer: Sequence[Run]) -> float:
-    return math.sqrt(sum(_mean_error(runs) ** 2 for runs in (frozen, freer)))
+def _error(frozen: Sequence[Run], less_frozen: Sequence[Run]) -> float:
+    return math.sqrt(sum(_mean_error(runs) ** 2 for runs in (frozen, less_frozen)))
 
 
 def _mean_error(runs: Sequence[Run]) -> float:

@@ -1,7 +1,5 @@
 """Compare ways to fine-tune on one's own data: the same rows and seeds for all, each run made once and kept."""
 
-from __future__ import annotations
-
 import gc
 import logging
 import shutil
@@ -21,9 +19,8 @@ from hf_freeze.binary.metrics import BinaryClassificationMetrics
 from hf_freeze.errors import FreezeError, PlanError, UnsupportedSetupError
 from hf_freeze.features.untouched import random_states_kept
 from hf_freeze.reporting.comparison.comparison import Comparison, line_of
-from hf_freeze.reporting.comparison.contenders import Contender, ContenderLike
+from hf_freeze.reporting.comparison.contenders import Contender, ContenderLike, fitting_contenders
 from hf_freeze.reporting.comparison.data_checks import check_rows, check_sets
-from hf_freeze.reporting.comparison.fitting import fitting_contenders
 from hf_freeze.reporting.comparison.fresh_model import check_model_init, weights_of
 from hf_freeze.reporting.comparison.run_key import shared_settings
 from hf_freeze.reporting.comparison.runs import Run, digest, path_of, read_run, write_run
@@ -53,27 +50,43 @@ def compare(
 ) -> Comparison:
     """Train a fresh model by each plan with each seed, and return one table, one plot and what the figures say.
 
-    plans: name -> a plan (as everywhere), a PEFT configuration, or a `Contender`, which has learning
-    rates of its own. Without: linear probe, last layers, gradual, LP-FT, layer-wise decay, LoRA and full fine-tuning,
-    around the learning rate of `args` (see `default_contenders`); those are left out, with a warning in the log, that
-    do not fit the model or so short a run.
-    args: what all share; they declare no plan. Nothing is saved but the figures. Without an `eval_strategy` the
-    validation set is evaluated four times a run. A linear probe trains on features that are computed once
-    (`cache_frozen`) where that is exact.
-    eval_dataset: the threshold is tuned on it, after every evaluation anew; test_dataset: only judged, at the end.
-    folder: a finished run is kept there as one JSON file, so that an interrupted comparison goes on where it stopped.
-    The key is a digest of the name, plan, rates, arguments, seed and versions; of the model its first weights, its
+    A finished run is kept in `folder` as one JSON file, so that an interrupted comparison goes on where it stopped. Its
+    key is a digest of the name, plan, rates, arguments, seed and versions; of the model its first weights, its
     configuration, the settings of its modules and the code of classes of one's own; the rows, a few of them as the
     model gets them, and the code of the collator. A run with any of it changed is another run. Not covered: what code
     reads from files, the environment or objects of classes other than numbers, texts and containers of them; attributes
     of the data set that only show in rows which are not among the few; and rows that differ at each drawing also by one
     seed, of which a warning tells.
 
-    Raises `PlanError` and `SelectionError` for plans that do not fit the model or the length of the run, and
-    `FreezeError` for data that cannot be trained and judged on (no rows, other labels than of two classes, one class
-    only), a run of no steps, and a `model_init` that returns one model again or draws other weights under one seed: all
-    before anything is trained. `UnsupportedSetupError` on several processes and for iterable sets. A run that breaks
-    off is among the `failures` of the result, and tried again by the next call; only if all do, `FreezeError`.
+    Args:
+        plans: Name -> a plan (as everywhere), a PEFT configuration, or a `Contender`, which has learning rates of its
+            own. Without: linear probe, last layers, gradual, LP-FT, layer-wise decay, LoRA and full fine-tuning, around
+            the learning rate of `args` (see `default_contenders`); those are left out, with a warning in the log, that
+            do not fit the model or so short a run.
+        model_init: Returns the model anew each time; new weights are drawn by the seed of the run.
+        args: What all runs share; they declare no plan. Nothing is saved but the results. Without an `eval_strategy`
+            the validation set is evaluated four times a run. A linear probe trains on features that are computed once
+            (`cache_frozen`) where that is exact.
+        train_dataset: Labelled examples of two classes, by number: a list, a `datasets.Dataset`, a torch data set.
+        eval_dataset: The threshold is tuned on it, anew after every evaluation.
+        test_dataset: Only judged, at the end.
+        processing_class: As in the Trainer.
+        data_collator: As in the Trainer.
+        folder: Where finished runs are kept.
+        seeds: Every plan is trained with each of them.
+        positive: The positive class, by id or by name.
+        show_progress: Show a bar on standard error, and a line for each finished run.
+
+    Returns:
+        The runs of every plan. One that broke off is among the `failures`, and tried again by the next call.
+
+    Raises:
+        PlanError: For plans that do not fit the length of the run.
+        SelectionError: For plans that do not fit the model.
+        FreezeError: For data that cannot be trained and judged on (no rows, labels of other than two classes, one class
+            only), a run of no steps, and a `model_init` that returns one model again or draws other weights under one
+            seed: all before anything is trained. Also where every run broke off.
+        UnsupportedSetupError: On several processes, and for iterable data sets.
     """
     task = Task(
         model_init=model_init,
@@ -164,7 +177,7 @@ class _Runs:
         order = [*self.contenders]
         return Comparison(runs=tuple(sorted(runs, key=lambda run: order.index(run.name))), failures=tuple(failures))
 
-    def _one(self, name: str, seed: int, weights: Mapping[str, Any], bar: tqdm[Any]) -> Run | str:
+    def _one(self, name: str, seed: int, weights: Mapping[str, Any], bar: "tqdm[Any]") -> Run | str:
         """Return the run, or why it broke off."""
         contender = self.contenders[name]
         key = digest({**self.settings, **contender.settings(), "name": name, "seed": seed, "weights": weights})
@@ -194,7 +207,7 @@ def _free_memory() -> None:
 class _Note:
     """Shows how far a run is, twice a second."""
 
-    def __init__(self, bar: tqdm[Any]) -> None:
+    def __init__(self, bar: "tqdm[Any]") -> None:
         self._bar = bar
         self._shown = 0.0
 

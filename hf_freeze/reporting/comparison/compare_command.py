@@ -1,7 +1,5 @@
 """The shell command `hf-freeze compare`: ways to fine-tune a model on a file of texts and labels."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from functools import partial

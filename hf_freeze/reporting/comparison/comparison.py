@@ -1,10 +1,8 @@
 """What a comparison found: one table, and what the figures say."""
 
-from __future__ import annotations
-
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -12,7 +10,7 @@ from typing import Any
 
 from hf_freeze.plan.tables import as_table
 from hf_freeze.reporting.comparison.blocked_learning import frozen_layers_block
-from hf_freeze.reporting.comparison.notes import notes
+from hf_freeze.reporting.comparison.peak_memory import HOW
 from hf_freeze.reporting.comparison.runs import Run
 from hf_freeze.reporting.comparison.verdicts import (
     as_good_for_less,
@@ -20,8 +18,9 @@ from hf_freeze.reporting.comparison.verdicts import (
     f1,
     freezing_helps,
     has_diverged,
+    has_interval,
     interval,
-    is_told,
+    is_perfect,
     mean,
     recall_collapsed,
     too_short,
@@ -82,15 +81,15 @@ def line_of(run: Run) -> str:
         return f"{run.name}, seed {run.seed}: diverged, validation loss {run.last.loss:.4f}, {run.seconds:.1f} s"
     return (
         f"{run.name}, seed {run.seed}: validation loss {run.last.loss:.4f}, "
-        f"F1 {f'{run.last.f1:.3f}' if is_told([run]) else _NOT_TOLD}, "
+        f"F1 {f'{run.last.f1:.3f}' if has_interval([run]) else _NOT_TOLD}, "
         f"average precision {run.last.average_precision:.3f}, {run.seconds:.1f} s"
     )
 
 
 def _freezing_helps(runs: list[Run], plans: Sequence[list[Run]]) -> str | None:
     """Hold a plan against the one with the best F1 among those that train more; without one, nothing is said."""
-    freer = [other for other in plans if other[0].trainable > runs[0].trainable]
-    return freezing_helps(runs, max(freer, key=lambda other: mean(other, f1))) if freer else None
+    less_frozen = [other for other in plans if other[0].trainable > runs[0].trainable]
+    return freezing_helps(runs, max(less_frozen, key=lambda other: mean(other, f1))) if less_frozen else None
 
 
 def _table(by_plan: dict[str, list[Run]]) -> str:
@@ -118,7 +117,7 @@ def _of_sound_runs(what: Callable[[Run], float]) -> Callable[[list[Run]], str]:
 
 
 def _f1_with_interval(runs: list[Run]) -> str:
-    if not is_told(runs):
+    if not has_interval(runs):
         return _NOT_TOLD
     ends = interval(runs)
     return _spread(list(map(f1, runs))) + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
@@ -127,3 +126,75 @@ def _f1_with_interval(runs: list[Run]) -> str:
 def _spread(values: Sequence[float]) -> str:
     told = len(values) > 1 and all(map(math.isfinite, values))
     return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if told else "")
+
+
+def notes(runs: Sequence[Run]) -> list[str]:
+    """Return the lines for these runs: at least one."""
+    seeds = sorted({run.seed for run in runs})
+    means = f"Means ± standard deviations over the seeds {seeds}. " if len(seeds) > 1 else f"Seed {seeds[0]}. "
+    stored = _names(run for run in runs if run.stored_features)
+    sound = [run for run in runs if not has_diverged(run)]
+    return [
+        f"{means}Accuracy and recall of the validation set at the threshold tuned on it; F1 as on fresh rows (out of "
+        "bag), with its 95 % interval.",
+        *_without_interval(sound),
+        "Train loss: mean over the last quarter. Seconds: training without evaluations"
+        + (f"; {stored} on features computed once, which is in it." if stored else "."),
+        f"Peak memory: {HOW['cuda' if runs[0].device == 'cuda' else 'cpu']}.",
+        *remarks(sound),
+    ]
+
+
+def _without_interval(runs: Sequence[Run]) -> list[str]:
+    apart = [run for run in runs if is_perfect(run)]
+    untold = [run for run in runs if run.interval is None]
+    said = []
+    if apart:
+        said.append(
+            f"Every validation row was classified correctly: {_names(apart)}. With {_positives(apart)} that gives F1 "
+            "no interval."
+        )
+    if untold:
+        said.append(
+            f"F1 on fresh rows is unknown: {_names(untold)}. With {_positives(untold)} there are too few rows of a "
+            "class to tune on some and judge on others."
+        )
+    return said
+
+
+def remarks(runs: Sequence[Run]) -> list[str]:
+    """Return what there is to say of thresholds: once where it is the same, with the figures of one run."""
+    grouped: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.remark:
+            grouped.setdefault(run.remark.partition(": ")[0], []).append(run)
+    return [_remark(head, own, of=len(runs)) for head, own in grouped.items()]
+
+
+def _remark(head: str, runs: Sequence[Run], *, of: int) -> str:
+    if len(runs) == 1:
+        return f"{_who(runs[0])}: {_believable(runs[0])}"
+    if len(set(map(_believable, runs))) == 1:
+        return f"In {len(runs)} of {of} runs: {_believable(runs[0])}"
+    example = next((run for run in runs if not is_perfect(run)), runs[0])
+    return f"In {len(runs)} of {of} runs: {head}. {_who(example)}: {_believable(example).partition(': ')[2]}"
+
+
+def _believable(run: Run) -> str:
+    """Return the remark without an interval that has no width."""
+    if run.interval is None or not is_perfect(run):
+        return run.remark
+    return run.remark.replace(f" (95 % interval {run.interval[0]:.3f} to {run.interval[1]:.3f})", "")
+
+
+def _who(run: Run) -> str:
+    return f"{run.name}, seed {run.seed}"
+
+
+def _names(runs: Iterable[Run]) -> str:
+    return ", ".join(dict.fromkeys(run.name for run in runs))
+
+
+def _positives(runs: Sequence[Run]) -> str:
+    count = min(run.n_pos for run in runs)
+    return f"{count} positive{'s' * (count != 1)}"

@@ -1,7 +1,5 @@
 """The picture of a comparison. matplotlib (the extra `plots`) is imported when it is drawn."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,7 +22,7 @@ def plot_comparison(comparison: Comparison, path: str | Path | None = None) -> A
     no comparison, for a path that no picture can be written to, and when matplotlib is missing.
     """
     if not isinstance(comparison, Comparison):
-        raise FreezeError(f"{comparison!r} is no comparison: give what compare(...) returned.")
+        raise FreezeError(f"{comparison!r} is not a comparison: give what compare(...) returned.")
     plans = comparison.by_plan
     columns = max(1, _LETTERS // (_LETTERS_OF_A_LINE + max(map(len, plans), default=0)))
     height = max(4.2, 1.2 + 0.45 * len(plans)) + 0.2 * (max(len(plans) - 1, 0) // columns)

@@ -1,8 +1,10 @@
-"""What is compared: ways to fine-tune, each a plan, an adapter or both, with learning rates of its own."""
+"""What is compared: ways to fine-tune, each a plan, an adapter or both, with learning rates of its own.
 
-from __future__ import annotations
+All of them are read and held against the model before any of them is trained.
+"""
 
 import copy
+import logging
 import math
 import os
 from collections.abc import Mapping
@@ -14,15 +16,18 @@ from torch import nn
 from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 
-from hf_freeze.errors import PlanError
+from hf_freeze.errors import FreezeError, PlanError
 from hf_freeze.plan import recipes
 from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.plan.given import PlanLike, as_plan
 from hf_freeze.plan.stages import TopDown
-from hf_freeze.reporting.preview.rates import steps_per_epoch
-from hf_freeze.selection.language import evaluate, paths_in_front
+from hf_freeze.reporting.comparison.task import Task
+from hf_freeze.reporting.preview.rates import rate_schedule, steps_per_epoch
+from hf_freeze.selection.language import evaluate
 from hf_freeze.selection.model_map import map_model
+from hf_freeze.selection.vocabulary import paths_in_front
 from hf_freeze.training.arguments import FreezeArguments
+from hf_freeze.training.groups import param_groups
 
 _STAGES = 4
 _LAST_THAW = 0.6  # of the run
@@ -73,7 +78,7 @@ class Contender:
         return model if self.adapter is None else get_peft_model(model, copy.deepcopy(self.adapter))
 
     def is_linear_probe(self, model: nn.Module) -> bool:
-        """Whether nothing but the head ever trains, so that the rest can be computed once."""
+        """Tell whether nothing but the head ever trains, so that the rest can be computed once."""
         plan = self.freeze_plan
         model_map = map_model(model)
         if plan is None or plan.stages or not model_map.roles["head"]:
@@ -104,7 +109,7 @@ def _read(name: str, plan: Any) -> Contender:
     if isinstance(plan, PeftConfig):
         return Contender(adapter=plan)
     raise PlanError(
-        f"plans[{name!r}]={plan!r} is no plan. Give a FreezePlan, its mapping, the name of a recipe, a YAML or JSON "
+        f"plans[{name!r}]={plan!r} is not a plan. Give a FreezePlan, its mapping, the name of a recipe, a YAML or JSON "
         "file, a PEFT configuration such as LoraConfig, or a Contender, which has learning rates of its own."
     )
 
@@ -148,7 +153,7 @@ def _lora(model: nn.Module, rate: float, head: dict[str, float]) -> dict[str, Co
 
 
 def _last_layers(model: nn.Module) -> FreezePlan:
-    """The last two layers and what lies above them; those next to the head where there are several stacks."""
+    """Return the last two layers and what lies above them; those next to the head where there are several stacks."""
     stacks = map_model(model).stacks
     if len(stacks) < 2:
         return recipes.last_layers(2)
@@ -168,3 +173,55 @@ def _gradual(model: nn.Module, args: Any, train_rows: int) -> FreezePlan:
     stages = math.ceil(layers / per_stage) + 1
     every = _LAST_THAW * steps / per_epoch / stages
     return FreezePlan(trainable="head", stages=[TopDown(every_epochs=every, layers_per_stage=per_stage)])
+
+
+logger = logging.getLogger(__name__)
+
+
+def fitting_contenders(plans: Mapping[str, ContenderLike] | None, task: Task, model: nn.Module) -> dict[str, Contender]:
+    """Read the plans; without any, take those of the default set that fit this model and a run of this length.
+
+    Raises `PlanError` or `SelectionError` for a given plan that does not fit. Of the default set such a one is left
+    out, and so is one with a stage that would never begin; a warning says so.
+    """
+    if plans is not None:
+        given = read_contenders(plans)
+        for name, contender in given.items():
+            _fit(name, contender, task, model)
+        return given
+    known = default_contenders(model, task.args, train_rows=len(task.train_dataset))
+    return {name: contender for name, contender in known.items() if _fits(name, contender, task, model)}
+
+
+def _fits(name: str, contender: Contender, task: Task, model: nn.Module) -> bool:
+    try:
+        never = _fit(name, contender, task, model)
+    except FreezeError as error:
+        logger.warning("%s is left out of the comparison: %s", name, error)
+        return False
+    if never:
+        logger.warning("%s is left out of the comparison: the run ends before its last stage begins.", name)
+    return not never
+
+
+def _fit(name: str, contender: Contender, task: Task, model: nn.Module) -> bool:
+    """Return whether a stage would never begin."""
+    own = model if contender.adapter is None else _adapted(name, contender, task)
+    rates: dict[str, Any] = {"layer_lr_decay": task.args.layer_lr_decay, "group_lrs": task.args.rates_by_selection}
+    rates |= {"lr": contender.learning_rate, **contender.rates}
+    names = ("lr", "layer_lr_decay", "group_lrs")
+    param_groups(own, task.args, plan=contender.freeze_plan, **{name: rates[name] for name in names})
+    if contender.freeze_plan is None:
+        return False
+    schedule = rate_schedule(task.args, contender.freeze_plan.resolve(own), (), rows=len(task.train_dataset))
+    assert schedule is not None
+    return any(begin >= schedule.max_steps for begin in schedule.begins)
+
+
+def _adapted(name: str, contender: Contender, task: Task) -> nn.Module:
+    try:
+        return contender.model(task.model_init, 0)
+    except FreezeError:
+        raise
+    except Exception as error:  # whatever PEFT raises for a configuration that fits no module
+        raise PlanError(f"plans[{name!r}]: PEFT cannot put this adapter on the model: {error}") from error

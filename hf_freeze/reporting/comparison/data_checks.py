@@ -1,10 +1,8 @@
 """Checks of the rows of a comparison before any training: there are some, they are labelled, and the model runs."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import numpy as np
@@ -14,13 +12,11 @@ from torch.utils.data import DataLoader, IterableDataset
 from hf_freeze.binary.labelled_rows import PositiveLabel, binary_labels, read_rows
 from hf_freeze.binary.margin import as_numpy
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
-from hf_freeze.features.untouched import random_states_kept, untouched
+from hf_freeze.features.batches import ROWS
+from hf_freeze.features.untouched import random_states_kept, seed_all, untouched
 from hf_freeze.label_columns import label_columns
-from hf_freeze.reporting.comparison.sampled_rows import collated, row_numbers
+from hf_freeze.reporting.comparison.task import ComparedTrainer, Task
 from hf_freeze.reporting.preview.rates import steps_per_epoch
-
-if TYPE_CHECKING:
-    from hf_freeze.reporting.comparison.task import ComparedTrainer, Task
 
 
 def check_sets(sets: Mapping[str, Any]) -> None:
@@ -140,3 +136,24 @@ def _rejected(name: str, batch: Mapping[str, Any]) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0]
+
+
+_ROWS = 8
+
+
+def row_numbers(count: int) -> list[int]:
+    """Return the numbers of a few rows, spread over all of them."""
+    few = min(_ROWS, count)
+    return [index * (count - 1) // max(few - 1, 1) for index in range(few)]
+
+
+def collated(loader: DataLoader[Any]) -> dict[str, Any]:
+    """Return a few rows as one batch, what is random about them drawn by one seed."""
+    rows: Any = loader.dataset
+    numbers = row_numbers(len(rows))
+    with random_states_kept():
+        seed_all(0)
+        drawn = rows.__getitems__(numbers) if hasattr(rows, "__getitems__") else [rows[number] for number in numbers]
+        batch = dict(loader.collate_fn(drawn))
+    batch.pop(ROWS, None)
+    return batch

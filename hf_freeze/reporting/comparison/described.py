@@ -4,8 +4,6 @@ Of what comes from an installed package the name and the version stand for the c
 bytecode, with the defaults, the enclosed values, and the plain globals and functions that it names.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sys
@@ -88,7 +86,7 @@ def _object(thing: Any, depth: int) -> Any:
 
 
 def _class(cls: type, depth: int) -> list[Any]:
-    """The name of a class, and the code and the plain values of those of its ancestors that are no package's."""
+    """Return the name of a class, and the code and the plain values of those of its ancestors that are no package's."""
     own = [kind for kind in cls.__mro__ if not _package(kind.__module__)]
     return [
         _name(cls),
@@ -149,7 +147,7 @@ def _name(thing: Any) -> str:
 
 @cache
 def _package(module: str) -> str:
-    """The installed package that a module belongs to, with its version; empty for a module of one's own."""
+    """Return the installed package that a module belongs to, with its version; empty for a module of one's own."""
     top = module.partition(".")[0]
     file = str(getattr(sys.modules.get(top), "__file__", None) or "")
     if top in sys.stdlib_module_names and top != "__main__":

@@ -1,7 +1,5 @@
 """The model that every run of a comparison begins with: built anew each time, and by one seed the same."""
 
-from __future__ import annotations
-
 import gc
 import weakref
 from collections.abc import Callable

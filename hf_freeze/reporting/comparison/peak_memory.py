@@ -1,7 +1,5 @@
 """The memory that a piece of work takes at its peak."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import threading

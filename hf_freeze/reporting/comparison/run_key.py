@@ -1,7 +1,5 @@
 """What a run depends on, as JSON-able values: with any of it changed, it is another run."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 
@@ -13,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from hf_freeze.features.fingerprint import digest_data
 from hf_freeze.features.untouched import random_states_kept, seed_all
+from hf_freeze.reporting.comparison.data_checks import collated
 from hf_freeze.reporting.comparison.described import describe
-from hf_freeze.reporting.comparison.sampled_rows import collated
 from hf_freeze.reporting.comparison.task import Task
 from hf_freeze.reporting.comparison.trial import EVALUATED, LOGGED
 
@@ -27,7 +25,7 @@ _NOT_OF_THE_RUN |= {"logging_first_step", "logging_nan_inf_filter", "push_to_hub
 
 
 def shared_settings(task: Task, model: dict[str, Any], loaders: dict[str, DataLoader[Any]]) -> dict[str, Any]:
-    """What all runs have in common; `model` describes it, `loaders` give the rows by the name of their set."""
+    """Return what all runs have in common; `model` describes it, `loaders` give the rows by the name of their set."""
     given: dict[str, Any] = task.args.to_dict()  # type: ignore[no-untyped-call]
     left_out = {name for name in given if name in _NOT_OF_THE_RUN or name.startswith("hub_")}
     versions = (torch, transformers, peft, datasets)

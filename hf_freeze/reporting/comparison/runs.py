@@ -1,7 +1,5 @@
 """One finished run of a comparison: what is kept of it, under which key, in which file."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -98,7 +96,7 @@ def _plain(value: Any) -> Any:
 
 
 def path_of(folder: Path, name: str, seed: int, key: str) -> Path:
-    """Where a run is kept."""
+    """Return where a run is kept."""
     return folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}-seed{seed}-{key[:16]}.json"
 
 

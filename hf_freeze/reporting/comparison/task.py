@@ -1,7 +1,5 @@
 """What all contenders are trained on and with."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +35,7 @@ class Task:
         test = {} if self.test_dataset is None else {"test": self.test_dataset}
         return {"train": self.train_dataset, "eval": self.eval_dataset, **test}
 
-    def trainer(self, model: nn.Module, args: TrainingArguments, **given: Any) -> ComparedTrainer:
+    def trainer(self, model: nn.Module, args: TrainingArguments, **given: Any) -> "ComparedTrainer":
         """Build the trainer of a run."""
         return ComparedTrainer(
             model,
@@ -50,7 +48,7 @@ class Task:
             **given,
         )
 
-    def loaders(self, trainer: ComparedTrainer) -> dict[str, DataLoader[Any]]:
+    def loaders(self, trainer: "ComparedTrainer") -> dict[str, DataLoader[Any]]:
         """Return, by the name of its set, what hands the rows to a trainer."""
         test = {} if self.test_dataset is None else {"test": trainer.get_test_dataloader(self.test_dataset)}
         return {"train": trainer.get_train_dataloader(), "eval": trainer.get_eval_dataloader(), **test}

@@ -1,7 +1,5 @@
 """Train one contender with one seed, and keep its course and the figures of its last evaluation."""
 
-from __future__ import annotations
-
 import copy
 import math
 import time
@@ -132,7 +130,7 @@ def _evaluation(entry: Mapping[str, Any]) -> Evaluation:
 
 
 def _remark(trainer: ComparedTrainer, last: Evaluation) -> str:
-    """What there is to say of the last evaluation."""
+    """Return what there is to say of the last evaluation."""
     if not math.isfinite(last.loss):
         return f"it diverged: the validation loss at the end is {last.loss}"
     if trainer.last_tuned is not None:

@@ -4,8 +4,6 @@ Each function looks at the runs of one plan, one per seed, or of several, and re
 None. What is said of frozen layers that block learning is in `blocked_learning.py`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
@@ -28,29 +26,29 @@ def mean(runs: Sequence[Run], what: Callable[[Run], float]) -> float:
     return fmean(map(what, runs))
 
 
-def over(runs: Sequence[Run]) -> str:
+def seeds_note(runs: Sequence[Run]) -> str:
     """Say that figures are means over seeds, where there are several."""
     return f" (means of {len(runs)} seeds)" if len(runs) > 1 else ""
 
 
 def has_diverged(run: Run) -> bool:
-    """Whether a loss, or a logit at the end, is no number. Of the run's other figures nothing can be said then."""
+    """Tell whether a loss, or a logit at the end, is no number. Of the run's other figures nothing can be said then."""
     return not run.at_half or not all(map(math.isfinite, (run.last.loss, *run.training_losses)))
 
 
-def is_told(runs: Sequence[Run]) -> bool:
-    """Whether F1 on fresh rows is known for every seed: it takes rows of both classes to tune on and to judge."""
+def has_interval(runs: Sequence[Run]) -> bool:
+    """Tell whether F1 on fresh rows is known for every seed: it takes rows of both classes to tune on and to judge."""
     return bool(runs) and not any(run.interval is None or has_diverged(run) for run in runs)
 
 
-def separates(run: Run) -> bool:
+def is_perfect(run: Run) -> bool:
     """Whether the evaluated rows are told apart without an error: every draw of them is too, and F1 has no spread."""
     return run.interval is not None and not run.interval[0] < run.interval[1]
 
 
 def interval(runs: Sequence[Run]) -> tuple[float, float] | None:
     """Return the interval of F1 that holds those of all seeds; None where one is not told, or none has a spread."""
-    if not is_told(runs) or all(map(separates, runs)):
+    if not has_interval(runs) or all(map(is_perfect, runs)):
         return None
     ends = [run.interval for run in runs if run.interval is not None]
     return min(low for low, _ in ends), max(high for _, high in ends)
@@ -63,21 +61,23 @@ def diverged(runs: Sequence[Run]) -> str | None:
         return None
     where = f" with seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if len(runs) > 1 else ""
     return (
-        f"{runs[0].name!r} diverged{where}: its loss or its logits are no numbers at the end. It is held against no "
+        f"{runs[0].name!r} diverged{where}: its loss or its logits are not numbers at the end. It is held against no "
         "other plan; give it a smaller learning rate."
     )
 
 
-def freezing_helps(runs: Sequence[Run], freer: Sequence[Run]) -> str | None:
-    """Say that a plan which freezes something works, held against the runs of one that trains more, `freer`.
+def freezing_helps(runs: Sequence[Run], less_frozen: Sequence[Run]) -> str | None:
+    """Say that a plan which freezes something works, held against the runs of one that trains more, `less_frozen`.
 
     In every seed validation loss falls and has not turned up again, and metrics rise; the rise in F1 is more than the
     rows leave open at the end; F1 of the other is not better by more than that; and recall has not collapsed.
     """
-    if not (is_told(runs) and is_told(freer)) or runs[0].trainable >= min(runs[0].parameters, freer[0].trainable):
+    if not (has_interval(runs) and has_interval(less_frozen)):
+        return None
+    if runs[0].trainable >= min(runs[0].parameters, less_frozen[0].trainable):
         return None
     before, after = _mean_of(runs, 0), _mean_of(runs, -1)
-    if not all(map(_learns, runs)) or not before.f1 < _least_f1(runs) or is_better(freer, runs):
+    if not all(map(_learns, runs)) or not before.f1 < _least_f1(runs) or is_better(less_frozen, runs):
         return None
     if _all_collapsed(runs):
         return None
@@ -85,12 +85,13 @@ def freezing_helps(runs: Sequence[Run], freer: Sequence[Run]) -> str | None:
     return (
         f"Freezing helps in {runs[0].name!r}: with {_percent(share)} of the model frozen throughout, validation loss "
         f"falls from {before.loss:.3f} to {after.loss:.3f} and F1 rises from {before.f1:.3f} to "
-        f"{_f1_with_interval(runs)}, no worse than {freer[0].name!r} ({mean(freer, f1):.3f}){over(runs)}."
+        f"{_f1_with_interval(runs)}, no worse than {less_frozen[0].name!r} ({mean(less_frozen, f1):.3f})"
+        f"{seeds_note(runs)}."
     )
 
 
 def is_better(runs: Sequence[Run], other: Sequence[Run]) -> bool:
-    """Whether the F1 of `runs` lies above the interval of the `other`, and by more than one positive row can make.
+    """Tell whether the F1 of `runs` lies above the interval of the `other`, and by more than one positive row can make.
 
     Nothing is better than what tells all rows apart.
     """
@@ -133,7 +134,7 @@ def recall_collapsed(runs: Sequence[Run]) -> str | None:
         f"{found / positives:.3f}, {found} of {positives} positives found"
         f"{f' in {len(runs)} seeds together' if len(runs) > 1 else ''}. At the tuned threshold recall is "
         f"{mean(runs, lambda run: run.last.recall):.3f}, average precision "
-        f"{mean(runs, lambda run: run.last.average_precision):.3f}{over(runs)}."
+        f"{mean(runs, lambda run: run.last.average_precision):.3f}{seeds_note(runs)}."
     )
 
 
@@ -172,7 +173,7 @@ def _collapsed(run: Run) -> bool:
 
 def as_good_for_less(plans: Sequence[Sequence[Run]]) -> str | None:
     """Say which plan trains fewest parameters among those that F1 cannot tell from the best (`is_better`)."""
-    if len(plans) < 2 or not all(map(is_told, plans)):
+    if len(plans) < 2 or not all(map(has_interval, plans)):
         return None
     best = max(plans, key=lambda runs: mean(runs, f1))
     equal = [runs for runs in plans if not is_better(best, runs)]
@@ -182,11 +183,11 @@ def as_good_for_less(plans: Sequence[Sequence[Run]]) -> str | None:
         return (
             f"{least[0].name!r} (F1 {_f1_with_interval(least)}) cannot be told apart from the best plan, "
             f"{best[0].name!r} ({top}), and trains {_millions(least)} instead of {_millions(best)} parameters in "
-            f"{mean(least, _seconds):.3g} s instead of {mean(best, _seconds):.3g} s{over(least)}."
+            f"{mean(least, _seconds):.3g} s instead of {mean(best, _seconds):.3g} s{seeds_note(least)}."
         )
     if any(runs[0].trainable < best[0].trainable for runs in plans):
-        return f"{best[0].name!r} has the best F1, {top}, and nothing that trains less comes near it{over(best)}."
-    return f"Nothing has a better F1 than {best[0].name!r}, {top}, and nothing trains less{over(best)}."
+        return f"{best[0].name!r} has the best F1, {top}, and nothing that trains less comes near it{seeds_note(best)}."
+    return f"Nothing has a better F1 than {best[0].name!r}, {top}, and nothing trains less{seeds_note(best)}."
 
 
 def f1(run: Run) -> float:

@@ -1,7 +1,5 @@
 """The classes of rows, by number, whatever their labels are: numbers, bools, or texts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,7 +53,7 @@ class Classes:
             )
         return number
 
-    def named(self, numbers: Sequence[int]) -> Labels:
+    def named(self, numbers: Sequence[int]) -> "Labels":
         """Return these rows' classes in the order of their names: 0 to k - 1."""
         texts = {number: text for text, number in self._texts.items()}
         found = sorted(set(numbers), key=lambda number: (texts.get(number, ""), number))

@@ -1,7 +1,5 @@
 """What a head would read at every depth of a model, for all rows, from one pass over them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +16,9 @@ from hf_freeze.features.untouched import untouched
 from hf_freeze.reporting.layers.head_reads import read, real_tokens, token_that_is_read
 from hf_freeze.reporting.layers.labelled_batches import CLASSES
 from hf_freeze.reporting.layers.layer_outputs import Note, Place, find_places, run_layers, shapes_of
-from hf_freeze.selection.language import paths_in_front
 from hf_freeze.selection.model_map import map_model, unwrap
 from hf_freeze.selection.stacks import Stack
+from hf_freeze.selection.vocabulary import paths_in_front
 
 _ROWS_FOR_THE_HEAD = 4
 
@@ -74,7 +72,7 @@ def _depths(model: nn.Module, stack: Stack, *, prefix: str = "", below: tuple[st
 
 
 def _largest_within(module: nn.Module, names: frozenset[str], path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The largest modules that are called and whose parameters are all among `names`, as the root names them."""
+    """Return the largest modules that are called and whose parameters are all among `names`, as the root names them."""
     own = [f"{path}.{name}" if path else name for name, _ in module.named_parameters(remove_duplicate=False)]
     if own and names.issuperset(own) and _can_be_called(module):
         yield path, module
@@ -89,7 +87,7 @@ def _can_be_called(module: nn.Module) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class FeatureReader:
     """How the features of a model are read: how many calls its layers get, where the rows are, what its head reads."""
 
     calls: int
@@ -97,7 +95,7 @@ class Reading:
     reads: tuple[str, ...]
 
 
-def find_reading(model: nn.Module, depths: Depths, source: Source, rows: Sequence[int]) -> Reading:
+def find_reader(model: nn.Module, depths: Depths, source: Source, rows: Sequence[int]) -> FeatureReader:
     """Run a few of `rows`, which come longest first, and find out how to read the features.
 
     Raises `UnsupportedSetupError` for layers that were not called, or whose rows are not to be told from the rest.
@@ -112,7 +110,7 @@ def find_reading(model: nn.Module, depths: Depths, source: Source, rows: Sequenc
         some = [rows[index] for index in np.linspace(0, len(rows) - 1, min(len(rows), _ROWS_FOR_THE_HEAD), dtype=int)]
         inputs = (_inputs(source, [row]) for row in dict.fromkeys(some))
         token = token_that_is_read(model, depths.top, places[depths.layers], inputs)
-    return Reading(calls=calls, places=places, reads=("mean", *token))
+    return FeatureReader(calls=calls, places=places, reads=("mean", *token))
 
 
 def _calls(model: nn.Module, depths: Depths, source: Source, row: int) -> int:
@@ -158,7 +156,7 @@ class DepthFeatures:
 def depth_features(
     model: nn.Module,
     depths: Depths,
-    reading: Reading,
+    reader: FeatureReader,
     source: Source,
     batches: Sequence[Sequence[int]],
     *,
@@ -176,32 +174,32 @@ def depth_features(
         for chosen, batch in zip(batches, source.batches(batches), strict=True):
             inputs = batch.inputs()
             numbers.append(inputs.pop(CLASSES))
-            for depth, hidden in _seen(model, depths, reading, inputs).items():
-                values.setdefault(depth, []).append(_features(depth, hidden, reading, inputs, rows=len(numbers[-1])))
+            for depth, hidden in _seen(model, depths, reader, inputs).items():
+                values.setdefault(depth, []).append(_features(depth, hidden, reader, inputs, rows=len(numbers[-1])))
             bar.update(len(chosen))
     per_depth = tuple(torch.cat(pieces).numpy() for _, pieces in sorted(values.items()))
     return DepthFeatures(values=per_depth, numbers=torch.cat(numbers).numpy())
 
 
-def _seen(model: nn.Module, depths: Depths, reading: Reading, inputs: dict[str, Any]) -> dict[int, torch.Tensor]:
+def _seen(model: nn.Module, depths: Depths, reader: FeatureReader, inputs: dict[str, Any]) -> dict[int, torch.Tensor]:
     """Return what goes into the first layer, and what each layer returns; where it is called again, the last."""
     seen: dict[int, torch.Tensor] = {}
 
     def note(depth: int, tensors: list[torch.Tensor]) -> None:
-        seen[depth] = reading.places[depth].take(tensors)
+        seen[depth] = reader.places[depth].take(tensors)
 
-    _run(model, depths, inputs, note, reading.calls)
+    _run(model, depths, inputs, note, reader.calls)
     return seen
 
 
 def _features(
-    depth: int, hidden: torch.Tensor, reading: Reading, inputs: Mapping[str, Any], *, rows: int
+    depth: int, hidden: torch.Tensor, reader: FeatureReader, inputs: Mapping[str, Any], *, rows: int
 ) -> torch.Tensor:
     name = f"depth {depth} (after layers[{depth - 1}])" if depth else "depth 0 (before the layers)"
     if len(hidden) != rows:
         raise UnsupportedSetupError(f"Features at {name} have {len(hidden)} rows in a batch of {rows} rows.")
     mask = real_tokens(hidden, inputs)
-    parts = [read(hidden, mask, how) for how in (reading.reads if mask is not None else reading.reads[:1])]
+    parts = [read(hidden, mask, how) for how in (reader.reads if mask is not None else reader.reads[:1])]
     features = torch.cat(parts, dim=1).float().cpu()
     if not bool(torch.isfinite(features).all()):
         raise FreezeError(

@@ -1,7 +1,5 @@
 """What a head reads of a layer's output: the mean over what is no padding, and one token, if it reads just one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,7 +12,7 @@ from hf_freeze.reporting.layers.layer_outputs import Place
 
 
 def real_tokens(hidden: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor | None:
-    """Where the tokens are that are no padding, (rows, length); None where features are no sequence."""
+    """Return where the tokens are that are no padding, (rows, length); None where features are no sequence."""
     if hidden.dim() != 3:
         return None
     for name, value in inputs.items():

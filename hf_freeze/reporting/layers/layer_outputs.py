@@ -1,7 +1,5 @@
 """Where the features of rows are among what layers take and return; found by trying, as architectures differ."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The picture of a suggestion. matplotlib (the extra `plots`) is imported when it is drawn."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A linear probe on the features of every depth, cross-validated with scikit-learn over the same folds."""
 
-from __future__ import annotations
-
 import difflib
 import warnings
 from collections.abc import Callable, Sequence
@@ -81,7 +79,7 @@ def probe_scores(
     return scores
 
 
-def _probe() -> Pipeline:
+def _probe() -> "Pipeline":
     from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
     from sklearn.pipeline import make_pipeline  # noqa: PLC0415
     from sklearn.preprocessing import StandardScaler  # noqa: PLC0415

@@ -1,7 +1,5 @@
 """How much of a model may stay frozen: a linear probe at every depth (Alain and Bengio, 2016), from one pass."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +11,7 @@ from hf_freeze.errors import FreezeError
 from hf_freeze.features.batches import Source
 from hf_freeze.features.extraction import by_length
 from hf_freeze.reporting.layers.class_labels import Labels
-from hf_freeze.reporting.layers.depth_features import depth_features, find_depths, find_reading
+from hf_freeze.reporting.layers.depth_features import depth_features, find_depths, find_reader
 from hf_freeze.reporting.layers.labelled_batches import LabelledBatches, refuse_unfit_dataset
 from hf_freeze.reporting.layers.linear_probes import (
     Scoring,
@@ -21,7 +19,6 @@ from hf_freeze.reporting.layers.linear_probes import (
     refuse_scoring_of_other_classes,
     refuse_unknown_scoring,
 )
-from hf_freeze.reporting.layers.row_lengths import row_lengths
 from hf_freeze.reporting.layers.suggestion import LayerSuggestion
 from hf_freeze.selection.model_map import map_model
 
@@ -48,19 +45,33 @@ def suggest_layers(
     would read before the layers and after each: the mean over real tokens and, if the model's own head reads the first
     or the last token alone, that token. At each depth a logistic regression is cross-validated over the same `folds`.
 
-    dataset: rows with one label each, in `labels`, `label` or `label_ids`: a number 0, 1, 2, ..., a bool or a text,
-        which the model never sees. Training rows, not those that anything is judged on later.
-    collator: as in the Trainer; by default rows are padded by `tokenizer`, which reads those that are texts, or taken
-        to be of one length without one.
-    stack: which layers, where a model has several stacks: "encoder", "decoder", as in `encoder.layers[0]`.
-    scoring: any of scikit-learn's that gives a number for these classes, or a callable; "average_precision" for two
-        classes, of the one whose label sorts last, and "accuracy" for more.
+    Args:
+        model: The model, loaded.
+        dataset: Rows with one label each, in `labels`, `label` or `label_ids`: a number 0, 1, 2, ..., a bool or a text,
+            which the model never sees. Training rows, not those that anything is judged on later.
+        collator: As in the Trainer. By default rows are padded by `tokenizer`, or without one taken to be of one
+            length.
+        tokenizer: Also reads rows that are texts.
+        stack: Which layers, where a model has several stacks: "encoder", "decoder", as in `encoder.layers[0]`.
+        max_rows: Rows to take, at random.
+        batch_size: Rows that go through the model at once.
+        folds: Parts of the cross-validation, at least 2.
+        scoring: Any of scikit-learn's that gives a number for these classes, or a callable. By default
+            "average_precision" for two classes, of the one whose label sorts last, and "accuracy" for more.
+        seed: Of the choice of rows and folds.
+        show_progress: Show a bar while rows go through the model.
 
-    Raises `FreezeError` for arguments out of range, rows that cannot be made a batch, fewer than two classes or `folds`
-    rows of a class, a scorer that does not fit the classes, and features that are no numbers;
-    `UnsupportedSetupError` for labels that are no classes (a regression, several in a row) and layers whose output does
-    not keep the rows apart; `SelectionError` where the stack is not clear. All but the features are checked before the
-    pass, the labels where they can be read without the rest of the rows.
+    Returns:
+        The score at every depth, the depth that suffices, and a plan. `print(suggest_layers(...))` is a table.
+
+    Raises:
+        FreezeError: For arguments out of range, rows that cannot be made a batch, fewer than two classes or `folds`
+            rows of a class, a scorer that does not fit the classes, and features that are not numbers.
+        UnsupportedSetupError: For labels that are not classes (a regression, several in a row), and for layers whose
+            output does not keep the rows apart.
+        SelectionError: Where the stack is not clear.
+
+    All but the features are checked before the pass, the labels where they can be read without the rest of the rows.
     """
     _refuse_arguments(model, max_rows=max_rows, batch_size=batch_size, folds=folds, seed=seed)
     refuse_unknown_scoring(scoring)
@@ -76,9 +87,9 @@ def suggest_layers(
     if ahead is not None:
         _fitting(ahead, scoring, folds)
     began = time.perf_counter()
-    reading = find_reading(model, depths, source, rows)
+    reader = find_reader(model, depths, source, rows)
     parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    features = depth_features(model, depths, reading, source, parts, show_progress=show_progress)
+    features = depth_features(model, depths, reader, source, parts, show_progress=show_progress)
     extracted = time.perf_counter()
     labels = batches.classes.named(features.numbers.tolist())
     scoring = _fitting(labels, scoring, folds)
@@ -87,7 +98,7 @@ def suggest_layers(
         scores=scores,
         layers=depths.layers,
         scoring=scoring if isinstance(scoring, str) else getattr(scoring, "__name__", str(scoring)),
-        reads=reading.reads,
+        reads=reader.reads,
         rows=len(labels.ids),
         extraction_seconds=extracted - began,
         probe_seconds=time.perf_counter() - extracted,
@@ -103,7 +114,7 @@ def _refuse_arguments(model: Any, **numbers: Any) -> None:
     for name, least in (("max_rows", 1), ("batch_size", 1), ("folds", 2), ("seed", 0)):
         value = numbers[name]
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-            raise FreezeError(f"{name}={value!r} is no whole number of at least {least}.")
+            raise FreezeError(f"{name}={value!r} is not a whole number of at least {least}.")
 
 
 def _fitting(labels: Labels, scoring: Scoring | None, folds: int) -> Scoring:
@@ -118,6 +129,29 @@ def _fitting(labels: Labels, scoring: Scoring | None, folds: int) -> Scoring:
 def _rows(dataset: Any, *, max_rows: int, seed: int) -> list[int]:
     """Choose rows at random, and sort them by length, the longest first."""
     rows = np.random.default_rng(seed).permutation(len(dataset))[:max_rows]
-    lengths = row_lengths(dataset)
+    lengths = _row_lengths(dataset)
     chosen: list[int] = rows[by_length([lengths[row] for row in rows])].tolist()
     return chosen
+
+
+def _row_lengths(dataset: Any) -> list[int]:
+    """Return the length of each row's longest one-dimensional value, 0 where there is none."""
+    if hasattr(dataset, "with_format") and hasattr(dataset, "column_names"):
+        rows = dataset.with_format(None)
+        columns = [name for name in dataset.column_names if _is_flat(rows[0][name])] if len(rows) else []
+        if not columns:
+            return [0] * len(rows)
+        return [max(map(len, values)) for values in zip(*(rows[name] for name in columns), strict=True)]
+    if not len(dataset) or not isinstance(dataset[0], Mapping):
+        return [0] * len(dataset)
+    columns = [name for name, value in dataset[0].items() if _is_flat(value)]
+    if not columns:
+        return [0] * len(dataset)
+    rows = (dataset[row] for row in range(len(dataset)))
+    return [max(len(row[name]) for name in columns) for row in rows]
+
+
+def _is_flat(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return not value or isinstance(value[0], int | float)
+    return getattr(value, "ndim", None) == 1

@@ -1,7 +1,5 @@
 """Which depth of a model has features that suffice: the scores, the rule, and the plan that follows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev

@@ -1,7 +1,5 @@
 """Floating-point operations by formula: torch's table, with what it lacks or counts wrongly."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The memory of an optimizer, found by letting it make a step without values."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,20 +1,21 @@
 """The shell command `hf-freeze plan`: what a plan would do to a model, before anything is computed."""
 
-from __future__ import annotations
-
 import argparse
 import json
+import math
 from dataclasses import fields, replace
 from typing import Any
 
 from transformers import HfArgumentParser, logging
 
+from hf_freeze.errors import FreezeError
 from hf_freeze.reporting.figure import prepare_picture
+from hf_freeze.reporting.flags import LARGEST_COUNT
 from hf_freeze.reporting.preview.named_model import named_model
-from hf_freeze.reporting.preview.plan_options import checked_arguments
 from hf_freeze.reporting.preview.plan_plot import plot_plan
 from hf_freeze.reporting.preview.preview import preview
 from hf_freeze.reporting.preview.preview_result import Preview
+from hf_freeze.reporting.preview.rates import trainers_scheduler
 from hf_freeze.reporting.saved_model import base_of_adapters
 from hf_freeze.training.arguments import FreezeArguments, FreezeTrainingArguments
 
@@ -70,3 +71,49 @@ def _previewed(options: argparse.Namespace, args: FreezeTrainingArguments) -> Pr
         return seen
     remark = f"{options.model} holds PEFT adapters: this is their model {base}, without them."
     return replace(seen, remarks=(*seen.remarks, remark))
+
+
+_COUNTS = ("tokens", "rows", "per_device_train_batch_size", "gradient_accumulation_steps")
+_AMOUNTS = ("learning_rate", "weight_decay", "num_train_epochs", "warmup_steps", "unfreeze_warmup")
+
+
+def checked_arguments(options: argparse.Namespace) -> FreezeTrainingArguments:
+    """Return the training arguments among the options. Raises `FreezeError` for those that no run can have."""
+    for name in _COUNTS:
+        count = getattr(options, name)
+        if count is not None and not 1 <= count <= LARGEST_COUNT:
+            raise FreezeError(f"--{name} {count} is not a count. Give 1 or more, at most {LARGEST_COUNT:,}.")
+    for name in _AMOUNTS:
+        amount = getattr(options, name)
+        if not (0 <= amount < math.inf):
+            raise FreezeError(f"--{name} {amount:g}: give a finite number of at least 0.")
+    values = {field.name: getattr(options, field.name) for field in fields(FreezeTrainingArguments) if field.init}
+    try:
+        args = FreezeTrainingArguments(**values)
+    except FreezeError:
+        raise
+    except Exception as error:  # what the Trainer's own arguments refuse, in whatever way
+        raise FreezeError(f"These arguments make no training: {error}") from error
+    _check_length(args, options)
+    _check_scheduler(args)
+    return args
+
+
+def _check_length(args: FreezeTrainingArguments, options: argparse.Namespace) -> None:
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        raise FreezeError(f"--num_train_epochs {args.num_train_epochs:g} trains nothing. Give more than 0.")
+    if options.plot and options.rows is None and args.max_steps <= 0:
+        raise FreezeError(
+            "--plot: the length of the run is not known. Give --rows, the number of training rows, or --max_steps."
+        )
+
+
+def _check_scheduler(args: FreezeTrainingArguments) -> None:
+    try:
+        trainers_scheduler(args, max(args.max_steps, 1))
+    except Exception as error:  # of whatever kind
+        given = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+        raise FreezeError(
+            f"--lr_scheduler_type {given} with --lr_scheduler_kwargs {args.lr_scheduler_kwargs} makes no scheduler: "
+            f"{error}. Give its settings as JSON in --lr_scheduler_kwargs."
+        ) from error

@@ -1,7 +1,5 @@
 """A picture of a plan: who learns how fast, when."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from hf_freeze.errors import FreezeError
-from hf_freeze.reporting.figure import new_figure, plain_numbers
+from hf_freeze.reporting.figure import mark_stages, new_figure, plain_numbers
 from hf_freeze.reporting.preview.preview_result import Preview
 from hf_freeze.reporting.preview.rates import RateSchedule
-from hf_freeze.reporting.stage_axis import mark_stages
 from hf_freeze.training.group_names import from_the_head_down, joined_names
 
 _MOST_COLUMNS = 1500
@@ -39,7 +36,7 @@ def plot_plan(preview: Preview, path: str | Path | None = None) -> Any:
     when matplotlib is missing.
     """
     if not isinstance(preview, Preview):
-        raise FreezeError(f"{preview!r} is no preview: give what preview(model, args, plan=..., rows=...) returned.")
+        raise FreezeError(f"{preview!r} is not a preview: give what preview(model, args, plan=..., rows=...) returned.")
     schedule = preview.schedule
     if schedule is None:
         raise FreezeError(
@@ -92,7 +89,7 @@ def _draw_rates(axes: Any, schedule: RateSchedule, drawn: Mapping[str, str]) -> 
 
 
 def _columns(schedule: RateSchedule) -> Any:
-    """The steps that are drawn: all of them, or in long runs some at even distances and every transition."""
+    """Return the steps that are drawn: all of them, or in long runs some at even distances and every transition."""
     even = np.linspace(0, schedule.max_steps - 1, min(schedule.max_steps, _MOST_COLUMNS)).round().astype(int)
     begins = [begin for begin in schedule.begins if begin < schedule.max_steps]
     return np.unique(np.append(even, begins))

@@ -1,7 +1,5 @@
 """What a plan costs and changes, before anything is computed: stage by stage, group by group."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +10,7 @@ from transformers import Trainer, TrainingArguments
 from hf_freeze.errors import FreezeError
 from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.plan.given import PlanLike
+from hf_freeze.reporting.preview.named_model import ModelSource, without_weights
 from hf_freeze.reporting.preview.optimizer_state import StateBytes, state_bytes
 from hf_freeze.reporting.preview.preview_inputs import (
     check_batch,
@@ -22,7 +21,7 @@ from hf_freeze.reporting.preview.preview_inputs import (
 )
 from hf_freeze.reporting.preview.preview_result import GroupPreview, Preview, StagePreview
 from hf_freeze.reporting.preview.rates import RateSchedule, rate_schedule
-from hf_freeze.reporting.preview.stand_in import ModelSource, longest_text, without_weights
+from hf_freeze.reporting.preview.stand_in import longest_text
 from hf_freeze.reporting.preview.trace import ModelTracer, StepTrace
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training.arguments import FreezeArguments
@@ -47,11 +46,7 @@ def preview(
 ) -> Preview:
     """Preview every stage of a plan: parameters, learning rates, memory, traffic and compute of each group.
 
-    `model` is a model, a configuration, or the name or folder of one; the latter are built without weights, so that
-    the largest ones take seconds and no memory (`auto_class` names their class, such as "AutoModelForCausalLM"). The
-    plan is `plan=` (a plan, its mapping, a recipe such as "gradual", or a file), else what `args` declare, else what
-    requires a gradient now. `rows` of training data turn epochs into steps. Nothing of the model changes, and nothing
-    is trained.
+    Nothing of the model changes, and nothing is trained.
 
     - Groups are those that `FreezeTrainer` builds, and so are learning rate and weight decay.
     - Optimizer state: the optimizer of `args` makes one step on the meta device. State outlives its group's training.
@@ -69,9 +64,26 @@ def preview(
     times `tokens` (128), without values. A model whose computation depends on values has neither, and a remark. What
     gets no gradient in a `batch` that is given has none, and no optimizer state; for a made-up one a remark says so.
 
-    Raises `FreezeError` for a model, arguments, counts or a batch that are none, `SelectionError` and `PlanError` for a
-    plan that does not fit, also for epochs in a plan where `rows` are not given, and `UnsupportedSetupError` for what
-    `FreezeTrainer` refuses.
+    Args:
+        model: A model, a configuration, or the name or folder of one; the latter are built without weights, so that the
+            largest ones take seconds and no memory.
+        args: Those of the run.
+        plan: A plan, its mapping, a recipe such as "gradual", or a file. By default what `args` declare, else what
+            requires a gradient now.
+        batch_size: Rows of the batch that is made up.
+        tokens: Tokens of each of its rows.
+        rows: Rows of training data, so that epochs become steps.
+        batch: Inputs as the data collator makes them, in place of a batch that is made up.
+        auto_class: The class of transformers that builds a configuration, such as "AutoModelForCausalLM".
+
+    Returns:
+        The stages with their groups. `print(preview(...))` is a table.
+
+    Raises:
+        FreezeError: For a model, arguments, counts or a batch that are none.
+        SelectionError: For a plan that names what the model does not have.
+        PlanError: For a plan that does not fit, such as one that counts epochs where `rows` are not given.
+        UnsupportedSetupError: For what `FreezeTrainer` refuses.
 
     >>> from transformers import BertConfig
     >>> config = BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
@@ -233,7 +245,7 @@ def _short(error: Exception) -> str:
 
 
 def _buffer_bytes(model: nn.Module, args: TrainingArguments) -> int:
-    """What DDP broadcasts beside gradients, so that replicas have the same buffers."""
+    """Return what DDP broadcasts beside gradients, so that replicas have the same buffers."""
     if args.ddp_broadcast_buffers is False:
         return 0
     return sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())

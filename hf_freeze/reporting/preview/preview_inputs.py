@@ -1,7 +1,5 @@
 """What a preview is asked with, checked before anything is built or traced."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from os import PathLike
@@ -20,22 +18,22 @@ from hf_freeze.training.arguments import FreezeArguments
 
 
 def check_model_and_arguments(model: object, args: object) -> None:
-    """Raise `FreezeError` where there is no model to preview, or there are no TrainingArguments."""
+    """Raise `FreezeError` where there is no model to preview, or there are not TrainingArguments."""
     if not isinstance(model, nn.Module | PretrainedConfig | str | PathLike):
         raise FreezeError(
             f"model={model!r} is a {type(model).__name__}. Give a model, a configuration, or the name or folder of one."
         )
     if not isinstance(args, TrainingArguments):
         raise FreezeError(
-            f"args={args!r} are no TrainingArguments. Give those of the run, FreezeTrainingArguments say."
+            f"args={args!r} are not TrainingArguments. Give those of the run, FreezeTrainingArguments say."
         )
 
 
 def check_counts(**counts: object) -> None:
-    """Raise `FreezeError` for a count that is given and is no whole number of at least 1."""
+    """Raise `FreezeError` for a count that is given and is not a whole number of at least 1."""
     for name, count in counts.items():
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-            raise FreezeError(f"{name}={count!r} is no whole number of at least 1.")
+            raise FreezeError(f"{name}={count!r} is not a whole number of at least 1.")
 
 
 def check_tokens(tokens: int | None, model: nn.Module) -> None:
@@ -54,7 +52,7 @@ def check_batch(batch: object, model: nn.Module) -> None:
         return
     if not isinstance(batch, Mapping) or not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(dict(batch))):
         raise FreezeError(
-            f"batch={_start_of(batch)} is no mapping of a model's inputs to tensors. Give one as the data collator "
+            f"batch={_start_of(batch)} is not a mapping of a model's inputs to tensors. Give one as the data collator "
             "makes it, such as next(iter(trainer.get_train_dataloader()))."
         )
     named, takes_more = _inputs(model)
@@ -67,7 +65,7 @@ def check_batch(batch: object, model: nn.Module) -> None:
 
 
 def _inputs(model: nn.Module) -> tuple[list[str], bool]:
-    """The names of what `forward` takes, and whether it takes others too."""
+    """Return the names of what `forward` takes, and whether it takes others too."""
     parameters = inspect.signature(model.forward).parameters.values()
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return named, any(p.kind is p.VAR_KEYWORD for p in parameters)

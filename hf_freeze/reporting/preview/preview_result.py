@@ -1,7 +1,5 @@
 """What a preview found: stages, their groups, and a table of both."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -102,7 +100,7 @@ _HEADER = (
 
 
 def _rows(stage: StagePreview) -> Iterator[tuple[str, ...]]:
-    """The rows of one stage: one a group, and below several groups one for all of them."""
+    """Return the rows of one stage: one a group, and below several groups one for all of them."""
     starts = stage.starts if stage.step is None or not stage.index else f"{stage.starts} (step {stage.step})"
     activations = "?" if stage.activation_bytes is None else in_bytes(stage.activation_bytes)
     cost = "?" if stage.cost is None else f"{stage.cost:.2f}"

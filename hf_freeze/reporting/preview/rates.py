@@ -1,10 +1,9 @@
 """The learning rate of every group at every step of a run, before it is run."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -86,15 +85,17 @@ def steps_per_epoch(args: TrainingArguments, rows: int) -> int:
 
 
 def _scheduler(args: TrainingArguments, max_steps: int) -> Callable[[int], float]:
-    """What the Trainer's scheduler multiplies every group's rate with."""
-    optimizer = torch.optim.SGD([torch.zeros(())], lr=args.learning_rate)
-    scheduler = get_scheduler(
+    """Return what the Trainer's scheduler multiplies every group's rate with."""
+    scheduler = trainers_scheduler(args, max_steps)
+    return scheduler.lr_lambdas[0] if isinstance(scheduler, LambdaLR) else lambda step: 1.0
+
+
+def trainers_scheduler(args: TrainingArguments, max_steps: int) -> Any:
+    """Build the scheduler that the Trainer builds, over an optimizer of its own. Raises what transformers raises."""
+    return get_scheduler(
         args.lr_scheduler_type,
-        optimizer=optimizer,
+        optimizer=torch.optim.SGD([torch.zeros(())], lr=args.learning_rate),
         num_warmup_steps=args.get_warmup_steps(max_steps),
         num_training_steps=max_steps,
         scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type] # text is read by the arguments
     )
-    if not isinstance(scheduler, LambdaLR):
-        return lambda step: 1.0
-    return scheduler.lr_lambdas[0]

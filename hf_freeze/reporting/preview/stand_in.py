@@ -1,65 +1,19 @@
 """Models without weights: the shapes, types and modules of a model, with no memory behind them."""
 
-from __future__ import annotations
-
 import copy
 from collections import deque
 from collections.abc import Iterator, Mapping
 from functools import partial
-from os import PathLike
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-import transformers
 from torch import nn
 from torch.utils._pytree import tree_map_only
-from transformers import (
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoConfig,
-    AutoModel,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-)
-
-from hf_freeze.errors import FreezeError
-
-ModelSource: TypeAlias = "nn.Module | PretrainedConfig | str | PathLike[str]"
+from transformers import PretrainedConfig, PreTrainedModel
 
 _DEFAULTS = {"image_size": 224, "num_channels": 3, "num_mel_bins": 80, "max_source_positions": 1500}
 _SAMPLES = 16_000  # one second of audio
-
-
-def without_weights(source: ModelSource, auto_class: str | None = None) -> nn.Module:
-    """Return the model as it is, or build that of a configuration, name or folder on the meta device.
-
-    `auto_class` names the transformers class that builds it. Without it that is AutoModelForSequenceClassification, or
-    where the architecture has no such class, the class named in the configuration.
-    """
-    if isinstance(source, nn.Module):
-        return source
-    config: Any = source if isinstance(source, PretrainedConfig) else AutoConfig.from_pretrained(source)
-    builder = _builder(config, auto_class)
-    with torch.device("meta"):
-        build = getattr(builder, "from_config", None) or builder._from_config
-        model: nn.Module = build(copy.deepcopy(config))
-        if isinstance(model, PreTrainedModel):
-            model.tie_weights()  # which transformers 5.0 leaves out on this device
-    return model
-
-
-def _builder(config: Any, auto_class: str | None) -> Any:
-    if auto_class is not None:
-        found = getattr(transformers, auto_class, None)
-        if not (hasattr(found, "from_config") or hasattr(found, "_from_config")):
-            raise FreezeError(
-                f"auto_class={auto_class!r} is no model class of transformers. Name one such as 'AutoModelForCausalLM'."
-            )
-        return found
-    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        return AutoModelForSequenceClassification
-    return getattr(transformers, (config.architectures or [""])[0], AutoModel)
 
 
 def stand_in(model: nn.Module, device: str) -> nn.Module:
@@ -136,7 +90,7 @@ def longest_text(model: nn.Module) -> int | None:
 
 
 def _described(model: nn.Module) -> nn.Module:
-    """The transformers model inside a module of one's own, which knows what goes in; else the model itself."""
+    """Return the transformers model inside a module of one's own, which knows what goes in; else the model itself."""
     return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
 
 

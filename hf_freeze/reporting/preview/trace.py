@@ -5,8 +5,6 @@ does in training: it goes back no further than to the lowest parameter that trai
 that train alone, and keeps the activations that this takes. No formula of layers has to know of it.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
