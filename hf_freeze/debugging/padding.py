@@ -60,25 +60,29 @@ def check_padding(context: PaddingContext, *, judge_moves: bool) -> list[Check]:
     """
     if not has_tokens(context.batch):
         return []
-    found = [missing] if (missing := _missing_pad_token(context)) else []
-    padded = None if found else _padded(context)
+    missing = _missing_pad_token(context)
+    padded = _padded(context) if missing is None else None
     masked = _check_mask(context, padded)
+    seen = [check for check in (missing, masked) if check is not None]
     if padded is None:
-        return [*found, *([masked] if masked else [])]
+        return seen
     probe = _probe(context, padded)
-    if probe.error is not None and "pad" in str(probe.error) and not found:
+    if probe.error is not None and "pad" in str(probe.error):
         return [_no_pad_token(context.inspected, probe.error)]
-    if probe.error is not None or probe.moved is None or not judge_moves:
-        return [*found, *([masked] if masked else [])]
-    return [*found, *_judge(context, probe, masked)]
+    if probe.moved is None or not judge_moves or (masked is not None and masked.status != "ok"):
+        return seen
+    token = _wrong_token(context.inspected, probe)
+    if not probe.harmful:
+        return [*seen, *([token] if token else []), ok("padding", "Padding does not move the logits.")]
+    harm = token or _harm(context, probe)
+    return [*(check for check in seen if check.name != harm.name), harm]
 
 
 def _missing_pad_token(context: PaddingContext) -> Check | None:
     """A decoder that classifies finds the last token by its pad token, and refuses batches without one."""
     inspected = context.inspected
-    config = getattr(inspected.config, "get_text_config", lambda: inspected.config)()
     classifies = type(inspected.task_model).__name__.endswith("ForSequenceClassification")
-    if not classifies or getattr(config, "pad_token_id", 0) is not None:
+    if not classifies or getattr(_text_config(inspected), "pad_token_id", 0) is not None:
         return None
     two = {
         key: torch.cat([value, value]) if hasattr(value, "ndim") and value.ndim else value
@@ -177,52 +181,34 @@ def _scored(context: PaddingContext) -> bool:
     return bool(getattr(context.inspected.config, "is_encoder_decoder", False))
 
 
-def _judge(context: PaddingContext, probe: Probe, masked: Check | None) -> list[Check]:
-    checks = [] if masked is None else [masked]
-    if masked is not None and masked.status != "ok":
-        return checks
-    token = _wrong_token(context.inspected, probe)
-    if not probe.harmful:
-        return [*checks, *token, ok("padding", "Padding does not move the logits.")]
-    if token:
-        return [*checks, *token]
+def _harm(context: PaddingContext, probe: Probe) -> Check:
+    """Say why padding moves the logits."""
     takes, has = MASK in context.inspected.accepts, MASK in context.batch
     if takes and not has:
-        return [
-            failed(
-                "attention_mask",
-                f"Batches are padded and have no attention_mask, which the model takes: padding {_by(probe)}. Does "
-                "the tokenizer return one, and does the collator keep it?",
-            )
-        ]
+        return failed(
+            "attention_mask",
+            f"Batches are padded and have no attention_mask, which the model takes: padding {_by(probe)}. Does the "
+            "tokenizer return one, and does the collator keep it?",
+        )
     side = probe.padded.side
-    if has and _harmless(context, "left" if side == "right" else "right", probe):
-        other = "left" if side == "right" else "right"
-        return [
-            *checks,
-            failed(
-                "padding_side",
-                f"Padding on the {side} {_by(probe)}, on the {other} it does not: this model reads a fixed end of "
-                f"the row, or counts positions from the left. Set tokenizer.padding_side = {other!r}.",
-            ),
-        ]
+    other = "left" if side == "right" else "right"
+    if has and _harmless(context, other, probe):
+        return failed(
+            "padding_side",
+            f"Padding on the {side} {_by(probe)}, on the {other} it does not: this model reads a fixed end of the row, "
+            f"or counts positions from the left. Set tokenizer.padding_side = {other!r}.",
+        )
     if not takes:
-        return [
-            *checks,
-            warning(
-                "padding",
-                f"Padding {_by(probe)}, and the model takes no attention_mask: a row's result depends on its batch. "
-                "Mask the pad tokens in forward.",
-            ),
-        ]
-    return [
-        *checks,
-        failed(
+        return warning(
             "padding",
-            f"Padding {_by(probe)}, though it is masked: a row's result depends on its batch. Does forward pass the "
-            "attention_mask on, and pool with it?",
-        ),
-    ]
+            f"Padding {_by(probe)}, and the model takes no attention_mask: a row's result depends on its batch. Mask "
+            "the pad tokens in forward.",
+        )
+    return failed(
+        "padding",
+        f"Padding {_by(probe)}, though it is masked: a row's result depends on its batch. Does forward pass the "
+        "attention_mask on, and pool with it?",
+    )
 
 
 def _by(probe: Probe) -> str:
@@ -255,14 +241,17 @@ def _alone(context: PaddingContext, probe: Probe) -> PaddingContext:
     )
 
 
-def _wrong_token(inspected: InspectedModel, probe: Probe) -> list[Check]:
-    config = getattr(inspected.config, "get_text_config", lambda: inspected.config)()
-    expected, used = getattr(config, "pad_token_id", None), probe.padded.pad_id
+def _wrong_token(inspected: InspectedModel, probe: Probe) -> Check | None:
+    expected, used = getattr(_text_config(inspected), "pad_token_id", None), probe.padded.pad_id
     if expected is None or used is None or expected == used:
-        return []
+        return None
     message = (
         f"Rows are padded with id {used}, config.pad_token_id is {expected}"
         + (f", and padding {_by(probe)}" if probe.harmful else "")
         + ": models find positions, or the last token, by their pad token. Make them one id."
     )
-    return [failed("pad_token", message) if probe.harmful else warning("pad_token", message)]
+    return failed("pad_token", message) if probe.harmful else warning("pad_token", message)
+
+
+def _text_config(inspected: InspectedModel) -> Any:
+    return getattr(inspected.config, "get_text_config", lambda: inspected.config)()

@@ -11,9 +11,10 @@ from transformers import BertTokenizerFast
 
 from hf_freeze.errors import FreezeError, SelectionError, UnsupportedSetupError
 from hf_freeze.features.batches import Source
-from hf_freeze.reporting.layers.depth_features import depth_features, find_depths, find_reader
+from hf_freeze.reporting.layers.depth_features import depth_features, find_reader
 from hf_freeze.reporting.layers.head_reads import read
 from hf_freeze.reporting.layers.labelled_batches import LabelledBatches
+from hf_freeze.reporting.layers.layer_outputs import find_depths
 from hf_freeze.reporting.layers.layers_plot import plot_layers
 from hf_freeze.reporting.layers.suggest_layers import suggest_layers
 from hf_freeze.reporting.layers.suggestion import DepthScore, LayerSuggestion, depth_that_suffices

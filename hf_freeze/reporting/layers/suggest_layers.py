@@ -11,8 +11,9 @@ from hf_freeze.errors import FreezeError
 from hf_freeze.features.batches import Source
 from hf_freeze.features.extraction import by_length
 from hf_freeze.reporting.layers.class_labels import Labels
-from hf_freeze.reporting.layers.depth_features import depth_features, find_depths, find_reader
+from hf_freeze.reporting.layers.depth_features import depth_features, find_reader
 from hf_freeze.reporting.layers.labelled_batches import LabelledBatches, refuse_unfit_dataset
+from hf_freeze.reporting.layers.layer_outputs import find_depths
 from hf_freeze.reporting.layers.linear_probes import (
     Scoring,
     probe_scores,
