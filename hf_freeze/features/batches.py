@@ -13,7 +13,7 @@ from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.row_digests import Keys, digest_rows, keys_of, read_as, row_count
 
 ROWS = "hf_freeze_rows"
-"""The key under which a batch carries the number of its set and the digests of its rows."""
+"""The key under which a batch carries the digests of its rows, and the number of its set."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _has_mask(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Digesting:
-    """A collator that adds, under `ROWS`, the number of the data set and the digests of the rows.
+    """A collator that adds, under `ROWS`, the digests of the rows and the number of the data set.
 
     A batch that cannot be digested is left as it is: no features are used for it.
     """
@@ -92,14 +92,13 @@ class Digesting:
         if not isinstance(batch, Mapping):
             return batch
         try:
-            digests = digest_rows(batch, self.labels)
+            digests = digest_rows(batch, self.labels, set_number=self.number)
         except Exception:  # whatever a batch holds, the run without features could go on
             return batch
-        numbered = torch.cat([torch.full((len(digests), 1), self.number), digests], dim=1)
         if isinstance(batch, MutableMapping):
-            batch[ROWS] = numbered
+            batch[ROWS] = digests
             return batch
-        return {**batch, ROWS: numbered}
+        return {**batch, ROWS: digests}
 
 
 @dataclass
@@ -137,9 +136,8 @@ class Source:
             if not isinstance(collated, Mapping):
                 raise CacheRefused(f"its batches are no mappings, but {type(collated).__name__}")
             inputs = dict(collated)
-            numbered = inputs.pop(ROWS, None)
-            digests = None if numbered is None else read_as(numbered[:, 1:], fixed_widths=self.fixed_widths)
-            yield Batch(inputs, digests)
+            digests = inputs.pop(ROWS, None)
+            yield Batch(inputs, None if digests is None else read_as(digests, fixed_widths=self.fixed_widths))
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """Return these rows as one batch."""

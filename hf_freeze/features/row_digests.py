@@ -50,30 +50,33 @@ def row_count(inputs: Mapping[str, Any]) -> int:
     raise ValueError(f"the batch, of {sorted(inputs)}, holds no tensor with rows")
 
 
-def digest_rows(inputs: Mapping[str, Any], labels: Collection[str] = ("labels",)) -> torch.Tensor:
+def digest_rows(
+    inputs: Mapping[str, Any], labels: Collection[str] = ("labels",), *, set_number: int = 0
+) -> torch.Tensor:
     """Digest the rows of a collated batch, of int64.
 
     An input that is as wide as the mask may be so by chance, and its zeros no padding. So there are the `WIDTH` columns
-    of `read_as`, in which such inputs have a fixed width; two of the inputs in which they are padded with the rest; and
-    one with the number of positions in front that are padding.
+    of `read_as`, in which such inputs have a fixed width; two of the inputs in which they are padded with the rest; the
+    number of positions in front that are padding; and the number of the data set.
     """
     rows = row_count(inputs)
     flat = dict(_leaves(inputs))
     spans = _spans_of_masks(flat, rows)
     lengths = [span.stops - span.starts for span in spans.values()]
-    digests = np.zeros((rows, WIDTH + 3), np.int64)
+    digests = np.zeros((rows, WIDTH + 4), np.int64)
     for name in [name for name in flat if name in labels]:
         span = _span_of_labels(flat[name])
         digests[:, 2:4] += _digest(name, flat.pop(name), rows, span)
         lengths += [] if span is None else [span.stops]
     for name, value, span in _interleaved(flat, spans):
         found = _digest(name, value, rows, span)
-        digests[:, WIDTH:-1] += found
+        digests[:, WIDTH:-2] += found
         digests[:, :2] += _digest(name, value, rows, None) if span is not None and name in flat else found
     if lengths:
         digests[:, WIDTH - 1] = lengths[0] if len(lengths) == 1 else np.max(lengths, axis=0)
     for span in spans.values():
-        digests[:, -1] += span.starts
+        digests[:, -2] += span.starts
+    digests[:, -1] = set_number
     return torch.from_numpy(digests)
 
 
@@ -84,7 +87,12 @@ def read_as(digests: torch.Tensor, *, fixed_widths: bool) -> torch.Tensor:
 
 def padded_in_front(digests: torch.Tensor) -> int:
     """Return how many rows have padding in front."""
-    return int(digests[:, -1].count_nonzero())
+    return int(digests[:, -2].count_nonzero())
+
+
+def set_number_of(digests: torch.Tensor) -> int:
+    """Return the number of the data set that a batch is of."""
+    return int(digests[0, -1])
 
 
 def keys_of(digests: torch.Tensor | Keys, *, with_labels: bool) -> Keys:

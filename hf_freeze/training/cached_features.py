@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from hf_freeze.features.batches import ROWS, Digesting, Source
 from hf_freeze.features.cache import CacheSettings, Demand, FeatureCache
 from hf_freeze.features.errors import CacheRefused
+from hf_freeze.features.row_digests import set_number_of
 from hf_freeze.features.sets import FeatureSet
 from hf_freeze.features.untouched import random_states_kept
 from hf_freeze.training.arguments import FreezeArguments
@@ -91,18 +92,18 @@ class CachedFeaturesTrainerMixin(_Base):
         if not isinstance(inputs, Mapping):  # TRL's GRPO is handed prompts, and makes the batch of them itself
             yield inputs
             return
-        numbered = inputs.get(ROWS)
-        inputs = {key: value for key, value in inputs.items() if key != ROWS} if numbered is not None else inputs
+        digests = inputs.get(ROWS)
+        inputs = {key: value for key, value in inputs.items() if key != ROWS} if digests is not None else inputs
         if self._cache is None or not self._cache.kept:
             yield inputs
             return
-        if numbered is None and name in self._cache.kept:
-            numbered = Digesting(lambda _: dict(inputs), self._labels, self._set_names.index(name))([]).get(ROWS)
-        if numbered is None:
+        if digests is None and name in self._cache.kept:
+            digests = Digesting(lambda _: dict(inputs), self._labels, self._set_names.index(name))([]).get(ROWS)
+        if digests is None:
             yield inputs
             return
-        numbers = numbered.cpu()
-        with self._cache.replaying(self._set_names[int(numbers[0, 0])], numbers[:, 1:], inputs):
+        digests = digests.cpu()
+        with self._cache.replaying(self._set_names[set_number_of(digests)], digests, inputs):
             yield inputs
 
     def _enter_stage(self, state: TrainerState) -> None:

@@ -42,7 +42,11 @@ class RandomStatesTrainerMixin(_Base):
         return self._unmoved(super()._evaluate, *args, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        self._unmoved(super()._maybe_log_save_evaluate, *args, **kwargs)
+        # Called after every step; to note the random states takes a while beside a step on cached features.
+        if self.control.should_log or self.control.should_evaluate or self.control.should_save:
+            self._unmoved(super()._maybe_log_save_evaluate, *args, **kwargs)
+        else:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _unmoved(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self._is_training:

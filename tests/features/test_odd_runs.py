@@ -180,6 +180,7 @@ def seeded_mlm():
 
 LONG = [*texts(64, most=6), *texts(6, seed=5, least=15, most=17)]
 SHIFTED = [LONG[index * 13 % 70] for index in range(70)]
+LONGEST = max(len(row["input_ids"]) for row in texts())
 EVALUATIONS = {"easy": texts(11, seed=1), "hard": texts(9, seed=2, least=10)}
 
 ODD = {
@@ -208,7 +209,9 @@ ODD = {
         case=entry("weight", lambda _, rows: torch.tensor([len(row["input_ids"]) for row in rows]))
     ),
     "an input as wide as some batches": Odd(
-        case=entry("query", lambda _, rows: torch.tensor([[len(row["input_ids"])] * 12 for row in rows]))
+        case=entry(
+            "query", lambda _, rows: torch.tensor([[len(row["input_ids"]), *[0] * (LONGEST - 1)] for row in rows])
+        )
     ),
     "an input that is padded with the rest": Odd(case=entry("tags", lambda batch, _: batch["input_ids"] % 5)),
     "a mask of bool": Odd(case=weighted(lambda batch, _: batch | {"attention_mask": batch["attention_mask"].bool()})),
@@ -231,13 +234,14 @@ ODD = {
 
 
 @pytest.mark.parametrize("what", ODD)
-def test_an_odd_run_ends_where_one_without_features_does(tmp_path, what):
+def test_an_odd_run_ends_where_one_without_features_does(tmp_path, caplog, what):
     odd = ODD[what]
     given = {"trainable": odd.trainable, "rows": odd.rows, "held_out": odd.held_out, **odd.given}
     plain = run(odd.case, tmp_path / "plain", cache=False, **given)
     with kept_sets() as kept:
         cached = run(odd.case, tmp_path / "cached", **given)
     assert kept == [odd.kept]
+    assert "are not those that were cached" not in caplog.text
     assert_same(plain, cached)
 
 
