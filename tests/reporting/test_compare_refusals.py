@@ -52,7 +52,7 @@ def three(label, index):
         ({"eval_dataset": None}, "eval_dataset=None"),
         ({"eval_dataset": {"a": text_rows(4), "b": text_rows(4)}}, r"mapping of \['a', 'b'\]"),
         ({"test_dataset": Rows()}, "test_dataset is a Rows, an iterable set"),
-        ({"train_dataset": relabelled(three)}, "train_dataset: Labels must be 0 or 1 .* but 2 occur"),
+        ({"train_dataset": relabelled(three)}, "train_dataset: Labels must be 0 or 1 .* they include 2"),
         ({"train_dataset": Dataset.from_list(relabelled(three))}, "train_dataset: Labels must be 0 or 1"),
         ({"eval_dataset": relabelled(three)}, "eval_dataset: Labels must be 0 or 1"),
         ({"test_dataset": relabelled(three)}, "test_dataset: Labels must be 0 or 1"),
@@ -105,7 +105,7 @@ def test_labels_that_the_collator_makes_are_judged_as_the_model_gets_them(tmp_pa
         }
 
     later = {"train_dataset": relabelled(lambda label, _: label + 1), "eval_dataset": relabelled(lambda y, _: y + 1)}
-    with pytest.raises(FreezeError, match="but 2 occur"):
+    with pytest.raises(FreezeError, match="they include 2"):
         tiny_comparison(PROBE, tmp_path, **later)
     tiny_comparison(PROBE, tmp_path, data_collator=collate, **later)
     assert trained == ["probe"]
