@@ -364,7 +364,8 @@ def test_an_interrupted_comparison_is_one_line(here):
             process.kill()
     assert process.returncode == 130, error
     assert error.splitlines()[-1].endswith(b"hf-freeze: interrupted.")
-    assert b"Traceback" not in error
+    # What Python says of an interrupt inside a `__del__` of a library is not ours.
+    assert error.count(b"Traceback") == error.count(b"Exception ignored in"), error
 
 
 def _error_after_ctrl_c(process):
