@@ -100,7 +100,7 @@ ODD_SETTINGS = [
     objective(lambda tp, fp, fn, tn: tp if tp > 0 else fp, "objective '<lambda>' failed .*truth value"),
     objective(lambda tp: tp, "objective '<lambda>' failed .*positional"),
     objective(lambda *counts: "x", "objective '<lambda>' failed"),
-    objective(lambda tp, fp, fn, tn: tp * 1j, "objective '<lambda>' failed .*complex"),
+    objective(lambda tp, fp, fn, tn: tp * 1j, "objective '<lambda>' failed .*returned complex numbers"),
     objective(lambda *counts: 1.0, r"returned shape \(\)"),
     objective(lambda tp, fp, fn, tn: tp[:1], r"returned shape \(1,\)"),
     *[

@@ -300,7 +300,7 @@ def test_a_model_that_gives_probabilities_serves_what_was_reported_without_being
 
 def test_probabilities_that_the_user_makes_of_logits_do_not_pass_as_the_models_own(tmp_path, make_model):
     metrics = BinaryClassificationMetrics(head="probability")
-    with pytest.raises(FreezeError, match="says that the model gives probabilities, but it gives"):
+    with pytest.raises(FreezeError, match="says that the model gives probabilities, but its outputs"):
         make_trainer(tmp_path, make_model(), metrics, OF_TWO_LOGITS["P(class 1)"]).train()
 
 
