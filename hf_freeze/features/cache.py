@@ -61,7 +61,7 @@ class _Cut:
 
 
 @dataclass
-class _Plan:
+class _StoreJob:
     demand: Demand
     work: Work
     estimate: Estimate
@@ -105,7 +105,7 @@ class FeatureCache:
         for sets that were refused before.
         """
         self.leave()
-        plans: dict[str, _Plan] = {}
+        plans: dict[str, _StoreJob] = {}
         refused = dict(refused or {})
         for feature_set, demands in sets:
             try:
@@ -159,7 +159,7 @@ class FeatureCache:
             logger.warning(_OFF, spoken(name), why)
             self._kept.pop(name).replay.remove()
 
-    def _prepared(self, feature_set: FeatureSet, demands: Sequence[Demand]) -> tuple[_Kept | None, _Plan]:
+    def _prepared(self, feature_set: FeatureSet, demands: Sequence[Demand]) -> tuple[_Kept | None, _StoreJob]:
         first, *later = demands
         plan = self._planned(feature_set, first)
         plans = [plan, *filter(None, (self._planned_ahead(feature_set, demand) for demand in later))]
@@ -173,12 +173,12 @@ class FeatureCache:
         kept: _Kept = self._ranks.together(lambda: self._checked(feature_set, plans[0].work))
         return kept, plan
 
-    def _planned(self, feature_set: FeatureSet, demand: Demand) -> _Plan:
+    def _planned(self, feature_set: FeatureSet, demand: Demand) -> _StoreJob:
         cut: _Cut = self._ranks.together(lambda: self._cut(feature_set, demand))
         name = feature_set.name
         if name not in self._readings:
             self._readings[name] = read_rows(feature_set, self._ranks)
-        plan: _Plan = self._ranks.together(lambda: self._plan(feature_set, demand, cut, self._readings[name]))
+        plan: _StoreJob = self._ranks.together(lambda: self._plan(feature_set, demand, cut, self._readings[name]))
         return plan
 
     def _cut(self, feature_set: FeatureSet, demand: Demand) -> _Cut:
@@ -197,7 +197,7 @@ class FeatureCache:
             self._cuts[key] = _Cut(frontier, read, seconds_per_row(self._model, frontier, feature_set))
         return self._cuts[key]
 
-    def _plan(self, feature_set: FeatureSet, demand: Demand, cut: _Cut, reading: Reading) -> _Plan:
+    def _plan(self, feature_set: FeatureSet, demand: Demand, cut: _Cut, reading: Reading) -> _StoreJob:
         form = {
             "dtype": str(self._settings.dtype),
             "autocast": str(feature_set.computed_in),
@@ -218,15 +218,15 @@ class FeatureCache:
             size=size,
             stored=store.holds(keys),
         )
-        return _Plan(demand, Work(cut.frontier, store, keys, cut.reads_labels, self._settings.dtype), estimate)
+        return _StoreJob(demand, Work(cut.frontier, store, keys, cut.reads_labels, self._settings.dtype), estimate)
 
-    def _planned_ahead(self, feature_set: FeatureSet, demand: Demand) -> _Plan | None:
+    def _planned_ahead(self, feature_set: FeatureSet, demand: Demand) -> _StoreJob | None:
         try:
             return self._planned(feature_set, demand)
         except CacheRefused:
             return None  # said when the stage comes
 
-    def _report(self, plans: Mapping[str, _Plan], refused: Mapping[str, str]) -> None:
+    def _report(self, plans: Mapping[str, _StoreJob], refused: Mapping[str, str]) -> None:
         """Warn of what is refused; say in one line what is kept, how large it is and what it saves, and what is not."""
         for why, names in _grouped(refused).items():
             self._say(logging.WARNING, _OFF, names, why)
@@ -242,7 +242,7 @@ class FeatureCache:
         if said:
             self._say(logging.INFO, "%s", " ".join(said))
 
-    def _number_that_fits(self, plans: Sequence[_Plan]) -> int:
+    def _number_that_fits(self, plans: Sequence[_StoreJob]) -> int:
         """How many plans can be stored together. Raises `CacheRefused` where even the first cannot."""
         size = 0
         for number, plan in enumerate(plans):
@@ -266,7 +266,7 @@ class FeatureCache:
         if size > free:
             raise CacheRefused(f"they would take {in_bytes(size)}, and {in_bytes(free)} are free in {str(folder)!r}")
 
-    def _compute(self, feature_set: FeatureSet, plans: Sequence[_Plan]) -> None:
+    def _compute(self, feature_set: FeatureSet, plans: Sequence[_StoreJob]) -> None:
         with ExitStack() as locks:
             works = [plan.work for plan in plans]
             self._ranks.together(lambda: self._lock(works, locks))
@@ -340,7 +340,7 @@ class FeatureCache:
         logger.log(level, message, *values)
 
 
-def _cached_for(plans: Mapping[str, _Plan]) -> str:
+def _cached_for(plans: Mapping[str, _StoreJob]) -> str:
     sets = _grouped({name: plan.work.frontier.describe() for name, plan in plans.items()})
     return ", and ".join(f"{what} for {names}" for what, names in sets.items())
 

@@ -43,7 +43,7 @@ class Interception:
     """Hands each outermost call of `modules` to a handler, which returns what the call returns.
 
     A call inside another one of them is not handed over. Calls are counted from the start of each forward pass of
-    `model`. Nothing is intercepted outside `by`, and nothing is left on the model after `remove`.
+    `model`. Nothing is intercepted outside `handled_by`, and nothing is left on the model after `remove`.
     """
 
     def __init__(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
@@ -66,7 +66,7 @@ class Interception:
                 vars(module)["forward"] = before
 
     @contextmanager
-    def by(self, handler: Handler) -> Iterator[None]:
+    def handled_by(self, handler: Handler) -> Iterator[None]:
         """Let `handler` answer the calls."""
         previous, self._handler = self._handler, handler
         self._counts.clear()
@@ -97,7 +97,7 @@ def intercepted(model: nn.Module, modules: Mapping[str, nn.Module], handler: Han
     """Let `handler` answer the calls of `modules` while the context lasts."""
     interception = Interception(model, modules)
     try:
-        with interception.by(handler):
+        with interception.handled_by(handler):
             yield interception
     finally:
         interception.remove()

@@ -8,7 +8,7 @@ from torch import nn
 from hf_freeze.features.batches import Batch
 from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.extraction import Forward, captures, stored_rows
-from hf_freeze.features.frontier import Frontier, Roots
+from hf_freeze.features.frontier import DifferentiableOutputs, Frontier
 from hf_freeze.features.replay import Replay
 from hf_freeze.features.store import Features
 from hf_freeze.features.untouched import random_states_kept, seed_all, untouched
@@ -132,7 +132,7 @@ def check_replay(
     model: nn.Module,
     replay: Replay,
     *,
-    roots: Roots,
+    roots: DifferentiableOutputs,
     batch: Batch,
     places: torch.Tensor,
     computed_in: torch.dtype | None = None,

@@ -72,7 +72,7 @@ def captures(model: nn.Module, frontiers: Sequence[Frontier]) -> Iterator[Callab
             with ExitStack() as stack:
                 stack.enter_context(torch.no_grad())
                 for number, interception in enumerate(interceptions):
-                    stack.enter_context(interception.by(partial(note, number)))
+                    stack.enter_context(interception.handled_by(partial(note, number)))
                 try:
                     forward(batch.inputs())
                 except _AllSeen:
@@ -154,7 +154,7 @@ def stored_rows(tensor: torch.Tensor, layout: Layout, batch: Batch, dtype: torch
     expected = tuple(dim.at(batch.sizes) for dim in layout.dims)
     if tuple(tensor.shape) != expected:
         raise CacheRefused(f"a tensor of shape {tuple(tensor.shape)} was expected to have shape {expected}")
-    values = layout.forward(tensor.detach())
+    values = layout.rows_first(tensor.detach())
     if dtype is not None and values.is_floating_point():
         values = values.to(dtype)
     if layout.positions is None:

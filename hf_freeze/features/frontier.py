@@ -22,7 +22,7 @@ from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.shapes import Dim, Layout, fit_dims
 from hf_freeze.features.untouched import untouched
 
-Roots = Callable[[dict[str, Any]], Sequence[torch.Tensor]]
+DifferentiableOutputs = Callable[[dict[str, Any]], Sequence[torch.Tensor]]
 """Runs the model on prepared inputs; returns the tensors whose gradient counts: the loss, and outputs that are kept."""
 
 
@@ -120,7 +120,7 @@ class Frontier:
         )
 
 
-def find_frontier(model: nn.Module, batches: tuple[Batch, Batch], roots: Roots) -> Frontier:
+def find_frontier(model: nn.Module, batches: tuple[Batch, Batch], roots: DifferentiableOutputs) -> Frontier:
     """Find the frontier of what is frozen in `model` now, from two batches that differ in rows and, if any do, lengths.
 
     Raises `CacheRefused` where there is no frozen prefix, or where its outputs cannot be kept row by row.
@@ -160,7 +160,7 @@ class _SeenCall:
     spec: pytree.TreeSpec
 
 
-def _look(model: nn.Module, batch: Batch, roots: Roots) -> dict[CallKey, _SeenCall]:
+def _look(model: nn.Module, batch: Batch, roots: DifferentiableOutputs) -> dict[CallKey, _SeenCall]:
     modules = wholly_frozen(model)
     prefix: set[CallKey] = set()
 

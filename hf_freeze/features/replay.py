@@ -58,7 +58,7 @@ class Replay:
                 return torch.full((), fill, dtype=leaf.dtype, device=leaf.device).expand(shape)
             return leaf.value if isinstance(leaf, Other) else None
 
-        with self._interception.by(answer):
+        with self._interception.handled_by(answer):
             yield
 
     def _stored(self, leaf: Stored, places: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -74,4 +74,4 @@ def _spread(values: torch.Tensor, layout: Layout, batch: Batch) -> torch.Tensor:
         dims = [dim for index, dim in enumerate(layout.dims) if index != layout.rows_dim]
         where = layout.dims[layout.length_dim] if layout.length_dim is not None else dims[0]
         values = values.unsqueeze(1).expand(-1, where.at(batch.sizes), *values.shape[1:])
-    return layout.back(values)
+    return layout.restored(values)

@@ -12,7 +12,7 @@ import torch
 from hf_freeze.features.batches import Batch, Source
 from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.extraction import CHANGING, Forward, by_length
-from hf_freeze.features.frontier import Roots
+from hf_freeze.features.frontier import DifferentiableOutputs
 from hf_freeze.features.ranks import Ranks
 from hf_freeze.features.row_digests import WIDTH, Keys, keys_of
 
@@ -33,7 +33,7 @@ class FeatureSet:
 
     name: str
     source: Source
-    roots: Roots
+    roots: DifferentiableOutputs
     forward: Forward
     training: bool
     device: torch.device

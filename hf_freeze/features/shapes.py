@@ -108,14 +108,14 @@ class Layout:
         where = {None: "", 0: "[first position]", -1: "[last position]"}.get(self.at, f"[position {self.at}]")
         return where if self.at is not None else ("[every position]" if self.keeps_positions else "")
 
-    def forward(self, tensor: torch.Tensor) -> torch.Tensor:
+    def rows_first(self, tensor: torch.Tensor) -> torch.Tensor:
         """Bring rows to the front, and positions behind them."""
         if self.length_dim is None:
             return tensor.movedim(self.rows_dim, 0)
         return tensor.movedim((self.rows_dim, self.length_dim), (0, 1))
 
-    def back(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Undo `forward`."""
+    def restored(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Undo `rows_first`."""
         if self.length_dim is None:
             return tensor.movedim(0, self.rows_dim)
         return tensor.movedim((0, 1), (self.rows_dim, self.length_dim))
@@ -128,7 +128,7 @@ class Layout:
         found: set[int | None] = set()
         for gradient, batch in gradients:
             if gradient is not None:
-                found |= self._positions_read(key, self.forward(gradient), batch)
+                found |= self._positions_read(key, self.rows_first(gradient), batch)
         single = len(found) == 1 and None not in found
         return replace(self, at=found.pop()) if single else self
 
