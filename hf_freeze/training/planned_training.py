@@ -162,7 +162,10 @@ class PlannedTraining:
         self._run = None
 
     def step_begins(self, step: int) -> None:
-        """Enter the stage of the step that comes after `step` steps, and set its learning rates."""
+        """Enter the stage of the step that comes after `step` steps, and set its learning rates.
+
+        The one event of a step that asks whether the run goes on: the others follow it.
+        """
         self._counts_evaluations = True
         if run := self.run:
             clear_gradients(self._beside)
@@ -170,14 +173,14 @@ class PlannedTraining:
 
     def before_optimizer_step(self) -> None:
         """Note the learning rates of this step, and whose gradients have arrived."""
-        if run := self.run:
+        if self._run:
             average_gradients(self._beside)
-            self._rates = run.before_optimizer_step()
+            self._rates = self._run.before_optimizer_step()
 
     def after_optimizer_step(self) -> None:
         """Note what has moved; from here on the scheduler's own rates apply again."""
-        if run := self.run:
-            run.after_optimizer_step()
+        if self._run:
+            self._run.after_optimizer_step()
 
     def evaluated(self, metrics: Mapping[str, Any] | None, step: int) -> None:
         """Check whether the plateau that the plan is waiting for has been reached."""
