@@ -43,6 +43,8 @@ from hf_freeze.training.checkpoint import load_thawed, save_thawed
 from hf_freeze.training.extract import extract_features
 from hf_freeze.training.freezing import freeze, unfreeze
 from hf_freeze.training.groups import param_groups
+from hf_freeze.training.load_trained import load_trained
+from hf_freeze.training.merge_trained import merge_trained
 from hf_freeze.training.run import FreezeRun, FreezeSettings
 from hf_freeze.training.summary import TrainableSummary, trainable_summary
 from hf_freeze.training.trainer import FreezeTrainer, FreezeTrainerMixin
@@ -88,6 +90,8 @@ __all__ = [
     "freezing",
     "load_thawed",
     "load_threshold",
+    "load_trained",
+    "merge_trained",
     "param_groups",
     "plot_comparison",
     "plot_history",

@@ -14,6 +14,8 @@ NAMES = (
     PrivateName(_TRAINER, "_load_callback_state", "override", "a resumed run keeps the callback of its plan"),
     PrivateName(_TRAINER, "_determine_best_metric", "attribute", "an evaluation that was missed counts once"),
     PrivateName(_TRAINER, "_save_checkpoint", "override", "frozen weights are proved unchanged before each save"),
+    PrivateName(_TRAINER, "_save", "override", "save_trained_only leaves out what is frozen"),
+    PrivateName(_TRAINER, "_push_from_checkpoint", "override", "what trained is pushed to the hub"),
     PrivateName(_TRAINER, "_get_num_items_in_batch", "override", "the loss of an evaluation is a mean"),
     PrivateName(_TRAINER, "_prepare_inputs", "attribute", "batches reach the device as in a step"),
     PrivateName(_TRAINER, "_get_collator_with_removed_columns", "attribute", "debug_sample collates as in a step"),
@@ -45,6 +47,10 @@ NAMES = (
     ),
     PrivateName(
         "transformers:PreTrainedConfig", "_name_or_path", "guarded", "the origin of a model is left out of keys"
+    ),
+    PrivateName("transformers:PreTrainedConfig", "_commit_hash", "guarded", "the base of a checkpoint is named"),
+    PrivateName(
+        "transformers:PreTrainedModel", "_is_hf_initialized", "guarded", "what the base does not hold is saved"
     ),
     PrivateName("transformers:PreTrainedConfig", "_attn_implementation", "guarded", "stored features are told apart"),
     PrivateName(_TRAINER, "loss_is_scaled_for_ga", "guarded", "a Trainer that scales its loss itself is left alone"),

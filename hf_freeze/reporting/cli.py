@@ -14,6 +14,7 @@ from io import TextIOWrapper
 from hf_freeze.errors import FreezeError
 from hf_freeze.reporting.comparison.compare_command import add_compare
 from hf_freeze.reporting.debug_command import add_debug
+from hf_freeze.reporting.merge_command import add_merge
 from hf_freeze.reporting.preview.plan_command import add_plan
 
 _NOT_RUN, _INTERRUPTED = 2, 130
@@ -45,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error comes from")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (add_plan, add_compare, add_debug):
+    for add in (add_plan, add_compare, add_debug, add_merge):
         add(commands)
     return parser
 

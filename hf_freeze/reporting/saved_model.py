@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_freeze.errors import FreezeError
+from hf_freeze.training.merge_trained import load_whole
+from hf_freeze.training.trained_file import holds_trained_only, read_base
 
 _ADAPTERS = "adapter_config.json"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -28,8 +30,13 @@ def load_config(name: str) -> PretrainedConfig:
 
 
 def load_classifier(name: str, **options: Any) -> Any:
-    """Return a sequence classification model, with its adapters where there are some. Raises `FreezeError`."""
+    """Return a sequence classification model, with its adapters where there are some. Raises `FreezeError`.
+
+    Of a folder that holds only what trained, the whole model is returned.
+    """
     _check_there(name)
+    if holds_trained_only(name):
+        return load_whole(name)
     adapters = base_of_adapters(name) is not None
     auto_class: Any = AutoPeftModelForSequenceClassification if adapters else AutoModelForSequenceClassification
     with _loading(name, "adapters" if adapters else "model"):
@@ -39,9 +46,9 @@ def load_classifier(name: str, **options: Any) -> Any:
 
 
 def load_tokenizer(name: str) -> Any:
-    """Return the tokenizer of a model; that of the base where adapters have none. Raises `FreezeError`."""
+    """Return the tokenizer of a model; that of its base where it has none itself. Raises `FreezeError`."""
     _check_there(name)
-    base = base_of_adapters(name)
+    base = read_base(name).name if holds_trained_only(name) else base_of_adapters(name)
     if base is not None and not (Path(name) / "tokenizer_config.json").is_file():
         return load_tokenizer(base)
     with _loading(name, "tokenizer", "Save it beside the model: tokenizer.save_pretrained(...)."):

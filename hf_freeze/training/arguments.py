@@ -100,11 +100,19 @@ class FreezeArguments:
         },
     )
 
+    save_trained_only: bool = field(
+        default=False,
+        metadata={
+            "help": "Save only the weights that trained; 'hf-freeze merge' writes the whole model from them and the "
+            "base."
+        },
+    )
+
     def __post_init__(self) -> None:
         self.group_lrs = _read_group_lrs(self.group_lrs)
         self.freeze_recipe = _plain_plan(self.freeze_recipe)
         self.cache_frozen = _read_bool_or_path(self.cache_frozen)
-        for name in ("frozen_eval", "verify_freeze", "cache_frozen_always", "ignore_plan_change"):
+        for name in ("frozen_eval", "verify_freeze", "cache_frozen_always", "ignore_plan_change", "save_trained_only"):
             if not isinstance(getattr(self, name), bool):
                 raise PlanError(f"{name}={getattr(self, name)!r}: give True or False.")
         if self.cache_frozen_dtype not in (None, "float32", "float16", "bfloat16"):

@@ -42,6 +42,7 @@ from hf_freeze.training.schedule import continue_schedule
 from hf_freeze.training.setup import check_arguments, refuse_deepspeeds_own_optimizer, uses_deepspeed
 from hf_freeze.training.thresholds import ThresholdTrainerMixin
 from hf_freeze.training.train_calls import while_training
+from hf_freeze.training.trained_only import TrainedOnlyTrainerMixin
 from hf_freeze.training.whole import has_optimizer, require_fitting, require_whole
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class FreezeTrainerMixin(
     ScaledLossTrainerMixin,
     ThresholdTrainerMixin,
     ModelCardTrainerMixin,
+    TrainedOnlyTrainerMixin,
 ):
     """Adds a freeze plan to a Trainer class: `class MyTrainer(FreezeTrainerMixin, Seq2SeqTrainer): ...`.
 
@@ -68,7 +70,7 @@ class FreezeTrainerMixin(
       random numbers draws others after a resume within an epoch, as in any Trainer; at the end of one, the same);
     - says in the model card what trained, by which plan, and how to apply the threshold;
     - tunes the threshold of `BinaryClassificationMetrics` in training's own evaluations only, and saves it;
-    - under PEFT, saves and loads the base weights that trained.
+    - under PEFT, saves and loads the base weights that trained; with `save_trained_only`, of any model nothing else.
 
     Args:
         freeze_plan: What trains and when. Every other argument is the Trainer's, by position or by name.

@@ -21,6 +21,7 @@ from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training.beside_model import BESIDE_NAME
 from hf_freeze.training.checkpoint import THAWED_NAME
 from hf_freeze.training.snapshot import STAGE_BEST_NAME
+from hf_freeze.training.trained_file import TRAINED_NAME, refuses_loading
 
 _WEIGHTS = (".safetensors", ".bin")
 _BESIDE_THE_WEIGHTS = (STAGE_BEST_NAME, THAWED_NAME, BESIDE_NAME, TRAINING_ARGS_NAME)
@@ -91,7 +92,10 @@ def defects(folder: Path, *, optimizer: bool) -> Iterator[str]:
     if not in_parts and all(path.name in _BESIDE_THE_WEIGHTS for path in weights):
         yield "it has no file of weights, such as 'model.safetensors'."
     for index in folder.glob("*.index.json"):
-        yield from _missing_shards(index)
+        if not refuses_loading(index):
+            yield from _missing_shards(index)
+        elif not (folder / TRAINED_NAME).exists():
+            yield f"{TRAINED_NAME!r} is missing. Was the run killed while it saved?"
     for path in sorted([*weights, *folder.glob("*.pt"), *folder.glob("*.pth")]):
         if problem := _unreadable(path):
             yield f"{path.name!r} cannot be read ({problem}). Was the run killed while it saved?"

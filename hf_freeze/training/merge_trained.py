@@ -1,0 +1,119 @@
+"""From a folder that holds only what trained, the whole model: in memory, or in a folder for `from_pretrained`."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, PreTrainedModel
+from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
+
+from hf_freeze.errors import FreezeError
+from hf_freeze.training.load_trained import load_trained
+from hf_freeze.training.trained_file import TRAINED_NAME, Base, holds_trained_only, read_base
+
+_NOT_OF_THE_MODEL = (
+    TRAINED_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    OPTIMIZER_NAME,
+    SCHEDULER_NAME,
+    SCALER_NAME,
+    TRAINER_STATE_NAME,
+)
+
+
+def merge_trained(
+    folder: str | os.PathLike[str], out: str | os.PathLike[str], base: str | os.PathLike[str] | None = None
+) -> Path:
+    """Write the whole model of a folder that holds only what trained, as the Trainer would have saved it; return `out`.
+
+    Args:
+        folder: What a Trainer with `save_trained_only=True` saved, a checkpoint or the final model.
+        out: A new folder, for `from_pretrained`. Tokenizer, threshold and training arguments are copied into it.
+        base: The folder or hub name of the base, where it is no longer where training found it.
+
+    Raises:
+        FreezeError: Where the base is not there, or not what it was when training began, or the folder is damaged.
+            Nothing is then written.
+    """
+    folder, out = Path(folder), Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FreezeError(f"{str(out)!r} exists. Give a new folder to write the whole model to.")
+    model = load_whole(folder, base)
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        model.save_pretrained(unfinished)
+        for path in folder.iterdir():
+            if path.is_file() and path.name not in _NOT_OF_THE_MODEL and not path.name.startswith("rng_state"):
+                shutil.copy(path, unfinished)
+        unfinished.replace(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return out
+
+
+def load_whole(folder: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> PreTrainedModel:
+    """Load the base that a folder names, or `base`, and what trained into it. Raises as `merge_trained` does."""
+    if not holds_trained_only(folder):
+        raise FreezeError(
+            f"{str(folder)!r} is not a folder that a Trainer with save_trained_only=True wrote: it has no "
+            f"{TRAINED_NAME!r}, or the whole weights or a PEFT adapter beside it."
+        )
+    described = read_base(folder)
+    name, revision = (described.name, described.revision) if base is None else (os.fspath(base), None)
+    if name is None:
+        raise FreezeError(
+            f"The model that {str(folder)!r} belongs to was built without a name, from a configuration say, so that "
+            "it cannot be found. Save it with save_pretrained and give its folder as base (--base)."
+        )
+    model_class = _class_of(described, folder)
+    if holds_trained_only(name):
+        model = load_whole(name)
+    else:
+        model = _load_base(model_class, name, folder, dtype=described.dtype, revision=revision)
+    load_trained(model, folder)
+    return model
+
+
+def _class_of(described: Base, folder: str | os.PathLike[str]) -> type[PreTrainedModel]:
+    module, _, name = described.model_class.rpartition(".")
+    found: Any = getattr(transformers, name, None) if module.startswith("transformers.") else None
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise FreezeError(
+            f"{str(folder)!r} belongs to a {described.model_class}, which is not a class of transformers. Build that "
+            "model with the weights of its base, then call hf_freeze.load_trained(model, folder), and save it."
+        )
+    return found
+
+
+def _load_base(
+    model_class: Any, name: str, folder: str | os.PathLike[str], *, dtype: str, revision: str | None
+) -> PreTrainedModel:
+    options = {} if revision is None or Path(name).is_dir() else {"revision": revision}
+    try:
+        with _without_load_report():
+            # What does not fit is what trained, or is named when the base is compared.
+            model: PreTrainedModel = model_class.from_pretrained(
+                name, config=AutoConfig.from_pretrained(folder), dtype=dtype, ignore_mismatched_sizes=True, **options
+            )
+    except Exception as error:  # the hub, the files and the code of a model can each fail in their own way
+        raise FreezeError(
+            f"The base {name!r} of {str(folder)!r} cannot be loaded ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}). Was it moved? Give its folder or hub name as base (--base)."
+        ) from error
+    return model
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Leave out that the head is new: what trained comes next."""
+    before = logging.get_verbosity()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

@@ -1,0 +1,237 @@
+"""`save_trained_only`: where the Trainer writes and reads weights, those that trained and no others."""
+
+import functools
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
+
+from hf_freeze.errors import FreezeError, UnsupportedSetupError
+from hf_freeze.selection.model_map import unwrap
+from hf_freeze.selection.peft_support import adapter_names
+from hf_freeze.training.arguments import FreezeArguments
+from hf_freeze.training.attributes import replaced
+from hf_freeze.training.backends import is_sharded
+from hf_freeze.training.base_model import transformers_models
+from hf_freeze.training.callbacks import FreezeCallback
+from hf_freeze.training.merge_trained import load_whole
+from hf_freeze.training.trained_file import (
+    TRAINED_NAME,
+    Base,
+    Trained,
+    holds_trained_only,
+    refuse_loading,
+    write_trained,
+)
+from hf_freeze.training.what_trained import WhatTrained
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object
+
+logger = logging.getLogger(__name__)
+
+
+class TrainedOnlyTrainerMixin(_Base):
+    """Saves what trained and no more under `save_trained_only=True`, and reads such folders in any case.
+
+    PEFT keeps its own format, which is as small, with the base weights that train beside it.
+    """
+
+    model: Any  # the Trainer's own annotation admits None, which it never is after construction
+    _settings: FreezeArguments
+    _freezing: FreezeCallback
+    _what: WhatTrained | None = None
+
+    def __init__(self, *positional: Any, **kwargs: Any) -> None:
+        if positional and holds_only_what_trained(positional[0]):
+            positional = (load_whole(positional[0]), *positional[1:])
+        elif holds_only_what_trained(kwargs.get("model")):
+            kwargs["model"] = load_whole(kwargs["model"])
+        super().__init__(*positional, **kwargs)
+        if self._leaves_out:
+            _refuse_split_weights(self)
+            refuse_unsaved(self.model)
+            if self.model_init is None:
+                self._what_trained()
+        self.add_callback(_NotesWhatTrains(self))
+
+    @property
+    def _leaves_out(self) -> bool:
+        return self._settings.save_trained_only and not isinstance(unwrap(self.model), PeftModel)
+
+    def _what_trained(self) -> WhatTrained:
+        if self._what is None or self._what.model is not unwrap(self.model):
+            self._what = WhatTrained(self.model)
+            refuse_base_inside(self._what.base, Path(str(self.args.output_dir)))
+        return self._what
+
+    def _from_start(self) -> frozenset[str]:
+        resolved = self._freezing.resolved
+        # Checkpoints of another plan may lack any of it.
+        return frozenset() if resolved is None or self._settings.ignore_plan_change else resolved.names[0]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if not self._leaves_out:
+            super()._save(output_dir, state_dict)
+            return
+        if not self.args.should_save:
+            return
+        folder, what = Path(str(self.args.output_dir) if output_dir is None else output_dir), self._what_trained()
+        resolved = self._freezing.resolved
+        what.begin(resolved.names[0] if resolved else ())
+        _clear(folder)
+        with _weights_left_out(self.model):
+            super()._save(str(folder), state_dict={})
+        (folder / SAFE_WEIGHTS_NAME).unlink(missing_ok=True)  # of a model that is none of transformers: without tensors
+        write_trained(Trained(tensors=what.tensors(), base=what.base, plan=self._freezing.plan.to_dict()), folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *given: Any) -> None:
+        if holds_trained_only(resume_from_checkpoint):
+            self._what_trained().load(resume_from_checkpoint, from_start=self._from_start())
+            return
+        if self._leaves_out:
+            self._what_trained()  # before it is overwritten
+        super()._load_from_checkpoint(resume_from_checkpoint, *given)
+
+    def _load_best_model(self) -> None:
+        folder = self.state.best_model_checkpoint
+        if folder is None or not holds_trained_only(folder):
+            super()._load_best_model()
+            return
+        logger.info("Loading what trained from %s (score: %s).", folder, self.state.best_metric)
+        self._what_trained().load(folder, from_start=self._from_start())
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        trained = Path(checkpoint_folder) / TRAINED_NAME
+        if self.is_world_process_zero() and trained.exists():
+            shutil.copy(trained, str(self.args.output_dir))
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card as the Trainer does, with how to load a folder that holds only what trained."""
+        super().create_model_card(*args, **kwargs)
+        card = Path(str(self.args.output_dir)) / "README.md"
+        if self._leaves_out and self.is_world_process_zero() and card.exists():
+            card.write_text(f"{card.read_text('utf-8').rstrip()}\n\n{how_to_load(self._what_trained().base)}", "utf-8")
+
+
+class _NotesWhatTrains(TrainerCallback):
+    """Tells a Trainer's `WhatTrained` what is about to train, before the optimizer moves it."""
+
+    def __init__(self, trainer: TrainedOnlyTrainerMixin) -> None:
+        self._trainer = trainer
+        self._stage: int | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._stage = None
+        resolved = self._trainer._freezing.resolved
+        if self._trainer._leaves_out and resolved is not None:
+            refuse_unsaved(self._trainer.model)
+            self._trainer._what_trained().begin(resolved.names[0])
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        stage, resolved = self._trainer._freezing.stage, self._trainer._freezing.resolved
+        if self._trainer._leaves_out and resolved is not None and stage is not None and stage != self._stage:
+            self._stage = stage
+            self._trainer._what_trained().add(resolved.names[stage])
+
+
+HOW_TO_LOAD = "## How to load it"
+
+
+def how_to_load(base: Base) -> str:
+    """Say in a model card how to load a folder that holds only what trained."""
+    name = base.model_class.rpartition(".")[2]
+    source = repr(base.name or "path/to/the/base")
+    revision = f", revision={base.revision!r}" if base.revision else ""
+    return f"""{HOW_TO_LOAD}
+
+`{TRAINED_NAME}` holds the tensors that trained; the others are those of the base, {source}. Write the whole model, for
+`from_pretrained` and `pipeline`, with `hf-freeze merge FOLDER OUT`, or load it into the base:
+
+```python
+from hf_freeze import load_trained
+from transformers import AutoConfig, {name}
+
+folder = "path/to/this/folder"
+model = {name}.from_pretrained({source}, config=AutoConfig.from_pretrained(folder){revision})
+load_trained(model, folder)
+```
+"""
+
+
+def holds_only_what_trained(model: Any) -> bool:
+    """Tell whether what is given as a model is the path of a folder that `save_trained_only` wrote."""
+    return isinstance(model, str | Path) and holds_trained_only(model)
+
+
+def refuse_base_inside(base: Base, output_dir: Path) -> None:
+    """Raise `FreezeError` where checkpoints would be written over the base that they cannot be loaded without."""
+    folder = Path(base.name) if base.name else None
+    if folder is not None and folder.is_dir() and output_dir.resolve() in (folder, folder.parent):
+        raise FreezeError(
+            f"save_trained_only=True: the base {base.name!r} lies in output_dir={str(output_dir)!r}, where checkpoints "
+            "are written over and deleted, and without it they cannot be loaded. Give another output_dir."
+        )
+
+
+def refuse_unsaved(model: nn.Module) -> None:
+    """Raise `UnsupportedSetupError` for a model whose weights transformers saves in a way of its own."""
+    model = unwrap(model)
+    if any(getattr(inner, "hf_quantizer", None) is not None for inner in transformers_models(model)):
+        raise UnsupportedSetupError(
+            "save_trained_only=True: the model is quantized, and transformers saves it whole. Train PEFT adapters on "
+            "it, which are saved alone anyway."
+        )
+    if not isinstance(model, PeftModel) and adapter_names(model):
+        raise UnsupportedSetupError(
+            "save_trained_only=True: the model has PEFT adapters inside, and saves those alone. Wrap it with "
+            "peft.get_peft_model, whose checkpoints hold the adapters and the base weights that train."
+        )
+
+
+def _refuse_split_weights(trainer: TrainedOnlyTrainerMixin) -> None:
+    name = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP" if trainer.is_fsdp_enabled else "Tensor parallelism"
+    sharded = any(map(is_sharded, trainer.model.parameters()))
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or sharded:
+        raise UnsupportedSetupError(
+            f"save_trained_only=True: {name} writes all weights into its own checkpoints, in pieces that only it can "
+            "read, and resumes from those. Leave it out, or train with DistributedDataParallel."
+        )
+
+
+def _clear(folder: Path) -> None:
+    """Take out whole weights of an earlier run, which would be read first, before anything new is written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME):
+        (folder / name).unlink(missing_ok=True)
+    refuse_loading(folder)
+
+
+@contextmanager
+def _weights_left_out(model: nn.Module) -> Iterator[None]:
+    """Let every transformers model inside save all but its weights."""
+    with ExitStack() as stack:
+        for inner in transformers_models(unwrap(model)):
+            stack.enter_context(
+                replaced(inner, save_pretrained=functools.partial(_save_all_else, inner.save_pretrained))
+            )
+        yield
+
+
+def _save_all_else(save_pretrained: Any, save_directory: Any, *positional: Any, **kwargs: Any) -> None:
+    _clear(Path(save_directory))
+    save_pretrained(save_directory, *positional, **{**kwargs, "state_dict": {}})

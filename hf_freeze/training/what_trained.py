@@ -1,0 +1,62 @@
+"""Which tensors of a model have trained so far, whatever trains at the moment."""
+
+from collections.abc import Collection, Iterable, Set
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hf_freeze.selection.model_map import unwrap
+from hf_freeze.training.base_model import base_of, saved_tensors
+from hf_freeze.training.digests import digests
+from hf_freeze.training.load_trained import going_back, put
+from hf_freeze.training.trained_file import read_trained
+
+
+class WhatTrained:
+    """Names what a checkpoint must hold, and goes back to an earlier one.
+
+    Every checkpoint holds what trains from the start. What begins to train later is missing in the earlier ones: to go
+    back to one of them is to go back to its values in the base, of which a copy is kept on the CPU.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = unwrap(model)
+        self.base = base_of(model)
+        self._names: set[str] = set()
+        self._base_values: dict[str, torch.Tensor] = {}
+
+    def begin(self, names: Iterable[str]) -> None:
+        """Note what trains from the start. Any buffer may begin to move at any time: keep the values of all."""
+        tensors, parameters = saved_tensors(self.model), dict(self.model.named_parameters())
+        self._names.update(name for name in names if name in tensors)
+        self._keep(name for name in tensors if name not in parameters)
+
+    def add(self, names: Set[str]) -> None:
+        """Note what is about to train."""
+        new = saved_tensors(self.model).keys() & names - self._names
+        self._keep(new)
+        self._names |= new
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return all that trained, and whatever else is not as in the base: statistics, or what the base lacks."""
+        tensors, base = saved_tensors(self.model), self.base.digests
+        now = digests({name: tensor for name, tensor in tensors.items() if name in base and name not in self._names})
+        return {name: tensor for name, tensor in tensors.items() if name not in now or now[name] != base[name]}
+
+    def load(self, folder: str | Path, *, from_start: Collection[str]) -> None:
+        """Put the model into the state that `folder` holds; every checkpoint of the run holds what is `from_start`.
+
+        Raises `FreezeError`, the model being as it was, where that cannot be.
+        """
+        trained = read_trained(folder)
+        base_values = going_back(self.model, trained, folder, base_values=self._base_values)
+        self._keep(name for name in trained.tensors if name not in from_start)
+        put(self.model, trained, base_values)
+        self.base = trained.base
+        self._names.update(trained.tensors)
+
+    def _keep(self, names: Iterable[str]) -> None:
+        tensors = saved_tensors(self.model)
+        new = [name for name in names if name not in self._base_values]
+        self._base_values |= {name: tensors[name].detach().cpu().clone() for name in new}
