@@ -111,7 +111,7 @@ def _load_base(
 @contextmanager
 def _without_load_report() -> Iterator[None]:
     """Leave out that the head is new: what trained comes next."""
-    before = logging.get_verbosity()  # type: ignore[no-untyped-call]
+    before = logging.get_verbosity()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         yield

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
@@ -50,6 +50,7 @@ class TrainedOnlyTrainerMixin(_Base):
     _settings: FreezeArguments
     _freezing: FreezeCallback
     _what: WhatTrained | None = None
+    _frozen_is_proved = False
 
     def __init__(self, *positional: Any, **kwargs: Any) -> None:
         if positional and holds_only_what_trained(positional[0]):
@@ -87,12 +88,20 @@ class TrainedOnlyTrainerMixin(_Base):
             return
         folder, what = Path(str(self.args.output_dir) if output_dir is None else output_dir), self._what_trained()
         resolved = self._freezing.resolved
-        what.begin(resolved.names[0] if resolved else ())
-        _clear(folder)
+        if not isinstance(unwrap(self.model), PreTrainedModel):
+            _clear(folder)
         with _weights_left_out(self.model):
             super()._save(str(folder), state_dict={})
         (folder / SAFE_WEIGHTS_NAME).unlink(missing_ok=True)  # of a model that is none of transformers: without tensors
-        write_trained(Trained(tensors=what.tensors(), base=what.base, plan=self._freezing.plan.to_dict()), folder)
+        from_start = resolved.names[0] if resolved else frozenset()
+        tensors = what.tensors(also=from_start, frozen_is_proved=self._frozen_is_proved)
+        write_trained(Trained(tensors=tensors, base=what.base, plan=self._freezing.plan.to_dict()), folder)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        # `verify_freeze` has just looked at them.
+        proved = self._settings.verify_freeze and self._freezing.stage is not None
+        with replaced(self, _frozen_is_proved=proved):
+            super()._save_checkpoint(*args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *given: Any) -> None:
         if holds_trained_only(resume_from_checkpoint):

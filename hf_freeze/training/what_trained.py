@@ -1,6 +1,6 @@
 """Which tensors of a model have trained so far, whatever trains at the moment."""
 
-from collections.abc import Collection, Iterable, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from pathlib import Path
 
 import torch
@@ -26,11 +26,15 @@ class WhatTrained:
         self._names: set[str] = set()
         self._base_values: dict[str, torch.Tensor] = {}
 
-    def begin(self, names: Iterable[str]) -> None:
-        """Note what trains from the start. Any buffer may begin to move at any time: keep the values of all."""
+    def begin(self, names: Set[str]) -> None:
+        """Note what trains from the start, and what is not as in the base any more.
+
+        Any buffer may begin to move at any time: the values of all are kept.
+        """
         tensors, parameters = saved_tensors(self.model), dict(self.model.named_parameters())
-        self._names.update(name for name in names if name in tensors)
-        self._keep(name for name in tensors if name not in parameters)
+        self._names |= tensors.keys() & names
+        self._names |= self._differing(tensors)
+        self._keep(tensors.keys() - parameters.keys())
 
     def add(self, names: Set[str]) -> None:
         """Note what is about to train."""
@@ -38,11 +42,17 @@ class WhatTrained:
         self._keep(new)
         self._names |= new
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Return all that trained, and whatever else is not as in the base: statistics, or what the base lacks."""
-        tensors, base = saved_tensors(self.model), self.base.digests
-        now = digests({name: tensor for name, tensor in tensors.items() if name in base and name not in self._names})
-        return {name: tensor for name, tensor in tensors.items() if name not in now or now[name] != base[name]}
+    def tensors(self, *, also: Set[str], frozen_is_proved: bool) -> dict[str, torch.Tensor]:
+        """Return all that trained, and whatever else is not as in the base: statistics, or what the base lacks.
+
+        Parameters `also` train from the start. Where it is proved that the frozen ones are what they were at `begin`,
+        they are not read again.
+        """
+        tensors = saved_tensors(self.model)
+        self._names |= tensors.keys() & also
+        proved = dict(self.model.named_parameters()) if frozen_is_proved else {}
+        differing = self._differing({name: tensor for name, tensor in tensors.items() if name not in proved})
+        return {name: tensor for name, tensor in tensors.items() if name in self._names or name in differing}
 
     def load(self, folder: str | Path, *, from_start: Collection[str]) -> None:
         """Put the model into the state that `folder` holds; every checkpoint of the run holds what is `from_start`.
@@ -55,6 +65,11 @@ class WhatTrained:
         put(self.model, trained, base_values)
         self.base = trained.base
         self._names.update(trained.tensors)
+
+    def _differing(self, tensors: Mapping[str, torch.Tensor]) -> set[str]:
+        base = self.base.digests
+        now = digests({name: tensor for name, tensor in tensors.items() if name in base and name not in self._names})
+        return {name for name in tensors if name not in base or now.get(name, base[name]) != base[name]}
 
     def _keep(self, names: Iterable[str]) -> None:
         tensors = saved_tensors(self.model)

@@ -11,8 +11,9 @@ SCRIPT = Path(__file__).parent / "scripts" / "killed_run.py"
 
 
 @pytest.mark.slow
-def test_wherever_a_save_is_killed_the_newest_whole_checkpoint_resumes_or_is_named(tmp_path) -> None:
-    said = run([sys.executable, str(SCRIPT), str(tmp_path)], timeout=500)
+@pytest.mark.parametrize("saves", ["all", "trained_only"])
+def test_wherever_a_save_is_killed_the_newest_whole_checkpoint_resumes_or_is_named(tmp_path, saves) -> None:
+    said = run([sys.executable, str(SCRIPT), str(tmp_path), saves], timeout=500)
     ends = [line.split()[-1] for line in said.splitlines() if line.startswith("killed at")]
     assert ends.count("refused") >= 4
     assert "resumed" in ends

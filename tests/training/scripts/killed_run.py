@@ -1,6 +1,6 @@
 """Kill a run with SIGKILL at each thing that it does in the folder of its second checkpoint, and resume what is left.
 
-`killed_run.py OUT_DIR` prints a line per kill: `refused` where resuming named the first checkpoint as the newest whole
+`killed_run.py OUT_DIR [trained_only]` prints a line per kill: `refused` where resuming named the first checkpoint as the newest whole
 one, `resumed` where the second was whole or not there; it fails where the weights are then not those of the whole run.
 """
 
@@ -22,7 +22,7 @@ VALUES = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "eval_strat
 
 
 def run(folder: Path, resume: str | bool | None = None):
-    made = trainer(folder, plan=PLAN, **VALUES)
+    made = trainer(folder, plan=PLAN, save_trained_only="trained_only" in sys.argv, **VALUES)
     made.train(resume_from_checkpoint=resume)
     return made
 

@@ -1,6 +1,6 @@
 """Resume a run that evaluates on several processes, at the end of an epoch and within one.
 
-`accelerate launch ... resumed_run.py OUT_DIR` writes `different.json`: step -> the weights that differ, on any process,
+`accelerate launch ... resumed_run.py OUT_DIR [trained_only]` writes `different.json`: step -> the weights that differ, on any process,
 from those of the run that was not interrupted.
 """
 
@@ -23,7 +23,7 @@ PLAN = FreezePlan(
 
 def run(folder: Path, resume: Path | None = None, **values):
     values = {"per_device_train_batch_size": 2, "eval_strategy": "epoch", "save_strategy": "steps", **values}
-    made = trainer(folder, plan=PLAN, save_steps=1, **values)
+    made = trainer(folder, plan=PLAN, save_steps=1, save_trained_only="trained_only" in sys.argv, **values)
     made.train(resume_from_checkpoint=str(resume) if resume else None)
     return weights_of(made.model)
 

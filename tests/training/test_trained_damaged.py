@@ -1,0 +1,171 @@
+"""A folder of `save_trained_only` that is damaged or meets another base: named, and the model is left as it was."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import BertForSequenceClassification
+
+from hf_freeze import FreezeError, PlanError, load_trained, merge_trained
+from hf_freeze.training.trained_file import TRAINED_NAME
+from tests.models import tiny_bert, tiny_distilbert, tiny_roberta
+from tests.training.staged import trainer
+from tests.training.trained_runs import HEAD, TWO, base_folder, classifier, same, trained
+
+
+@pytest.fixture
+def base(tmp_path):
+    return base_folder(tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path, base):
+    trained(tmp_path / "run", base, plan=TWO, max_steps=4)
+    return tmp_path / "run" / "checkpoint-4"
+
+
+def refused(model, folder, match: str) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(FreezeError, match=match):
+        load_trained(model, folder)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def tensor_places(path: Path) -> dict[str, int]:
+    """Name -> a byte in the middle of the tensor."""
+    data = path.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    header.pop("__metadata__")
+    return {name: 8 + length + sum(one["data_offsets"]) // 2 for name, one in header.items()}
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_flipped_byte_in_any_tensor_is_named(folder, base) -> None:
+    path = folder / TRAINED_NAME
+    places = tensor_places(path)
+    assert len(places) == 18
+    for name, place in places.items():
+        flip(path, place)
+        refused(classifier(base), folder, f"{name}' is not what was written")
+        flip(path, place)
+    load_trained(classifier(base), folder)
+
+
+def test_a_flipped_bit_anywhere_in_the_header_is_refused(folder, base) -> None:
+    path = folder / TRAINED_NAME
+    length = struct.unpack("<Q", path.read_bytes()[:8])[0]
+    for place in range(8, 8 + length, 37):
+        flip(path, place)
+        with pytest.raises(FreezeError, match="cannot be read"):
+            load_trained(classifier(base), folder)
+        flip(path, place)
+
+
+@pytest.mark.parametrize("left", [0, 5, 1000, -1])
+def test_a_truncated_file_is_refused(folder, base, left) -> None:
+    path = folder / TRAINED_NAME
+    path.write_bytes(path.read_bytes()[:left])
+    refused(classifier(base), folder, "cannot be read")
+    made = trainer(folder.parent, model=classifier(base), plan=TWO, save_trained_only=True, max_steps=4)
+    with pytest.raises(FreezeError, match="checkpoint-4' is not whole.*newest whole one is .*checkpoint-3"):
+        made.train(resume_from_checkpoint=str(folder))
+
+
+def test_a_file_without_a_description_is_refused(folder, base) -> None:
+    save_file({"classifier.weight": torch.zeros(2, 16)}, folder / TRAINED_NAME)
+    refused(classifier(base), folder, "its description is not what was written")
+
+
+def test_a_base_that_was_updated_is_refused_by_its_first_tensor(folder, base, tmp_path) -> None:
+    model = classifier(base)
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.bias[3] += 1e-6
+    name = "bert.encoder.layer.0.output.dense.bias"
+    refused(model, folder, f"belongs to '{base}' .*{name}' of this model differs")
+    model.bert.save_pretrained(base)
+    with pytest.raises(FreezeError, match=name):
+        merge_trained(folder, tmp_path / "out")
+    with pytest.raises(FreezeError, match=name):
+        trained(tmp_path / "again", base, plan=TWO, resume=folder)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_that_was_moved_is_named_and_can_be_given(folder, base, tmp_path) -> None:
+    base.rename(tmp_path / "moved")
+    with pytest.raises(FreezeError, match=rf"base '{base}' of .* cannot be loaded.*--base"):
+        merge_trained(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    merge_trained(folder, tmp_path / "out", tmp_path / "moved")
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_base_in_another_precision_is_told_apart(folder, base) -> None:
+    model = classifier(base, dtype=torch.bfloat16)
+    refused(model, folder, r"It was float32 and is bfloat16: load the base with dtype='float32'")
+
+
+OTHERS = {
+    "roberta": (tiny_roberta, "'bert..*' of this|belongs to a model with 'bert"),
+    "distilbert": (tiny_distilbert, "belongs to a model with 'bert"),
+    "fewer layers": (lambda: tiny_bert(layers=1), r"belongs to a model with 'bert.encoder.layer.2"),
+    "more layers": (lambda: tiny_bert(layers=4), r"belongs to a model without 'bert.encoder.layer.3"),
+    "more labels": (lambda: tiny_bert(layers=3, num_labels=5), r"'classifier.*' of shape \(2.*\(5"),
+    "wider": (lambda: tiny_bert(layers=3, hidden_size=32), "of shape"),
+    "no model of it": (lambda: torch.nn.Linear(2, 2), "which this one lacks"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_folder_of_another_architecture_is_refused(folder, other) -> None:
+    build, match = OTHERS[other]
+    refused(build(), folder, match)
+
+
+def test_a_plan_that_trains_less_than_is_stored_is_refused(folder, base, tmp_path) -> None:
+    with pytest.raises(PlanError, match="written under another plan"):
+        trained(tmp_path / "less", base, plan=HEAD, resume=folder)
+
+
+def test_merging_what_cannot_be_merged(folder, base, tmp_path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(FreezeError, match="full' exists. Give a new folder"):
+        merge_trained(folder, tmp_path / "full")
+    with pytest.raises(FreezeError, match="is not a folder that a Trainer with save_trained_only=True wrote"):
+        merge_trained(base, tmp_path / "out")
+    with pytest.raises(FreezeError, match="is not a folder"):
+        merge_trained(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_a_base_without_a_name_must_be_given(tmp_path) -> None:
+    made = trained(tmp_path / "run", None, model=tiny_bert(layers=3), plan=HEAD, max_steps=1)
+    folder = tmp_path / "run" / "checkpoint-1"
+    with pytest.raises(FreezeError, match="built without a name"):
+        merge_trained(folder, tmp_path / "out")
+    tiny_bert(layers=3).save_pretrained(tmp_path / "base")
+    merged = merge_trained(folder, tmp_path / "out", base=tmp_path / "base")
+    assert same(BertForSequenceClassification.from_pretrained(merged), made.model) == []
+
+
+def test_a_base_inside_the_output_folder_is_refused_before_training(tmp_path) -> None:
+    base = base_folder(tmp_path / "run")
+    with pytest.raises(FreezeError, match="lies in output_dir"):
+        trainer(tmp_path / "run", model=classifier(base), plan=HEAD, save_trained_only=True)
+    with pytest.raises(FreezeError, match="lies in output_dir"):
+        trainer(base, model=classifier(base), plan=HEAD, save_trained_only=True)
+
+
+def test_a_missing_file_is_named_with_the_checkpoint_before(folder, base) -> None:
+    (folder / TRAINED_NAME).unlink()
+    made = trainer(folder.parent, model=classifier(base), plan=TWO, save_trained_only=True, max_steps=4)
+    with pytest.raises(FreezeError, match="checkpoint-4' is not whole: .*no file of weights.*newest.*checkpoint-3"):
+        made.train(resume_from_checkpoint=str(folder))
