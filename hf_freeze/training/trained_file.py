@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hf_freeze.errors import FreezeError
+from hf_freeze.training.checkpoint import write_tensors
 from hf_freeze.training.digests import digests
+from hf_freeze.whole_files import write_text
 
 TRAINED_NAME = "trained.safetensors"
 _FORMAT = 1
@@ -53,19 +54,14 @@ class Trained:
 
 
 def write_trained(trained: Trained, folder: Path) -> Path:
-    """Write the file into `folder`, under a temporary name that is renamed when it is whole."""
+    """Write the file into `folder`, whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.tensors.items()}
     left_out = {name: _hex(value) for name, value in trained.base.digests.items() if name not in tensors}
     base = {**asdict(trained.base), "digests": left_out}
     described = {"format": _FORMAT, "plan": trained.plan, "base": base, "checksums": _checksums(tensors)}
     text = json.dumps(described, separators=(",", ":"))
     path, metadata = folder / TRAINED_NAME, {"hf_freeze": text, "sha256": _sha256(text)}
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        save_file(tensors, unfinished, metadata=metadata)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_tensors(tensors, path, metadata)
     return path
 
 
@@ -107,7 +103,7 @@ def holds_trained_only(folder: str | os.PathLike[str]) -> bool:
 def refuse_loading(folder: str | os.PathLike[str]) -> None:
     """Let `from_pretrained` on this folder fail with what to do, where it would begin with fresh weights in silence."""
     index = Path(folder) / SAFE_WEIGHTS_INDEX_NAME
-    index.write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": {"-": _NOT_WHOLE}}), encoding="utf-8")
+    write_text(index, json.dumps({"metadata": {"total_size": 0}, "weight_map": {"-": _NOT_WHOLE}}))
 
 
 def refuses_loading(index: Path) -> bool:

@@ -20,8 +20,8 @@ from hf_freeze.training.arguments import FreezeArguments
 from hf_freeze.training.attributes import replaced
 from hf_freeze.training.backends import is_sharded
 from hf_freeze.training.base_model import transformers_models
-from hf_freeze.training.callbacks import FreezeCallback
 from hf_freeze.training.merge_trained import load_whole
+from hf_freeze.training.planned_training import PlannedTraining
 from hf_freeze.training.trained_file import (
     TRAINED_NAME,
     Base,
@@ -31,6 +31,7 @@ from hf_freeze.training.trained_file import (
     write_trained,
 )
 from hf_freeze.training.what_trained import WhatTrained
+from hf_freeze.whole_files import write_text
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -48,7 +49,7 @@ class TrainedOnlyTrainerMixin(_Base):
 
     model: Any  # the Trainer's own annotation admits None, which it never is after construction
     _settings: FreezeArguments
-    _freezing: FreezeCallback
+    _freezing: PlannedTraining
     _what: WhatTrained | None = None
     _frozen_is_proved = False
 
@@ -76,9 +77,8 @@ class TrainedOnlyTrainerMixin(_Base):
         return self._what
 
     def _from_start(self) -> frozenset[str]:
-        resolved = self._freezing.resolved
         # Checkpoints of another plan may lack any of it.
-        return frozenset() if resolved is None or self._settings.ignore_plan_change else resolved.names[0]
+        return frozenset() if self._settings.ignore_plan_change else self._freezing.required_bound.resolved.names[0]
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not self._leaves_out:
@@ -87,13 +87,12 @@ class TrainedOnlyTrainerMixin(_Base):
         if not self.args.should_save:
             return
         folder, what = Path(str(self.args.output_dir) if output_dir is None else output_dir), self._what_trained()
-        resolved = self._freezing.resolved
         if not isinstance(unwrap(self.model), PreTrainedModel):
             _clear(folder)
         with _weights_left_out(self.model):
             super()._save(str(folder), state_dict={})
         (folder / SAFE_WEIGHTS_NAME).unlink(missing_ok=True)  # of a model that is none of transformers: without tensors
-        from_start = resolved.names[0] if resolved else frozenset()
+        from_start = self._freezing.required_bound.resolved.names[0]
         tensors = what.tensors(also=from_start, frozen_is_proved=self._frozen_is_proved)
         write_trained(Trained(tensors=tensors, base=what.base, plan=self._freezing.plan.to_dict()), folder)
 
@@ -130,7 +129,7 @@ class TrainedOnlyTrainerMixin(_Base):
         super().create_model_card(*args, **kwargs)
         card = Path(str(self.args.output_dir)) / "README.md"
         if self._leaves_out and self.is_world_process_zero() and card.exists():
-            card.write_text(f"{card.read_text('utf-8').rstrip()}\n\n{how_to_load(self._what_trained().base)}", "utf-8")
+            write_text(card, f"{card.read_text('utf-8').rstrip()}\n\n{how_to_load(self._what_trained().base)}")
 
 
 class _NotesWhatTrains(TrainerCallback):
@@ -144,18 +143,20 @@ class _NotesWhatTrains(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._stage = None
-        resolved = self._trainer._freezing.resolved
-        if self._trainer._leaves_out and resolved is not None:
+        if self._trainer._leaves_out:
             refuse_unsaved(self._trainer.model)
-            self._trainer._what_trained().begin(resolved.names[0])
+            self._trainer._what_trained().begin(self._names(0))
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        stage, resolved = self._trainer._freezing.stage, self._trainer._freezing.resolved
-        if self._trainer._leaves_out and resolved is not None and stage is not None and stage != self._stage:
+        stage = self._trainer._freezing.stage
+        if self._trainer._leaves_out and stage is not None and stage != self._stage:
             self._stage = stage
-            self._trainer._what_trained().add(resolved.names[stage])
+            self._trainer._what_trained().add(self._names(stage))
+
+    def _names(self, stage: int) -> frozenset[str]:
+        return self._trainer._freezing.required_bound.resolved.names[stage]
 
 
 HOW_TO_LOAD = "## How to load it"
