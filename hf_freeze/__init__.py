@@ -39,7 +39,6 @@ from hf_freeze.reporting.preview.preview_result import Preview
 from hf_freeze.reporting.threshold_plot import plot_threshold
 from hf_freeze.training.arguments import FreezeArguments, FreezeTrainingArguments
 from hf_freeze.training.callbacks import FreezeCallback
-from hf_freeze.training.checkpoint import load_thawed, save_thawed
 from hf_freeze.training.extract import extract_features
 from hf_freeze.training.freezing import freeze, unfreeze
 from hf_freeze.training.groups import param_groups
@@ -47,6 +46,7 @@ from hf_freeze.training.load_trained import load_trained
 from hf_freeze.training.merge_trained import merge_trained
 from hf_freeze.training.run import FreezeRun, FreezeSettings
 from hf_freeze.training.summary import TrainableSummary, trainable_summary
+from hf_freeze.training.thawed_base import load_thawed, save_thawed
 from hf_freeze.training.trainer import FreezeTrainer, FreezeTrainerMixin
 from hf_freeze.training.trainer_classes import freezing
 

@@ -302,7 +302,7 @@ def test_frozen_batchnorm_statistics_move_only_without_frozen_eval(printed) -> N
 @example("lora_and_norms.py")
 def test_thawed_norms_are_saved_beside_the_adapter_and_loaded(printed) -> None:
     assert re.search(r"^adapter_model\.safetensors +\d", printed, flags=re.M)
-    assert re.search(r"^thawed_base\.safetensors +\d", printed, flags=re.M)
+    assert re.search(r"^trained\.safetensors +\d", printed, flags=re.M)
     assert number("Logits are off by {} after PeftModel", printed) > 0.01
     assert number("by {} after load_thawed, which loaded 26 tensors", printed) == 0
 

@@ -9,8 +9,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_freeze.errors import UnsupportedSetupError
 from hf_freeze.selection.model_map import map_model, unwrap
+from hf_freeze.training.base_files import of_other_shape, shapes_in_files
 from hf_freeze.training.digests import digests
 from hf_freeze.training.trained_file import Base
 
@@ -24,7 +24,7 @@ def base_of(model: nn.Module) -> Base:
     """
     model = unwrap(model)
     if model not in _BASES:
-        _BASES[model] = _described(model)
+        _BASES[model] = describe(model)
     return _BASES[model]
 
 
@@ -33,17 +33,28 @@ def set_base(model: nn.Module, base: Base) -> None:
     _BASES[unwrap(model)] = base
 
 
-def saved_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return parameters and buffers that a whole checkpoint would hold, tied weights once; under PEFT of the base only.
+def describe(model: nn.Module) -> Base:
+    """Describe a model as it is now."""
+    inner = next(transformers_models(model), None)
+    name = (inner.name_or_path or None) if inner is not None else None
+    if name is not None and Path(name).is_dir():
+        name = str(Path(name).resolve())
+    revision = getattr(getattr(inner, "config", None), "_commit_hash", None)
+    tensors = saved_tensors(model)
+    first = next((tensor for tensor in tensors.values() if tensor.is_floating_point()), torch.empty(0))
+    return Base(
+        name=name,
+        revision=revision,
+        model_class=f"{type(model).__module__}.{type(model).__qualname__}",
+        dtype=str(first.dtype).removeprefix("torch."),
+        digests=digests(_held(tensors, shapes_in_files(name, revision) if name else {})),
+    )
 
-    Raises `UnsupportedSetupError` for a model that keeps something other than tensors.
-    """
+
+def saved_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return parameters and buffers that a whole checkpoint would hold, tied weights once; under PEFT of the base."""
     model = unwrap(model)
-    whole = model.state_dict()
-    if other := next((name for name, value in whole.items() if not isinstance(value, torch.Tensor)), None):
-        raise UnsupportedSetupError(
-            f"save_trained_only=True saves tensors, and {other!r} of this {type(model).__name__} is none."
-        )
+    whole = model.state_dict().keys()
     kept = _kept_by_peft(model)
     named = [*model.named_parameters(), *model.named_buffers()]
     return {name: tensor for name, tensor in named if name in whole and name not in kept}
@@ -59,29 +70,15 @@ def transformers_models(module: nn.Module) -> Iterator[PreTrainedModel]:
 
 
 def _kept_by_peft(model: nn.Module) -> frozenset[str]:
+    """Name what PEFT saves, and the originals of what it has copied, which are not in use."""
     if not isinstance(model, PeftModel):
         return frozenset()
-    words = map_model(model)
-    return words.roles["adapters"] | {name for name in words.parts if ".modules_to_save." in name}
+    found = map_model(model)
+    return found.roles["adapters"] | found.inactive | {name for name in found.parts if ".modules_to_save." in name}
 
 
-def _described(model: nn.Module) -> Base:
-    inner = next(transformers_models(model), None)
-    name = (inner.name_or_path or None) if inner is not None else None
-    if name is not None and Path(name).is_dir():
-        name = str(Path(name).resolve())
-    tensors = saved_tensors(model)
-    first = next((tensor for tensor in tensors.values() if tensor.is_floating_point()), torch.empty(0))
-    return Base(
-        name=name,
-        revision=getattr(getattr(inner, "config", None), "_commit_hash", None),
-        model_class=f"{type(model).__module__}.{type(model).__qualname__}",
-        dtype=str(first.dtype).removeprefix("torch."),
-        digests=digests(_loaded(tensors)),
-    )
-
-
-def _loaded(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Leave out what `from_pretrained` did not find in the files of the base: it can be had from nowhere again."""
+def _held(tensors: Mapping[str, torch.Tensor], in_files: Mapping[str, tuple[int, ...]]) -> Mapping[str, torch.Tensor]:
+    """Leave out what the files of the base do not hold: a new head, or embeddings that were resized since."""
     marked = {name: tensor for name, tensor in tensors.items() if getattr(tensor, "_is_hf_initialized", False)}
-    return marked or tensors
+    other = of_other_shape({name: tuple(tensor.shape) for name, tensor in marked.items()}, in_files)
+    return {name: tensor for name, tensor in (marked or tensors).items() if name not in other}

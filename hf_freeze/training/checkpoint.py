@@ -1,49 +1,22 @@
 """What a checkpoint needs beside the Trainer's own files.
 
-The plan's fingerprint travels in `trainer_state.json`, with the state of `FreezeCallback`. Under PEFT, which saves
-adapters only, the base weights that trained are saved next to them.
+The plan's fingerprint travels in `trainer_state.json`, with the state of `FreezeCallback`.
 """
 
 import difflib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import save_file
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_freeze.errors import FreezeError
-from hf_freeze.selection.model_map import map_model, unwrap
 from hf_freeze.whole_files import whole_file
-
-THAWED_NAME = "thawed_base.safetensors"
-
-
-def save_thawed(model: nn.Module, folder: str | os.PathLike[str], ever_trainable: Collection[str]) -> Path | None:
-    """Write the base weights that train beside PEFT's adapter, which is all that PEFT saves; whole or not at all.
-
-    Args:
-        model: The model; for one without PEFT nothing is written.
-        folder: The folder of the adapter.
-        ever_trainable: Names of what trains, as `ResolvedPlan.ever_trainable` has them.
-
-    Returns:
-        The file, or None where PEFT saves everything that trains.
-    """
-    tensors = thawed_tensors(model, ever_trainable)
-    if not tensors:
-        return None
-    path = Path(folder) / THAWED_NAME
-    write_tensors(tensors, path)
-    return path
 
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -51,63 +24,6 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dic
     with whole_file(path) as unfinished:
         on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(on_cpu, unfinished, metadata)
-
-
-def load_thawed(
-    model: nn.Module, folder: str | os.PathLike[str], *, needed: Collection[str] | None = None
-) -> list[str]:
-    """Load the base weights that trained beside a PEFT adapter.
-
-    For use after `PeftModel.from_pretrained(base, folder)`, which loads the adapter only.
-
-    Args:
-        model: The model with its adapter.
-        folder: The folder of the adapter.
-        needed: Names of what trained; where base weights are among them, the file must be there.
-
-    Returns:
-        The names of the weights that were loaded, [] when the folder has none.
-
-    Raises:
-        FreezeError: When the file cannot be read, does not fit the model, or is missing although it is needed.
-    """
-    path = Path(folder) / THAWED_NAME
-    if not path.exists():
-        if needed and thawed_tensors(model, needed):
-            raise FreezeError(
-                f"{str(path)!r} is missing: PEFT saved the adapter only, and the base weights that trained are lost. "
-                "Was the checkpoint written by a Trainer without FreezeCallback or FreezeTrainer?"
-            )
-        return []
-    model = unwrap(model)
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    try:
-        saved = load_file(path)
-    except SafetensorError as error:
-        raise FreezeError(f"{str(path)!r} cannot be read: {error}. Go back to an earlier checkpoint.") from error
-    if unknown := [name for name, tensor in saved.items() if name not in own or own[name].shape != tensor.shape]:
-        raise FreezeError(
-            f"{str(path)!r} holds {unknown[0]!r} of shape {tuple(saved[unknown[0]].shape)}, which this model has not. "
-            "Load the adapter onto the base model that it was trained on first."
-        )
-    with torch.no_grad():
-        for name, tensor in saved.items():
-            own[name].copy_(tensor)
-    return list(saved)
-
-
-def thawed_tensors(model: nn.Module, ever_trainable: Collection[str]) -> dict[str, torch.Tensor]:
-    """Base weights of a PEFT model that train, and the buffers beside them; {} for any other model."""
-    model = unwrap(model)
-    if not isinstance(model, PeftModel):
-        return {}
-    model_map = map_model(model)
-    kept_by_peft = model_map.roles["adapters"] | {name for name in model_map.parts if ".modules_to_save." in name}
-    names = [name for name in model_map.parts if name in ever_trainable and name not in kept_by_peft]
-    owners = {name.rpartition(".")[0] for name in names}
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name.rpartition(".")[0] in owners}
-    by_name = dict(model.named_parameters())
-    return {name: by_name[name] for name in names} | buffers
 
 
 def read_callback_state(folder: str | os.PathLike[str], name: str) -> Mapping[str, Any] | None:

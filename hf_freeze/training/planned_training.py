@@ -7,7 +7,7 @@ checkpoint, beside the Trainer's own files:
 |---|---|---|---|
 | `trainer_state.json` | plan, settings, groups, stage, plateaus, loss | `state` | `difference_from`, `resumed_run` |
 | `stage_best.safetensors` | the best weights of a stage that a plateau ends | `save_stage_best` | `begin` |
-| `thawed_base.safetensors` | under PEFT, the base weights that train | `save_thawed` | `load_thawed` |
+| `trained.safetensors` | under PEFT, the base weights that train | `save_thawed` | `load_thawed` |
 | `beside_model.safetensors` | what trains beside the model, as a loss does | `save_beside` | `begin` |
 """
 
@@ -23,7 +23,7 @@ from transformers import TrainerState, TrainingArguments
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.freeze_plan import FreezePlan
-from hf_freeze.training import checkpoint
+from hf_freeze.training import checkpoint, thawed_base
 from hf_freeze.training.beside_model import average_gradients, clear_gradients, load_beside, save_beside, share_beside
 from hf_freeze.training.bound_plan import BoundPlan, bind
 from hf_freeze.training.missed_evaluation import is_missed
@@ -259,12 +259,12 @@ class PlannedTraining:
     def save_thawed(self, model: nn.Module, folder: str | Path) -> None:
         """Under PEFT, save the base weights that train, which it leaves out."""
         if self.bound:
-            checkpoint.save_thawed(model, folder, self.bound.resolved.ever_trainable)
+            thawed_base.save_thawed(model, folder, self.bound.resolved.ever_trainable)
 
     def load_thawed(self, model: nn.Module, folder: str | Path) -> None:
         """Under PEFT, load the base weights that trained; `FreezeError` where the checkpoint lacks them."""
         if self.bound:
-            checkpoint.load_thawed(model, folder, needed=self.bound.resolved.ever_trainable)
+            thawed_base.load_thawed(model, folder, needed=self.bound.resolved.ever_trainable)
 
     def save_beside(self, args: TrainingArguments, state: TrainerState, optimizer: torch.optim.Optimizer) -> None:
         """Save what the optimizer trains beside the model."""

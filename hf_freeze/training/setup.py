@@ -14,8 +14,8 @@ from transformers import TrainingArguments
 from hf_freeze.errors import PlanError, UnsupportedSetupError
 from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.training.bound_plan import BoundPlan
-from hf_freeze.training.checkpoint import thawed_tensors
 from hf_freeze.training.snapshot import refuse_rewind
+from hf_freeze.training.thawed_base import thawed_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -94,7 +95,7 @@ def read_trained(folder: str | os.PathLike[str]) -> Trained:
 def holds_trained_only(folder: str | os.PathLike[str]) -> bool:
     """Tell whether the folder holds what trained and not the whole model, nor a PEFT adapter."""
     folder = Path(folder)
-    if not (folder / TRAINED_NAME).is_file() or (folder / "adapter_config.json").is_file():
+    if not (folder / TRAINED_NAME).is_file() or (folder / ADAPTER_CONFIG_NAME).is_file():
         return False
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     return not (folder / SAFE_WEIGHTS_NAME).exists() and (not index.exists() or refuses_loading(index))

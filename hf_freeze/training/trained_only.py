@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -87,11 +88,8 @@ class TrainedOnlyTrainerMixin(_Base):
         if not self.args.should_save:
             return
         folder, what = Path(str(self.args.output_dir) if output_dir is None else output_dir), self._what_trained()
-        if not isinstance(unwrap(self.model), PreTrainedModel):
-            _clear(folder)
-        with _weights_left_out(self.model):
+        with _weights_left_out(self.model, folder):
             super()._save(str(folder), state_dict={})
-        (folder / SAFE_WEIGHTS_NAME).unlink(missing_ok=True)  # of a model that is none of transformers: without tensors
         from_start = self._freezing.required_bound.resolved.names[0]
         tensors = what.tensors(also=from_start, frozen_is_proved=self._frozen_is_proved)
         write_trained(Trained(tensors=tensors, base=what.base, plan=self._freezing.plan.to_dict()), folder)
@@ -201,6 +199,10 @@ def refuse_base_inside(base: Base, output_dir: Path) -> None:
 def refuse_unsaved(model: nn.Module) -> None:
     """Raise `UnsupportedSetupError` for a model whose weights transformers saves in a way of its own."""
     model = unwrap(model)
+    if other := next((name for name, value in model.state_dict().items() if not isinstance(value, torch.Tensor)), None):
+        raise UnsupportedSetupError(
+            f"save_trained_only=True saves tensors, and {other!r} of this {type(model).__name__} is something else."
+        )
     if any(getattr(inner, "hf_quantizer", None) is not None for inner in transformers_models(model)):
         raise UnsupportedSetupError(
             "save_trained_only=True: the model is quantized, and transformers saves it whole. Train PEFT adapters on "
@@ -232,14 +234,26 @@ def _clear(folder: Path) -> None:
 
 
 @contextmanager
-def _weights_left_out(model: nn.Module) -> Iterator[None]:
-    """Let every transformers model inside save all but its weights."""
+def _weights_left_out(model: nn.Module, folder: Path) -> Iterator[None]:
+    """Let every transformers model inside save all but its weights, and take away what other modules wrote."""
+    model = unwrap(model)
     with ExitStack() as stack:
-        for inner in transformers_models(unwrap(model)):
-            stack.enter_context(
-                replaced(inner, save_pretrained=functools.partial(_save_all_else, inner.save_pretrained))
-            )
+        for inner in transformers_models(model):
+            saves = functools.partial(_save_all_else, inner.save_pretrained)
+            stack.enter_context(replaced(inner, save_pretrained=saves))
+        if isinstance(model, PreTrainedModel):
+            yield
+            return
+        _clear(folder)
+        before = _whole_files(folder)
         yield
+        for path in dict(_whole_files(folder).items() - before.items()):
+            _clear(path.parent)
+
+
+def _whole_files(folder: Path) -> dict[Path, int]:
+    """Return every file of whole weights, those of other checkpoints inside among them, with when it was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob(SAFE_WEIGHTS_NAME)}
 
 
 def _save_all_else(save_pretrained: Any, save_directory: Any, *positional: Any, **kwargs: Any) -> None:

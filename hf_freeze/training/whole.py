@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import TrainerState, TrainingArguments
@@ -19,8 +20,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from hf_freeze.errors import FreezeError
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training.beside_model import BESIDE_NAME
-from hf_freeze.training.checkpoint import THAWED_NAME
 from hf_freeze.training.snapshot import STAGE_BEST_NAME
+from hf_freeze.training.thawed_base import THAWED_NAME
 from hf_freeze.training.trained_file import TRAINED_NAME, refuses_loading
 
 _WEIGHTS = (".safetensors", ".bin")
@@ -89,7 +90,8 @@ def defects(folder: Path, *, optimizer: bool) -> Iterator[str]:
     weights = [path for path in folder.rglob("*") if path.suffix in _WEIGHTS]
     # FSDP, DeepSpeed and several adapters leave folders.
     in_parts = any(path.is_dir() for path in folder.iterdir())
-    if not in_parts and all(path.name in _BESIDE_THE_WEIGHTS for path in weights):
+    beside = {*_BESIDE_THE_WEIGHTS, *([TRAINED_NAME] if (folder / ADAPTER_CONFIG_NAME).exists() else [])}
+    if not in_parts and all(path.name in beside for path in weights):
         yield "it has no file of weights, such as 'model.safetensors'."
     for index in folder.glob("*.index.json"):
         if not refuses_loading(index):

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from peft import LoraConfig
+from transformers import set_seed
 
-from hf_freeze import FreezePlan, SelectionError
+from hf_freeze import FreezePlan, SelectionError, load_trained
 from tests.trainers.kinds import KINDS
 from tests.trainers.own_kinds import OWN_KINDS
-from tests.trainers.runs import TRANSITION, moved, plan_of, trainer, weights
+from tests.trainers.runs import STEPS, TRANSITION, moved, plan_of, trainer, weights
 from tests.trainers.sentence_kinds import SENTENCE_KINDS
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # each library warns in its own words
@@ -63,3 +64,26 @@ def test_the_parameters_of_a_loss_train_under_a_frozen_encoder(tmp_path, kind):
     assert moved(before, weights(made)) == set()
     assert not torch.equal(made.loss.classifier.weight, classifier)
     assert {"others", "others.no_decay"} == {group["name"] for group in made.optimizer.param_groups}
+
+
+@EACH
+def test_checkpoints_of_what_trained_resume_and_load_bit_equal(tmp_path, kind):
+    def build(folder):
+        set_seed(1)  # some kinds draw their weights
+        return trainer(kind, "mixin", folder, staged=True, settings={"save_trained_only": True})
+
+    whole = build(tmp_path)
+    whole.train()
+    written = {path.name for path in (tmp_path / f"checkpoint-{TRANSITION}").rglob("*.safetensors")}
+    assert "trained.safetensors" in written
+    assert "model.safetensors" not in written
+    again = build(tmp_path)
+    again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{TRANSITION}"))
+    assert moved(weights(whole), weights(again)) == set()
+    fresh = build(tmp_path / "fresh")
+    if kind.name == "model_init":
+        fresh.model = fresh.call_model_init()
+    if kind.name == "late part":
+        fresh.create_optimizer()  # which adds it
+    load_trained(fresh.model, tmp_path / f"checkpoint-{STEPS}")
+    assert moved(weights(whole), weights(fresh)) == set()

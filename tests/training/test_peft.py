@@ -10,7 +10,8 @@ from transformers import Trainer, TrainingArguments
 
 from hf_freeze import FreezeCallback, FreezeError, FreezePlan, load_thawed, save_thawed
 from hf_freeze.training import checkpoint
-from hf_freeze.training.checkpoint import THAWED_NAME
+from hf_freeze.training.thawed_base import THAWED_NAME, thawed_tensors
+from hf_freeze.training.trained_file import TRAINED_NAME
 from tests.installed import since
 from tests.models import text_rows, tiny_bert, tiny_resnet
 from tests.training.runs import arguments, freeze_trainer, moved, training_logs, weights
@@ -94,19 +95,39 @@ def test_save_thawed_does_the_same_without_a_trainer(tmp_path):
         model.get_parameter("base_model.model.bert.encoder.layer.1.output.dense.weight").add_(1)
     model.save_pretrained(tmp_path)
     written = save_thawed(model, tmp_path, plan.resolve(model).ever_trainable)
-    assert written == tmp_path / THAWED_NAME
+    assert written == tmp_path / TRAINED_NAME
     assert moved(weights(model), reloaded(tmp_path)) == set()
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_a_file_of_an_earlier_version_is_loaded(tmp_path, plan):
+    model = lora()
+    freeze_trainer(model, tmp_path, freeze_plan=plan, **SAVES).train()
+    folder = tmp_path / "run" / "checkpoint-3"
+    (folder / TRAINED_NAME).unlink()
+    tensors = thawed_tensors(model, plan.resolve(model).ever_trainable)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / THAWED_NAME)
+    assert moved(weights(model), reloaded(folder)) == set()
+
+
+def test_another_base_under_the_adapter_is_refused_by_its_first_tensor(tmp_path):
+    model, plan = lora(), PLANS["layer"]
+    model.save_pretrained(tmp_path)
+    save_thawed(model, tmp_path, plan.resolve(model).ever_trainable)
+    other = PeftModel.from_pretrained(tiny_bert(seed=1), tmp_path)
+    with pytest.raises(FreezeError, match="'base_model.model.bert.embeddings.word_embeddings.weight' .*differs"):
+        load_thawed(other, tmp_path)
 
 
 def test_without_peft_nothing_is_written_beside_the_model(tmp_path):
     freeze_trainer(tiny_bert(), tmp_path, trainable=["head"], **SAVES).train()
-    assert not list((tmp_path / "run").rglob(THAWED_NAME))
+    assert not list((tmp_path / "run").rglob(TRAINED_NAME))
     assert save_thawed(tiny_bert(), tmp_path, {"classifier.weight"}) is None
 
 
 def test_adapters_alone_write_nothing_beside_themselves(tmp_path):
     freeze_trainer(lora(), tmp_path, trainable=["adapters"], **SAVES).train()
-    assert not list((tmp_path / "run").rglob(THAWED_NAME))
+    assert not list((tmp_path / "run").rglob(TRAINED_NAME))
 
 
 @both
@@ -180,7 +201,7 @@ def test_a_model_merged_since_is_saved_as_it_is_now(tmp_path):
     trainer.model = trainer.model.merge_and_unload()
     trainer.save_model(str(tmp_path / "merged"))
     assert {path.name for path in (tmp_path / "merged").iterdir()} >= {"model.safetensors"}
-    assert not (tmp_path / "merged" / THAWED_NAME).exists()
+    assert not (tmp_path / "merged" / TRAINED_NAME).exists()
 
 
 # What is wrong with the file
@@ -190,8 +211,8 @@ def test_a_model_merged_since_is_saved_as_it_is_now(tmp_path):
 def test_resuming_without_the_file_is_refused(tmp_path, kind):
     trainer_for(kind, lora(), tmp_path, PLANS["norms"], **SAVES).train()
     folder = tmp_path / "run" / "checkpoint-1"
-    (folder / THAWED_NAME).unlink()
-    with pytest.raises(FreezeError, match=f"{THAWED_NAME}' is missing.*base weights that trained are lost"):
+    (folder / TRAINED_NAME).unlink()
+    with pytest.raises(FreezeError, match=f"{TRAINED_NAME}' is missing.*base weights that trained are lost"):
         trainer_for(kind, lora(), tmp_path, PLANS["norms"], **SAVES).train(resume_from_checkpoint=str(folder))
 
 
@@ -214,7 +235,7 @@ def test_a_truncated_file_is_refused_by_name(tmp_path):
     model, plan = lora(), PLANS["norms"]
     path = save_thawed(model, tmp_path, plan.resolve(model).ever_trainable)
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(FreezeError, match=f"{THAWED_NAME}' cannot be read"):
+    with pytest.raises(FreezeError, match=f"{TRAINED_NAME}' cannot be read"):
         load_thawed(model, tmp_path)
 
 

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
 
 from hf_freeze import FreezePlan, FreezeTrainer, Plateau, Stage, load_trained, merge_trained
+from tests.models import tiny_custom
 from tests.training.staged import PLAN, STEPS, losses, optimizer_bytes, trainer
 from tests.training.trained_runs import HEAD, TWO, base_folder, classifier, description, same, stored, trained
 
@@ -230,3 +231,11 @@ def test_model_init_gives_each_run_a_base_of_its_own(tmp_path, base) -> None:
     made.save_model(tmp_path / "end")
     load_trained(model, tmp_path / "end")
     assert same(model, made.model) == []
+
+
+def test_whole_checkpoints_of_another_run_in_the_folder_are_left_alone(tmp_path, base) -> None:
+    made = trainer(tmp_path / "run", model=tiny_custom(), plan=FreezePlan(trainable="out"), save_trained_only=True)
+    tiny_custom().backbone.save_pretrained(tmp_path / "run" / "checkpoint-99")
+    made.save_model()
+    assert (tmp_path / "run" / "checkpoint-99" / "model.safetensors").exists()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
