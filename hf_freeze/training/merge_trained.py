@@ -16,6 +16,7 @@ from hf_freeze.errors import FreezeError
 from hf_freeze.training.load_trained import load_trained
 from hf_freeze.training.trained_file import TRAINED_NAME, Base, holds_trained_only, read_base
 
+HOW_TO_LOAD = "## How to load it"  # in a model card
 _NOT_OF_THE_MODEL = (
     TRAINED_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
@@ -50,6 +51,7 @@ def merge_trained(
         for path in folder.iterdir():
             if path.is_file() and path.name not in _NOT_OF_THE_MODEL and not path.name.startswith("rng_state"):
                 shutil.copy(path, unfinished)
+        _say_no_more_how_to_load(unfinished / "README.md")
         unfinished.replace(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -77,6 +79,13 @@ def load_whole(folder: str | os.PathLike[str], base: str | os.PathLike[str] | No
         model = _load_base(model_class, name, folder, dtype=described.dtype, revision=revision)
     load_trained(model, folder)
     return model
+
+
+def _say_no_more_how_to_load(card: Path) -> None:
+    if card.exists():
+        before, _, section = card.read_text(encoding="utf-8").partition(HOW_TO_LOAD)
+        after = section.partition("\n## ")
+        card.write_text(f"{before.rstrip()}\n{''.join(after[1:])}", encoding="utf-8")
 
 
 def _class_of(described: Base, folder: str | os.PathLike[str]) -> type[PreTrainedModel]:

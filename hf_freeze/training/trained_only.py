@@ -21,7 +21,7 @@ from hf_freeze.training.arguments import FreezeArguments
 from hf_freeze.training.attributes import replaced
 from hf_freeze.training.backends import is_sharded
 from hf_freeze.training.base_model import transformers_models
-from hf_freeze.training.merge_trained import load_whole
+from hf_freeze.training.merge_trained import HOW_TO_LOAD, load_whole
 from hf_freeze.training.planned_training import PlannedTraining
 from hf_freeze.training.trained_file import (
     TRAINED_NAME,
@@ -155,9 +155,6 @@ class _NotesWhatTrains(TrainerCallback):
 
     def _names(self, stage: int) -> frozenset[str]:
         return self._trainer._freezing.required_bound.resolved.names[stage]
-
-
-HOW_TO_LOAD = "## How to load it"
 
 
 def how_to_load(base: Base) -> str:

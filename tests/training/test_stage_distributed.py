@@ -100,6 +100,7 @@ def test_three_transitions_under_fsdp2_end_where_one_process_does(tmp_path) -> N
         )
 
 
-def test_a_run_that_evaluates_resumes_bit_equal_on_two_processes(tmp_path) -> None:
-    accelerate_launch(SCRIPTS / "resumed_run.py", tmp_path)
+@pytest.mark.parametrize("saves", ["all", "trained_only"])
+def test_a_run_that_evaluates_resumes_bit_equal_on_two_processes(tmp_path, saves) -> None:
+    accelerate_launch(SCRIPTS / "resumed_run.py", tmp_path, saves)
     assert json.loads((tmp_path / "different.json").read_text()) == {"3": [], "5": [], "10": []}
