@@ -19,6 +19,7 @@ PLATEAUS = FreezePlan(
         Stage(fraction=0.9, unfreeze=["embeddings", "head"]),
     ],
 )
+GROWING = FreezePlan(trainable="head", stages=[Stage(step=3, unfreeze="layers[-1]"), Stage(step=8, unfreeze="all")])
 
 
 @pytest.fixture
@@ -87,8 +88,7 @@ def test_loading_into_a_base_gives_the_trained_model(tmp_path, base) -> None:
 
 @pytest.mark.parametrize("best", [2, 6, 12])
 def test_the_best_model_is_loaded_with_what_began_to_train_after_it_back_at_its_base(tmp_path, base, best) -> None:
-    values = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
-    values["trainer"] = {"compute_metrics": None}
+    values = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "plan": GROWING}
     seen = []
 
     def metrics(_):
@@ -105,7 +105,7 @@ def test_the_best_model_is_loaded_with_what_began_to_train_after_it_back_at_its_
 
 
 def test_the_best_model_of_a_run_that_was_resumed_after_it_is_loaded_too(tmp_path, base) -> None:
-    values = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+    values = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "plan": GROWING}
     values |= {"metric_for_best_model": "score", "greater_is_better": True}
 
     def worse(_):
