@@ -64,7 +64,6 @@ class WhatTrained:
         self._keep(name for name in trained.tensors if name not in from_start)
         put(self.model, trained, base_values)
         self.base = trained.base
-        self._names.update(trained.tensors)
 
     def _differing(self, tensors: Mapping[str, torch.Tensor]) -> set[str]:
         base = self.base.digests

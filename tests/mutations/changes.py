@@ -310,4 +310,86 @@ REPORTING = [
         "reporting/compare_verdicts::a_plan_is_better_outside_the_interval_and_by_more_than_one_positive_row",
     ),
 ]
-CHANGES = [*SELECTION, *PLAN, *TRAINING, *BINARY, *FEATURES, *DEBUGGING, *REPORTING]
+CHECKPOINTS = [
+    change(
+        "training/what_trained.py",
+        "        new = saved_tensors(self.model).keys() & names - self._names\n        self._keep(new)\n",
+        "        new = saved_tensors(self.model).keys() & names - self._names\n",
+        "training/trained_only::the_best_model_is_loaded_with_what_began_to_train_after_it_back_at_its_base[2]",
+        "training/trained_only::one_trainer_goes_back_to_its_own_earlier_checkpoint",
+    ),
+    change(
+        "training/what_trained.py",
+        "        self._keep(name for name in trained.tensors if name not in from_start)\n",
+        "",
+        "training/trained_only::the_best_model_of_a_run_that_was_resumed_after_it_is_loaded_too",
+    ),
+    change(
+        "training/what_trained.py",
+        "        self._names |= self._differing(tensors)\n",
+        "",
+        "training/trained_only::a_second_trainer_over_the_model_saves_what_the_first_one_trained",
+    ),
+    change(
+        "training/what_trained.py",
+        "if name in self._names or name in differing}",
+        "if name in self._names}",
+        "training/trained_models::statistics_that_moved_are_saved_and_others_are_not",
+    ),
+    change(
+        "training/base_model.py",
+        'if getattr(tensor, "_is_hf_initialized", False)}',
+        "}",
+        "training/trained_only::what_the_base_lacks_is_saved_although_it_is_frozen",
+    ),
+    change(
+        "training/base_model.py",
+        "(marked or tensors).items() if name not in other}",
+        "(marked or tensors).items()}",
+        "training/trained_models::resized_embeddings_are_saved_whole",
+    ),
+    change(
+        "training/load_trained.py",
+        "    if lost := [name for name in differing if kept.get(name) != base[name]]:",
+        "    if lost := [name for name in differing if False]:",
+        "training/trained_damaged::a_base_that_was_updated_is_refused_by_its_first_tensor",
+        "training/peft::another_base_under_the_adapter_is_refused_by_its_first_tensor",
+    ),
+    change(
+        "training/trained_file.py",
+        "        if written.get(name) != now.get(name):",
+        "        if False:",
+        "training/trained_damaged::a_flipped_byte_in_any_tensor_is_named",
+    ),
+    change(
+        "training/trained_file.py",
+        '    if metadata.get("sha256") != _sha256(text):',
+        "    if not text:",
+        "training/trained_damaged::a_flipped_bit_anywhere_in_the_header_is_refused",
+    ),
+    change(
+        "training/trained_only.py",
+        "        (folder / name).unlink(missing_ok=True)\n",
+        "        pass\n",
+        "training/trained_only::whole_weights_of_an_earlier_run_do_not_hide_what_trained",
+    ),
+    change(
+        "training/trained_only.py",
+        "    refuse_loading(folder)\n",
+        "",
+        "training/trained_only::loading_such_a_folder_as_a_whole_model_fails_with_the_command[AutoModel]",
+    ),
+    change(
+        "training/trained_only.py",
+        "        for path in dict(_whole_files(folder).items() - before.items()):",
+        "        for path in _whole_files(folder):",
+        "training/trained_only::whole_checkpoints_of_another_run_in_the_folder_are_left_alone",
+    ),
+    change(
+        "training/trained_only.py",
+        "            shutil.copy(trained, str(self.args.output_dir))\n",
+        "            pass\n",
+        "training/trained_shared::what_trained_is_in_the_folder_that_is_pushed",
+    ),
+]
+CHANGES = [*SELECTION, *PLAN, *TRAINING, *CHECKPOINTS, *BINARY, *FEATURES, *DEBUGGING, *REPORTING]
