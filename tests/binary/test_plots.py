@@ -90,7 +90,7 @@ def test_without_re_tunings_no_legend_names_them():
 
 
 def test_what_is_no_result_cannot_be_drawn():
-    with pytest.raises(FreezeError, match="0.5 is no ThresholdResult: give what tune_threshold"):
+    with pytest.raises(FreezeError, match="0.5 is not a ThresholdResult: give what tune_threshold"):
         plot_threshold(0.5)
 
 

@@ -14,7 +14,6 @@ import torch
 from hf_freeze.features import store
 from tests.features.runs import CASES, kept_sets, logged, run
 
-store.PART_ROWS = 13
 EVENTS = ("open", "os.mkdir", "os.rename", "os.remove")
 write_arrow = store._write_arrow
 
@@ -70,6 +69,7 @@ def killed(folder: Path, prepare, place: int) -> bool:
 
 
 def main() -> None:
+    store.PART_ROWS = 13  # here: the test imports this file, and other tests follow it
     out = Path(sys.argv[1])
     # Before anything is trained here: a child cannot use the threads of autograd that its parent has started.
     folders = []
