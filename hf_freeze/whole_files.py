@@ -1,6 +1,7 @@
-"""The one way to write a file that is whole or not there, whenever the process ends."""
+"""The one way to write a file or a folder that is whole or not there, whenever the process ends."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     A process that is killed meanwhile leaves the file `.NAME.PID.tmp`, and `path` as it was.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = _beside(path)
     try:
         yield unfinished
         unfinished.replace(path)
@@ -20,7 +21,23 @@ def whole_file(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`, which becomes `path`, a new or an empty one; after an error it is deleted."""
+    unfinished = _beside(path)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, in UTF-8, whole or not at all."""
     with whole_file(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import hf_freeze
-from hf_freeze.whole_files import whole_file, write_text
+from hf_freeze.whole_files import whole_file, whole_folder, write_text
 
 
 @pytest.mark.parametrize("before", [None, "old"])
@@ -62,6 +62,21 @@ def test_no_two_processes_write_to_one_temporary_file(tmp_path):
     with whole_file(tmp_path / "file") as unfinished:
         unfinished.touch()
         assert str(os.getpid()) in unfinished.name
+
+
+def test_a_folder_is_there_once_it_is_whole_and_after_an_error_nothing_is(tmp_path):
+    def write(*, fails):
+        with whole_folder(tmp_path / "new") as unfinished:
+            (unfinished / "one").write_text("1")
+            assert not (tmp_path / "new").exists()
+            if fails:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(fails=True)
+    assert list(tmp_path.iterdir()) == []
+    write(fails=False)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["new", "new/one"]
 
 
 def test_there_is_one_way_to_write_whole_files():

@@ -15,6 +15,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 from hf_freeze.errors import FreezeError
 from hf_freeze.training.load_trained import load_trained
 from hf_freeze.training.trained_file import TRAINED_NAME, Base, holds_trained_only, read_base
+from hf_freeze.whole_files import whole_folder
 
 HOW_TO_LOAD = "## How to load it"  # in a model card
 _NOT_OF_THE_MODEL = (
@@ -45,16 +46,12 @@ def merge_trained(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FreezeError(f"{str(out)!r} exists. Give a new folder to write the whole model to.")
     model = load_whole(folder, base)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with whole_folder(out) as unfinished:
         model.save_pretrained(unfinished)
         for path in folder.iterdir():
             if path.is_file() and path.name not in _NOT_OF_THE_MODEL and not path.name.startswith("rng_state"):
                 shutil.copy(path, unfinished)
         _say_no_more_how_to_load(unfinished / "README.md")
-        unfinished.replace(out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return out
 
 
