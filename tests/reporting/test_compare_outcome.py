@@ -101,7 +101,11 @@ def test_features_that_only_evaluation_keeps_do_not_count(tmp_path, monkeypatch)
     both = tiny_comparison({"probe": "linear-probe"}, tmp_path / "both", args=args)
     assert both.runs[0].stored_features
     enter = FeatureCache.enter
-    monkeypatch.setattr(FeatureCache, "enter", lambda self, sets: enter(self, [s for s in sets if not s[0].training]))
+
+    def enter_evaluation_only(self, sets, *given, **named):
+        return enter(self, [one for one in sets if not one[0].training], *given, **named)
+
+    monkeypatch.setattr(FeatureCache, "enter", enter_evaluation_only)
     evaluation = tiny_comparison({"probe": "linear-probe"}, tmp_path / "evaluation", args=args)
     assert not evaluation.runs[0].stored_features
 
