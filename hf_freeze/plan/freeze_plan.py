@@ -14,6 +14,7 @@ from hf_freeze.errors import PlanError
 from hf_freeze.plan.stages import (
     Stage,
     TopDown,
+    is_factor,
     known_fields,
     plain,
     read_mapping,
@@ -38,9 +39,15 @@ class FreezePlan:
         freeze: What is frozen from the start; everything else trains. Give exactly one of `freeze` and `trainable`.
         trainable: What trains from the start; everything else is frozen.
         stages: Changes over the run, in the order of their times.
+        lr_factors: Maps a selection to what the learning rate is multiplied with for it: `{"head": 10.0}`. What
+            `group_lrs` names has that rate instead.
+        lr_spread: How many times lower the learning rate is at the bottom (the embeddings) than at the top (the head),
+            falling by the same factor from layer to layer; 1 is one rate for all. A `layer_lr_decay` other than 1 takes
+            its place.
 
     Raises:
-        PlanError: With both of `freeze` and `trainable` or neither, or for stages that are none.
+        PlanError: With both of `freeze` and `trainable` or neither, for stages that are none, or for a factor that is
+            no finite number above 0.
         SelectionError: For a selection that cannot be read.
 
     >>> plan = FreezePlan(trainable="head", stages=[Stage(epoch=1, unfreeze="layers[-1]")])
@@ -51,6 +58,8 @@ class FreezePlan:
     freeze: Selection | None = None
     trainable: Selection | None = None
     stages: Sequence[Stage | TopDown] = ()
+    lr_factors: Mapping[str, float] = field(default_factory=dict, hash=False)
+    lr_spread: float = 1.0
 
     def __post_init__(self) -> None:
         given, found = [n for n in ("freeze", "trainable") if getattr(self, n) is not None], ""
@@ -68,6 +77,20 @@ class FreezePlan:
                 raise PlanError(
                     f"stages= holds Stage objects; found {stage!r}. For plain dicts use FreezePlan.from_dict."
                 )
+        self._check_rates()
+
+    def _check_rates(self) -> None:
+        if not isinstance(self.lr_factors, Mapping):
+            raise PlanError(
+                f"lr_factors={self.lr_factors!r} is no mapping of selections to factors, such as {{'head': 10}}."
+            )
+        object.__setattr__(self, "lr_factors", dict(self.lr_factors))
+        for selection, factor in self.lr_factors.items():
+            parse(selection)
+            if not is_factor(factor):
+                raise PlanError(f"lr_factors[{selection!r}]={factor!r} is not a finite number above 0.")
+        if not (is_factor(self.lr_spread) and self.lr_spread >= 1):
+            raise PlanError(f"lr_spread={self.lr_spread!r} is not a finite number of at least 1 (no spread).")
 
     def resolve(self, model: "nn.Module") -> "ResolvedPlan":
         """Hold the plan against a model; nothing of the model changes.
@@ -90,6 +113,10 @@ class FreezePlan:
         plan = {name: plain(getattr(self, name)) for name in ("freeze", "trainable") if getattr(self, name) is not None}
         if self.stages:
             plan["stages"] = [stage_to_dict(stage) for stage in self.stages]
+        if self.lr_factors:
+            plan["lr_factors"] = dict(self.lr_factors)
+        if self.lr_spread != 1:
+            plan["lr_spread"] = self.lr_spread
         return plan
 
     @classmethod
@@ -99,7 +126,8 @@ class FreezePlan:
         stages = checked.get("stages") or ()
         if not isinstance(stages, Sequence) or isinstance(stages, str):
             raise PlanError(f"stages: {stages!r} is no list of stages.")
-        return cls(**{**checked, "stages": [stage_from_dict(stage) for stage in stages]})
+        given = {name: value for name, value in checked.items() if value is not None}
+        return cls(**{**given, "stages": [stage_from_dict(stage) for stage in stages]})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "FreezePlan":
@@ -130,6 +158,14 @@ class ResolvedPlan:
     def ever_trainable(self) -> frozenset[str]:
         """Names of what trains in some stage, every alias of tied weights among them."""
         return frozenset().union(*self.names)
+
+    @cached_property
+    def lr_factors(self) -> tuple[float, ...]:
+        """What each stage multiplies every learning rate with."""
+        factors = [1.0]
+        for stage in self.timed:
+            factors.append(factors[-1] if stage.lr_factor is None else stage.lr_factor)
+        return tuple(factors)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -10,6 +10,9 @@ from hf_freeze.errors import PlanError
 from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.plan.stages import Stage, TopDown
 
+HEAD_FACTOR = 10.0
+"""How much faster than pretrained weights a new head learns."""
+
 
 def linear_probe() -> FreezePlan:
     """Train the head alone, on features that stay as they are (Alain and Bengio, 2016)."""
@@ -33,9 +36,23 @@ def gradual(*, every_epochs: float = 1.0, layers_per_stage: int = 1) -> FreezePl
     return FreezePlan(trainable="head", stages=[TopDown(every_epochs=every_epochs, layers_per_stage=layers_per_stage)])
 
 
-def lp_ft(*, probe: float = 0.3) -> FreezePlan:
-    """Train the head alone for the fraction `probe` of the run, then everything (LP-FT; Kumar et al., 2022)."""
-    return FreezePlan(trainable="head", stages=[Stage(fraction=probe, unfreeze="all")])
+def lp_ft(*, probe: float = 0.3, head: float = HEAD_FACTOR) -> FreezePlan:
+    """Train the head alone for the fraction `probe` of the run, then everything (LP-FT; Kumar et al., 2022).
+
+    The head, which is new, has `head` times the learning rate throughout.
+    """
+    return FreezePlan(trainable="head", stages=[Stage(fraction=probe, unfreeze="all")], lr_factors={"head": head})
+
+
+def fine_tune(*, freeze_epochs: float = 1.0, spread: float = 100.0) -> FreezePlan:
+    """Train the head alone for `freeze_epochs`, then everything at half the learning rate, spread by depth.
+
+    From there on the bottom of the model learns `spread` times more slowly than its head. The method and its numbers
+    are those of `Learner.fine_tune` of fastai (Howard and Gugger, 2020), but for its cycles of the learning rate, which
+    are the scheduler's, and for BatchNorm layers, which stay frozen with the rest.
+    """
+    stage = Stage(epoch=freeze_epochs, unfreeze="all", lr_factor=0.5)
+    return FreezePlan(trainable="head", stages=[stage], lr_spread=spread)
 
 
 def norms_only() -> FreezePlan:
@@ -55,7 +72,7 @@ def full() -> FreezePlan:
 
 RECIPES: dict[str, Callable[..., FreezePlan]] = {
     recipe.__name__.replace("_", "-"): recipe
-    for recipe in (linear_probe, last_layers, gradual, lp_ft, norms_only, biases_only, full)
+    for recipe in (linear_probe, last_layers, gradual, lp_ft, fine_tune, norms_only, biases_only, full)
 }
 
 

@@ -72,9 +72,12 @@ class Stage:
         plateau: It starts when a metric has stopped improving.
         unfreeze: What trains from then on.
         freeze: What is frozen from then on.
+        lr_factor: What every learning rate is multiplied with from then on; None keeps the factor of the stage before,
+            which is 1 at the start.
 
     Raises:
-        PlanError: Without a time or with several, with neither `unfreeze` nor `freeze`, or for a time out of range.
+        PlanError: Without a time or with several, with neither `unfreeze` nor `freeze`, or for a time or a factor out
+            of range.
         SelectionError: For a selection that cannot be read.
     """
 
@@ -84,6 +87,7 @@ class Stage:
     plateau: Plateau | None = None
     unfreeze: Selection | None = None
     freeze: Selection | None = None
+    lr_factor: float | None = None
 
     def __post_init__(self) -> None:
         given = [name for name in ("epoch", "step", "fraction", "plateau") if getattr(self, name) is not None]
@@ -99,6 +103,8 @@ class Stage:
                 f"{self!r}: a fraction lies between 0 and 1, an epoch or a step is not negative; a step is a whole "
                 "number."
             )
+        if self.lr_factor is not None and not is_factor(self.lr_factor):
+            raise PlanError(f"{self!r}: lr_factor is a finite number above 0. For a rate of 0, freeze it.")
         for selection in (self.unfreeze, self.freeze):
             if selection is not None:
                 parse(selection)
@@ -167,6 +173,11 @@ def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def is_factor(value: object) -> TypeGuard[int | float]:
+    """Whether a value can multiply a learning rate: a finite number above 0."""
+    return is_number(value) and value > 0
+
+
 def _whole_steps(steps: float) -> int:
     return math.ceil(round(steps, 6))
 
@@ -188,8 +199,8 @@ def stage_to_dict(stage: Stage | TopDown) -> dict[str, Any]:
     """Return one stage as JSON-able values; what is not set is left out."""
     if isinstance(stage, TopDown):
         return {"top_down": asdict(stage)}
-    selections = {"unfreeze": plain(stage.unfreeze), "freeze": plain(stage.freeze)}
-    return {**stage.time, **{name: value for name, value in selections.items() if value is not None}}
+    changes = {"unfreeze": plain(stage.unfreeze), "freeze": plain(stage.freeze), "lr_factor": stage.lr_factor}
+    return {**stage.time, **{name: value for name, value in changes.items() if value is not None}}
 
 
 def read_mapping(path: str | os.PathLike[str]) -> Any:

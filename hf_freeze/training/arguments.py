@@ -142,7 +142,7 @@ class FreezeArguments:
             return as_plan(self.freeze_recipe, argument="freeze_recipe")
         if not declared and not stages:
             return None
-        return FreezePlan(**declared, stages=stages)
+        return FreezePlan(freeze=self.freeze, trainable=self.trainable, stages=stages)
 
     def _stages(self) -> Sequence[Any]:
         stages = _plain_stages(self.unfreeze_stages)  # once more: a hyperparameter search sets them anew

@@ -8,6 +8,7 @@ neither step it nor decay it nor hold state for it.
 import difflib
 import hashlib
 import inspect
+import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from hf_freeze.errors import PlanError
-from hf_freeze.plan.freeze_plan import ResolvedPlan
+from hf_freeze.plan.freeze_plan import FreezePlan, ResolvedPlan
 from hf_freeze.plan.given import PlanLike, as_plan
 from hf_freeze.plan.stages import is_number
 from hf_freeze.plan.tables import part_labels
@@ -28,6 +29,8 @@ from hf_freeze.training.backends import group_members
 from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.freezing import plan_as_it_is
 from hf_freeze.training.group_names import group_name
+
+logger = logging.getLogger(__name__)
 
 _PLAN = "freeze_plan"
 _NO_PLAN = ""
@@ -172,8 +175,11 @@ def group_specs(
     layer_lr_decay: float,
 ) -> list[GroupSpec]:
     """Put every ever trainable tensor into exactly one group of one rung, one weight decay and one set of stages."""
-    rungs = _ladder(resolved.model_map, base.learning_rate, layer_lr_decay)
-    rungs |= _named_rungs(group_lrs, resolved, base.learning_rate)
+    plan = resolved.plan
+    factors = {selection: base.learning_rate * factor for selection, factor in plan.lr_factors.items()}
+    rungs = _ladder(resolved.model_map, base.learning_rate, layer_lr_decay, spread=plan.lr_spread)
+    rungs |= _named_rungs(factors, resolved, base.learning_rate, argument="lr_factors")
+    rungs |= _named_rungs(group_lrs, resolved, base.learning_rate, argument="group_lrs", after=len(factors))
     members: dict[tuple[Any, ...], list[str]] = {}
     decayed = frozenset(decayed)  # transformers gives a list
     stages_of = _stages_of_each(resolved.stages)
@@ -216,15 +222,17 @@ def _between(changes: Sequence[int], end: int) -> tuple[int, ...]:
     return tuple(stage for first, last in zip(bounds[::2], bounds[1::2], strict=False) for stage in range(first, last))
 
 
-def _ladder(model_map: ModelMap, rate: float, decay: float) -> dict[str, _Rung]:
-    """Rungs from the head down; one rung for all without a decay."""
+def _ladder(model_map: ModelMap, rate: float, decay: float, *, spread: float) -> dict[str, _Rung]:
+    """Rungs from the head down; one rung for all without a decay, or else the plan's spread."""
     if not (is_number(decay) and 0 < decay <= 1):
         raise PlanError(
             f"layer_lr_decay={decay!r} is no factor per layer: it lies above 0 and at most at 1 (no decay)."
         )
-    if decay == 1:
+    if decay == 1 and spread == 1:
         return dict.fromkeys(model_map.parts, _Rung("trainable", {"lr": rate}, (0,)))
     depths = _depths(model_map)
+    if decay == 1:
+        decay = spread ** (-1 / max(*depths.values(), 1))
     labels = {name: re.sub(r"\[(\d+)\]", r".\1", label) for name, label in part_labels(model_map).items()}
     order = {label: index for index, label in enumerate(sorted(set(labels.values())))}
     return {
@@ -243,16 +251,20 @@ def _depths(model_map: ModelMap) -> dict[str, int]:
     return depths | {name: bottom for name, part in model_map.parts.items() if part == "embeddings"}
 
 
-def _named_rungs(group_lrs: GroupLRs, resolved: ResolvedPlan, rate: float) -> dict[str, _Rung]:
+def _named_rungs(
+    group_lrs: GroupLRs, resolved: ResolvedPlan, rate: float, *, argument: str, after: int = 0
+) -> dict[str, _Rung]:
     rungs: dict[str, _Rung] = {}
     ever_trainable = frozenset().union(*resolved.stages)
-    for order, (selection, value) in enumerate(group_lrs.items()):
+    for order, (selection, value) in enumerate(group_lrs.items(), start=after):
         picked = evaluate(selection, resolved.model_map).names.keys() & ever_trainable
         if not picked:
-            raise PlanError(f"group_lrs[{selection!r}] matches nothing that the plan ever trains. Drop it, or thaw it.")
+            raise PlanError(
+                f"{argument}[{selection!r}] matches nothing that the plan ever trains. Drop it, or unfreeze it."
+            )
         if twice := sorted(picked & rungs.keys()):
             raise PlanError(
-                f"{twice[0]!r} is matched twice by group_lrs: by {rungs[twice[0]].label!r} and by {selection!r}. "
+                f"{twice[0]!r} is matched twice by {argument}: by {rungs[twice[0]].label!r} and by {selection!r}. "
                 f"Take it out of one, for example '{selection} & re:...' or a narrower path."
             )
         options = {"lr": rate, **_options(selection, value)}
@@ -313,6 +325,19 @@ def with_parameters(specs: Sequence[GroupSpec], model: nn.Module) -> list[dict[s
     return [
         {"params": [by_name[name] for name in spec.parameters], "name": spec.name, **spec.options} for spec in specs
     ]
+
+
+def warn_of_unused_rates(optimizer: torch.optim.Optimizer, plan: FreezePlan) -> None:
+    """Warn where the optimizer was built by somebody who knew nothing of the plan's learning rates."""
+    has_rates = plan.lr_factors or plan.lr_spread != 1
+    if has_rates and not any("name" in group for group in optimizer.param_groups):
+        logger.warning(
+            "The plan has learning rates of its own (lr_factors=%r, lr_spread=%g), and this optimizer was built "
+            "without them: everything trains at one rate. Use FreezeTrainer, or give the Trainer an optimizer over "
+            "hf_freeze.param_groups(model, args, plan=plan).",
+            plan.lr_factors,
+            plan.lr_spread,
+        )
 
 
 def refuse_left_out(optimizer: torch.optim.Optimizer, bound: BoundPlan) -> None:

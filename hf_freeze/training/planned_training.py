@@ -26,6 +26,7 @@ from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.training import checkpoint, thawed_base
 from hf_freeze.training.beside_model import average_gradients, clear_gradients, load_beside, save_beside, share_beside
 from hf_freeze.training.bound_plan import BoundPlan, bind
+from hf_freeze.training.groups import warn_of_unused_rates
 from hf_freeze.training.missed_evaluation import is_missed
 from hf_freeze.training.resumed_run import ResumedRun
 from hf_freeze.training.run import FreezeRun, FreezeSettings, RunState
@@ -143,6 +144,7 @@ class PlannedTraining:
         )
         if state.is_world_process_zero:
             logger.info("Freeze plan:\n%s", bound.resolved)
+            warn_of_unused_rates(optimizer, self.plan)
         if resumed is None:
             run.begin()
         else:

@@ -1,8 +1,8 @@
 """Gate and warmup per group, on top of whatever scheduler the Trainer has.
 
 The scheduler's rate of a group is multiplied by a factor for the time of one optimizer step and put back afterwards,
-so that the scheduler never sees it: 0 while the group is frozen, a linear ramp after it thaws, then 1. The factor is a
-function of the step alone, which is why a resumed run has the same rates.
+so that the scheduler never sees it: 0 while the group is frozen, a linear ramp after it thaws, then 1, all times the
+factor of the stage. It is a function of the step alone, which is why a resumed run has the same rates.
 """
 
 from collections.abc import Sequence
@@ -27,23 +27,27 @@ def warmup_steps(warmup: float, max_steps: int) -> int:
     return int(warmup) if warmup >= 1 else round(warmup * max_steps)
 
 
-def rate_factor(trains: Sequence[bool], begins: Sequence[int], step: int, warmup: int) -> float:
+def rate_factor(
+    trains: Sequence[bool], begins: Sequence[int], step: int, warmup: int, factors: Sequence[float]
+) -> float:
     """Return what the scheduler's rate is multiplied with in the optimizer step that comes after `step` steps.
 
     `trains[i]` says whether the group trains in stage i, which begins after `begins[i]` steps. In step k = 1, 2, ... of
     its thaw the group has k / `warmup` of the rate. What trains from the start has no ramp but the scheduler's own.
+    `factors[i]` is what stage i multiplies all rates with.
 
-    >>> [rate_factor([False, True], [0, 2], step, warmup=4) for step in range(7)]
-    [0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    >>> [rate_factor([False, True], [0, 2], step, warmup=4, factors=[1.0, 0.5]) for step in range(7)]
+    [0.0, 0.0, 0.125, 0.25, 0.375, 0.5, 0.5]
     """
     stage = sum(begin <= step for begin in begins) - 1
     if not trains[stage]:
         return 0.0
+    factor = factors[stage]
     while stage and trains[stage - 1]:
         stage -= 1
     if stage == 0 or warmup == 0:
-        return 1.0
-    return min((step - begins[stage] + 1) / warmup, 1.0)
+        return factor
+    return factor * min((step - begins[stage] + 1) / warmup, 1.0)
 
 
 class RateGate:
@@ -56,6 +60,7 @@ class RateGate:
         self._optimizer = optimizer
         self._warmup = warmup
         self._trains = _trains_by_group(optimizer, bound, warmup)
+        self._factors = bound.resolved.lr_factors
         self._applied: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._frozen: list[bool] = [False] * len(optimizer.param_groups)
 
@@ -74,7 +79,7 @@ class RateGate:
         self._frozen = []
         for group, trains in zip(groups, self._trains, strict=True):
             scheduled: dict[str, Any] = {option: group[option] for option in ("lr", "weight_decay") if option in group}
-            factor = rate_factor(trains, begins, step, self._warmup)
+            factor = rate_factor(trains, begins, step, self._warmup, self._factors)
             self._frozen.append(not factor)
             group["lr"] = group["lr"] * factor
             if not factor and "weight_decay" in group:

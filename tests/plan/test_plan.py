@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_freeze import FreezePlan, PlanError, Plateau, SelectionError, Stage
+from tests.models import tiny_bert
 
 FULL = FreezePlan(
     freeze=["backbone", "!norms"],
@@ -91,8 +92,8 @@ def test_a_plan_written_by_hand_is_read(tmp_path):
     [
         ("freeze: [backbone, !norms]", "(?s)cannot be read: .* quote entries with '!'"),
         ("freeze: {", "cannot be read"),
-        ("- head", r"A plan is a mapping with the keys freeze, trainable, stages; got \['head'\]"),
-        ("", "A plan is a mapping with the keys freeze, trainable, stages; got None"),
+        ("- head", r"A plan is a mapping with the keys freeze, .*; got \['head'\]"),
+        ("", "A plan is a mapping with the keys freeze, .*; got None"),
         ("trainable: head\nstage: []", "'stage' is no key of a plan. The keys are freeze, trainable, stages"),
         ("trainable: head\nstages: [head]", "A stage is a mapping with the keys epoch, .*; got 'head'"),
         ("trainable: head\nstages: [{epochs: 1, unfreeze: all}]", "'epochs' is no key of a stage"),
@@ -182,3 +183,45 @@ def test_times_become_steps_as_their_definition_says(max_steps, per_epoch, thous
 def test_an_epoch_of_data_without_a_length_is_refused():
     with pytest.raises(PlanError, match="the data has no length, so an epoch is unknown"):
         Stage(epoch=1, unfreeze="all").start(max_steps=10, steps_per_epoch=None)
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        ({"lr_factors": {"head": -1}}, r"lr_factors\['head'\]=-1.*above 0"),
+        ({"lr_factors": {"head": True}}, "above 0"),
+        ({"lr_factors": {"head": float("nan")}}, "above 0"),
+        ({"lr_factors": ["head"]}, "no mapping of selections to factors"),
+        ({"lr_factors": 10}, "no mapping of selections to factors"),
+        ({"lr_spread": 0}, "lr_spread=0.*at least 1"),
+        ({"lr_spread": "100"}, "lr_spread='100'"),
+    ],
+)
+def test_rates_of_a_plan_that_are_none_are_refused(rates, message):
+    with pytest.raises(PlanError, match=message):
+        FreezePlan(trainable="head", **rates)
+
+
+@pytest.mark.parametrize("factor", [0, -0.5, float("inf"), "half", True])
+def test_a_factor_of_a_stage_that_is_none_is_refused(factor):
+    with pytest.raises(PlanError, match="lr_factor is a finite number above 0"):
+        Stage(epoch=1, unfreeze="all", lr_factor=factor)
+
+
+def test_rates_of_a_plan_survive_its_file(tmp_path):
+    stage = Stage(epoch=1, unfreeze="all", lr_factor=0.5)
+    plan = FreezePlan(trainable="head", stages=[stage], lr_factors={"head": 10.0}, lr_spread=100.0)
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan.to_dict()), encoding="utf-8")
+    assert FreezePlan.load(path) == plan
+    assert isinstance(hash(plan), int)
+
+
+def test_a_stage_without_a_factor_keeps_that_of_the_stage_before():
+    stages = [
+        Stage(epoch=1, unfreeze="layers[-1]"),
+        Stage(epoch=2, unfreeze="layers[-2]", lr_factor=0.5),
+        Stage(epoch=3, unfreeze="all"),
+        Stage(epoch=4, freeze="embeddings", lr_factor=1.0),
+    ]
+    assert FreezePlan(trainable="head", stages=stages).resolve(tiny_bert()).lr_factors == (1.0, 1.0, 0.5, 0.5, 1.0)

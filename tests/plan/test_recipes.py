@@ -53,6 +53,8 @@ MEANINGS = {
         [HEAD, TOP | parameters("bert.encoder.layer.1."), EVERYTHING - parameters("bert.embeddings"), EVERYTHING],
     ),
     "lp-ft:probe=0.2": (recipes.lp_ft(probe=0.2), [HEAD, EVERYTHING]),
+    "fine-tune": (recipes.fine_tune(), [HEAD, EVERYTHING]),
+    "fine-tune:freeze_epochs=2,spread=10": (recipes.fine_tune(freeze_epochs=2, spread=10), [HEAD, EVERYTHING]),
     "norms-only": (recipes.norms_only(), [NORMS | HEAD]),
     "biases-only": (recipes.biases_only(), [BIASES | HEAD]),
     "full": (recipes.full(), [EVERYTHING]),
@@ -136,6 +138,9 @@ def test_recipes_mean_something_for_other_models_too(model):
         ("gradual:layers_per_stage=1.5", "layers_per_stage.*whole number"),
         ("lp-ft:probe=1", "a fraction lies between 0 and 1"),
         ("lp-ft:probe=nan", "a fraction lies between 0 and 1"),
+        ("lp-ft:head=0", r"lr_factors\['head'\]=0.*above 0"),
+        ("fine-tune:spread=0.5", "lr_spread=0.5.*at least 1"),
+        ("fine-tune:spread=inf", "lr_spread=inf.*at least 1"),
         ("", "'' is no recipe"),
     ],
 )

@@ -1,6 +1,7 @@
 """Optimizer groups: what ever trains is in exactly one, with the rate and the weight decay that it should have."""
 
 import functools
+import itertools
 import math
 
 import pytest
@@ -344,3 +345,43 @@ def test_no_rate_at_all_is_refused(lr):
 def test_a_misspelt_option_without_training_arguments_is_refused_too():
     with pytest.raises(PlanError, match="'lrr' is no option of torch's own optimizers .name yours as optimizer_cls"):
         param_groups(tiny_bert(), lr=1e-3, group_lrs={"head": {"lrr": 1e-3}})
+
+
+# --- rates of the plan ------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_brings_its_rates_and_what_is_given_beside_it_wins():
+    model = tiny_bert()
+    plan = FreezePlan(trainable="all", lr_factors={"head": 10.0, "norms": 0.5})
+    own = rates(specs(model, plan))
+    head = {"classifier.weight", "classifier.bias"}
+    norms = {name for name in own if "LayerNorm" in name}
+    assert {own[name] for name in head} == {10 * RATE}
+    assert {own[name] for name in norms} == {0.5 * RATE}
+    assert {rate for name, rate in own.items() if name not in head | norms} == {RATE}
+    given = rates(specs(model, plan, group_lrs={"head": 3.0}))
+    assert {given[name] for name in head} == {3.0}
+    assert {name: rate for name, rate in given.items() if name not in head} == {
+        name: rate for name, rate in own.items() if name not in head
+    }
+
+
+def test_a_spread_goes_from_the_head_to_the_embeddings_by_one_factor_per_layer():
+    plan = FreezePlan(trainable="all", lr_spread=1000.0)
+    own = rates(specs(tiny_bert(layers=2), plan))
+    ladder = sorted(set(own.values()), reverse=True)
+    assert own["classifier.weight"] == ladder[0] == RATE
+    assert own["bert.embeddings.word_embeddings.weight"] == ladder[-1] == pytest.approx(RATE / 1000)
+    assert [high / low for high, low in itertools.pairwise(ladder)] == pytest.approx([10, 10, 10])
+    given = rates(specs(tiny_bert(layers=2), plan, layer_lr_decay=0.5))
+    assert given == rates(specs(tiny_bert(layers=2), layer_lr_decay=0.5))
+
+
+def test_a_spread_over_a_model_without_layers_is_one_rate():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    assert set(rates(specs(model, FreezePlan(trainable="all", lr_spread=100.0))).values()) == {RATE}
+
+
+def test_a_factor_for_what_the_plan_never_trains_is_refused():
+    with pytest.raises(PlanError, match=r"lr_factors\['embeddings'\] matches nothing that the plan ever trains"):
+        specs(tiny_bert(), FreezePlan(trainable="head", lr_factors={"embeddings": 2.0}))

@@ -3,11 +3,13 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Trainer
 
-from hf_freeze import FreezeCallback, FreezePlan, PlanError, Stage
+from hf_freeze import FreezeCallback, FreezePlan, PlanError, Stage, param_groups
+from hf_freeze.plan.recipes import fine_tune
 from hf_freeze.training.schedule import rate_factor, warmup_steps
 from tests.training.staged import STEPS, losses, trainer
 
@@ -169,7 +171,7 @@ def test_the_factor_is_zero_while_frozen_and_one_after_the_ramp(trains, warmup, 
     begins = [0, *sorted(data.draw(st.lists(st.integers(1, 60), min_size=len(trains) - 1, max_size=len(trains) - 1)))]
     for step in range(80):
         stage = max(index for index, begin in enumerate(begins) if begin <= step)
-        factor = rate_factor(trains, begins, step, warmup)
+        factor = rate_factor(trains, begins, step, warmup, [1.0] * len(trains))
         assert (factor > 0) == trains[stage]
         assert 0 <= factor <= 1
         if trains[stage] and step >= begins[stage] + warmup:
@@ -177,7 +179,7 @@ def test_the_factor_is_zero_while_frozen_and_one_after_the_ramp(trains, warmup, 
 
 
 def test_a_ramp_goes_on_through_a_stage_in_which_the_group_still_trains() -> None:
-    factors = [rate_factor([False, True, True], [0, 2, 4], step, warmup=4) for step in range(8)]
+    factors = [rate_factor([False, True, True], [0, 2, 4], step, warmup=4, factors=[1.0] * 3) for step in range(8)]
     assert factors == [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
 
 
@@ -190,3 +192,29 @@ def test_losses_are_those_of_the_plain_trainer_when_all_trains(tmp_path) -> None
     assert [entry["loss"] for entry in losses(ours) if "loss" in entry] == [
         entry["loss"] for entry in losses(plain) if "loss" in entry
     ]
+
+
+def test_fine_tune_halves_the_rates_and_spreads_them_when_everything_trains(tmp_path) -> None:
+    made = trainer(
+        tmp_path,
+        plan=fine_tune(freeze_epochs=0.25, spread=16),
+        lr_scheduler_type="constant",
+        learning_rate=RATE,
+        max_steps=4,
+    )
+    made.train()
+    found = rates(made)
+    assert found["head"] == pytest.approx([RATE] * 2 + [RATE / 2] * 2)
+    assert found["layers.2"] == pytest.approx([0] * 2 + [RATE / 4] * 2)
+    assert found["embeddings"] == pytest.approx([0] * 2 + [RATE / 32] * 2)
+    assert {group["lr"] for group in made.optimizer.param_groups if group["name"] == "head"} == {RATE}
+
+
+@pytest.mark.parametrize("knows_them", [True, False])
+def test_an_optimizer_without_the_rates_of_the_plan_is_told_in_the_log(tmp_path, caplog, knows_them) -> None:
+    made = trainer(tmp_path, cls=Trainer, max_steps=1, trainer={"callbacks": [FreezeCallback("lp-ft")]})
+    if knows_them:
+        made.optimizer = torch.optim.SGD(param_groups(made.model, made.args, plan="lp-ft"))
+    made.train()
+    told = [record.getMessage() for record in caplog.records if "everything trains at one rate" in record.getMessage()]
+    assert len(told) == (not knows_them)

@@ -123,12 +123,12 @@ def default_contenders(model: nn.Module, args: FreezeArguments, *, train_rows: i
     ways has them here all the same; `compare` leaves them out.
     """
     rate = args.learning_rate  # type: ignore[attr-defined]  # of the TrainingArguments that it is mixed into
-    head = {"head": 10 * rate}
+    head = {"head": recipes.HEAD_FACTOR * rate}
     return {
         "linear-probe": Contender(plan=recipes.linear_probe(), learning_rate=100 * rate),
         "last-layers": Contender(plan=_last_layers(model), learning_rate=3 * rate, group_lrs=head),
         "gradual": Contender(plan=_gradual(model, args, train_rows), group_lrs=head),
-        "lp-ft": Contender(plan=recipes.lp_ft(), group_lrs=head),
+        "lp-ft": Contender(plan=recipes.lp_ft()),
         "layer-decay": Contender(plan=recipes.full(), learning_rate=2 * rate, layer_lr_decay=0.8, group_lrs=head),
         **_lora(model, 3 * rate, head),
         "full": Contender(plan=recipes.full(), group_lrs=head),

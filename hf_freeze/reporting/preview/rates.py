@@ -31,13 +31,14 @@ class RateSchedule:
     warmup: int
     base_rates: Mapping[str, float]
     trains: Mapping[str, tuple[bool, ...]]
+    factors: Sequence[float]
     scheduler: Callable[[int], float] = field(repr=False)
 
     def rates(self, step: int) -> dict[str, float]:
         """Return the learning rate of each group in the optimizer step that comes after `step` steps; 0 is frozen."""
         scheduled = self.scheduler(step)
         return {
-            name: rate * scheduled * rate_factor(self.trains[name], self.begins, step, self.warmup)
+            name: rate * scheduled * rate_factor(self.trains[name], self.begins, step, self.warmup, self.factors)
             for name, rate in self.base_rates.items()
         }
 
@@ -69,6 +70,7 @@ def rate_schedule(
         warmup=warmup_steps(getattr(args, "unfreeze_warmup", 0.0), max_steps),
         base_rates={spec.name: spec.options["lr"] for spec in specs},
         trains={spec.name: tuple(spec.parameters[0] in names for names in resolved.stages) for spec in specs},
+        factors=resolved.lr_factors,
         scheduler=_scheduler(args, max_steps),
     )
 
