@@ -71,7 +71,7 @@ def uses_master_weights(optimizer: object) -> bool:
     where there is no gradient. `requires_grad` neither freezes nor thaws them afterwards; a learning rate and a weight
     decay of 0 freeze. Without ZeRO and in float32 the engine has the optimizer that it was given, and the answer is no.
     """
-    inner = _unwrapped(optimizer)
+    inner = inner_optimizer(optimizer)
     comes_from_deepspeed = any(base.__module__.startswith("deepspeed.") for base in type(inner).__mro__)
     return comes_from_deepspeed and not isinstance(inner, torch.optim.Optimizer)
 
@@ -84,7 +84,7 @@ def group_members(optimizer: torch.optim.Optimizer) -> list[list[torch.Tensor]]:
     groups = optimizer.param_groups
     if not uses_master_weights(optimizer):
         return [list(group["params"]) for group in groups]
-    inner = _unwrapped(optimizer)
+    inner = inner_optimizer(optimizer)
     kept: list[Any] = next((getattr(inner, name) for name in _GROUPS_OF_ORIGINALS if hasattr(inner, name)), [])
     members = [list(group["params"] if isinstance(group, Mapping) else group) for group in kept]
     if len(members) != len(groups):
@@ -100,7 +100,8 @@ def group_members(optimizer: torch.optim.Optimizer) -> list[list[torch.Tensor]]:
 _GROUPS_OF_ORIGINALS = ("bit16_groups", "trainable_param_groups", "bf16_groups", "fp16_groups")
 
 
-def _unwrapped(optimizer: Any) -> Any:
+def inner_optimizer(optimizer: Any) -> Any:
+    """Return what accelerate wraps, and any other optimizer as it is."""
     while isinstance(optimizer, AcceleratedOptimizer):
         optimizer = optimizer.optimizer
     return optimizer

@@ -20,7 +20,7 @@ from hf_freeze.training.planned_training import PlannedTraining
 from hf_freeze.training.random_states import RandomStatesCallback
 from hf_freeze.training.run import FreezeSettings
 from hf_freeze.training.run_events import RunEvents
-from hf_freeze.training.train_calls import train_call, while_training
+from hf_freeze.training.train_calls import running_trainer, train_call, while_training
 
 
 class FreezeCallback(RunEvents, metaclass=ABCMeta):
@@ -75,7 +75,7 @@ class FreezeCallback(RunEvents, metaclass=ABCMeta):
     def _look_at_checkpoint(self) -> None:
         """Note the checkpoint that the Trainer is about to resume from; raise `PlanError` for that of another plan."""
         call = train_call()
-        if call is None or self not in call["self"].callback_handler.callbacks:
+        if call is None or running_trainer(self) is None:
             return
         trainer, given = call["self"], call.get("resume_from_checkpoint")
         folder = given if isinstance(given, str) and checkpoint.has_state(given) else None

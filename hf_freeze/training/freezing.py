@@ -103,6 +103,15 @@ def _set(model: nn.Module, parameters: Mapping[str, nn.Parameter], *, trainable:
     return different
 
 
+def hold_requires_grad(parameters: Iterable[tuple[nn.Parameter, bool]]) -> None:
+    """Set `requires_grad` back where it is another than held here; a gradient that came meanwhile is dropped."""
+    for parameter, trainable in parameters:
+        if parameter.requires_grad is not trainable:
+            parameter.requires_grad_(trainable)
+            if not trainable:
+                parameter.grad = None
+
+
 @contextmanager
 def trainable_for_now(model: nn.Module, trainable: Collection[str]) -> Iterator[None]:
     """Make exactly these names require a gradient while the context lasts."""

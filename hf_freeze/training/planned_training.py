@@ -173,6 +173,16 @@ class PlannedTraining:
             clear_gradients(self._beside)
             run.step_begins(step)
 
+    def micro_batch_ends(self) -> None:
+        """Take back what the computation of a loss let train."""
+        if self._run:
+            self._run.hold_adapters()
+
+    def require_optimizer(self, optimizer: object) -> None:
+        """Raise `UnsupportedSetupError` for another optimizer than the run began with."""
+        if self._run:
+            self._run.require_optimizer(optimizer)
+
     def before_optimizer_step(self) -> None:
         """Note the learning rates of this step, and whose gradients have arrived."""
         if self._run:
@@ -195,10 +205,10 @@ class PlannedTraining:
         if run := self.run:
             run.verify()
 
-    def conclude(self) -> None:
+    def conclude(self, *, is_verified: bool = False) -> None:
         """Raise `FreezeViolation` when the run that ends did not do what the plan says."""
         if run := self.run:
-            run.conclude()
+            run.conclude(is_verified=is_verified)
 
     @property
     def run(self) -> FreezeRun | None:

@@ -32,6 +32,7 @@ class FreezeProof:
         self._bound = bound
         self._hold_buffers = hold_buffers
         self._trainable: Collection[str] = frozenset()
+        self._with_gradient: Collection[str] = frozenset()
         self._frozen: dict[str, int] = {}
         self._unmoved: dict[str, int] = {}
         self._moved: set[str] = set()
@@ -45,6 +46,7 @@ class FreezeProof:
         """Remember what is frozen now, and start to wait for what is trainable to move."""
         self._optimizer = optimizer
         self._trainable = trainable
+        self._with_gradient = self._bound.resolved.ever_trainable if uses_master_weights(optimizer) else trainable
         named = self._bound.parameters
         self._frozen = digests(self._frozen_tensors(named), merge_zeros=uses_master_weights(optimizer))
         self._refuse_left_out(named)
@@ -93,15 +95,19 @@ class FreezeProof:
                 "on one of them, parameters that DistributedDataParallel was not told of (thawed without rebuilding "
                 "its reducer), or weights initialised without a common seed."
             )
+        self._refuse_other_flags(named)
 
-    def conclude(self) -> None:
+    def conclude(self, *, is_verified: bool = False) -> None:
         """Verify, and raise `FreezeViolation` when something trainable should have moved and did not.
+
+        With `is_verified`, `verify` was called after the last step, and the weights may be others by now.
 
         What never had a gradient is a violation where it is all of the head, of a layer, or of an entry of the plan,
         and a warning where it is a lone tensor that the model does not use in this task. Steps too small to show in the
         parameter's precision, and steps that an optimizer skipped in its first few, are a warning.
         """
-        self.verify()
+        if not is_verified:
+            self.verify()
         if stuck := [name for name in self._unmoved if name in self._had_visible_step]:
             raise FreezeViolation(
                 f"{_listing(stuck)} had a gradient and a learning rate above 0, but did not move. Likely cause: an "
@@ -175,6 +181,18 @@ class FreezeProof:
                 "and do not replace weights afterwards. Under DeepSpeed, all that ever trains requires a gradient when "
                 "the engine is built, and the optimizer is engine.optimizer."
             )
+
+    def _refuse_other_flags(self, named: Mapping[str, torch.Tensor]) -> None:
+        flipped = [name for name, p in named.items() if p.requires_grad is not (name in self._with_gradient)]
+        if not flipped:
+            return
+        is_on = named[flipped[0]].requires_grad
+        same = [name for name in flipped if named[name].requires_grad is is_on]
+        found = "require a gradient while frozen" if is_on else "shall train but require no gradient any more"
+        raise FreezeViolation(
+            f"{_listing(same)} {found}. Something set requires_grad behind the plan's back since this stage began. "
+            "Declare what trains, and from when on, as a stage of the plan."
+        )
 
     def _why_moved(self, moved: Sequence[str]) -> str:
         if not set(moved) <= self._bound.parameters.keys():

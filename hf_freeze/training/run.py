@@ -12,15 +12,22 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from hf_freeze.errors import PlanError
+from hf_freeze.errors import PlanError, UnsupportedSetupError
 from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.plan.plateau import PlateauWatch, metric_value, require_metric
 from hf_freeze.plan.tables import describe_parts
 from hf_freeze.plan.timeline import Timeline
 from hf_freeze.selection.model_map import unwrap
-from hf_freeze.training.backends import find_wrappers, is_sharded, rebuild_ddp_reducers, uses_master_weights
+from hf_freeze.selection.peft_support import adapter_names
+from hf_freeze.training.backends import (
+    find_wrappers,
+    inner_optimizer,
+    is_sharded,
+    rebuild_ddp_reducers,
+    uses_master_weights,
+)
 from hf_freeze.training.bound_plan import BoundPlan
-from hf_freeze.training.freezing import hold_eval, release_eval, set_trainable
+from hf_freeze.training.freezing import hold_eval, hold_requires_grad, release_eval, set_trainable
 from hf_freeze.training.proof import FreezeProof
 from hf_freeze.training.recomputation import stop_backward_at_lowest_trainable
 from hf_freeze.training.schedule import RateGate, warmup_steps
@@ -134,6 +141,7 @@ class FreezeRun:
         self._wrappers = find_wrappers(bound.model)
         if self._freezes_by_lr or any(map(is_sharded, bound.model.parameters())):
             refuse_rewind(resolved, "This set-up")
+        self._adapters: list[tuple[nn.Parameter, bool]] = []
         self._logged: dict[str, Any] = {}
         self._is_running = is_running
         self._is_over = partial(_is_over, ref(self))
@@ -151,6 +159,7 @@ class FreezeRun:
     def step_begins(self, step: int) -> None:
         """Enter the stage of the optimizer step that comes after `step` steps, and set its learning rates."""
         self._refuse_missing_metrics()
+        self.hold_adapters()
         stage = self._timeline.stage_at(step, fired=self._fired)
         if stage != self.state.stage:
             self._enter(stage, step)
@@ -199,8 +208,16 @@ class FreezeRun:
             if stage >= self.state.stage and begin < self._max_steps
         }
 
+    def hold_adapters(self) -> None:
+        """Freeze what PEFT let train: it does so with all of an adapter that was off for a while, as for a reference.
+
+        For the moments before a forward pass and before the optimizer steps.
+        """
+        hold_requires_grad(self._adapters)
+
     def before_optimizer_step(self) -> dict[str, float]:
         """Return what to log of the step that the optimizer is about to make: the rate of every group that trains."""
+        self.hold_adapters()
         if self._proof:
             self._proof.before_step(self._optimizer)
         return {f"lr/{name}": rate for name, rate in self._gate.rates().items()}
@@ -245,12 +262,17 @@ class FreezeRun:
 
     def verify(self) -> None:
         """Raise `FreezeViolation` when something frozen moved, or replicas differ."""
+        self.hold_adapters()
         if self._proof:
             self._proof.verify()
 
-    def conclude(self) -> None:
-        """Let go of the model, and raise `FreezeViolation` when the run did not do what the plan says."""
+    def conclude(self, *, is_verified: bool = False) -> None:
+        """Let go of the model, and raise `FreezeViolation` when the run did not do what the plan says.
+
+        Give `is_verified` where `verify` was called after the last step and other weights may have been loaded since.
+        """
         proof = self._proof
+        self.hold_adapters()
         self.end()
         if never := [stage.when for stage in self.resolved.timed[self.state.stage :]]:
             logger.warning(
@@ -260,7 +282,18 @@ class FreezeRun:
                 ", ".join(never),
             )
         if proof:
-            proof.conclude()
+            proof.conclude(is_verified=is_verified)
+
+    def require_optimizer(self, optimizer: object) -> None:
+        """Raise `UnsupportedSetupError` for another optimizer than the one that the run began with."""
+        now, before = inner_optimizer(optimizer), inner_optimizer(self._optimizer)
+        if now is not before:
+            raise UnsupportedSetupError(
+                f"The optimizer was replaced while training: by {_described(now)}, before it was {_described(before)}. "
+                "It would step without the groups, the rates and the proof of the plan. Give it to the Trainer before "
+                "training, as optimizer_cls_and_kwargs=, or as optimizers= over the groups of "
+                "hf_freeze.param_groups(model, args, plan=plan)."
+            )
 
     def undo_at_end(self, undo: Callable[[], object]) -> None:
         """Call `undo` when the run lets go of the model."""
@@ -275,6 +308,7 @@ class FreezeRun:
         self._on_the_model.close()
         self._gate.restore()
         self._proof = None
+        self._adapters = []
 
     @property
     def _fired(self) -> dict[int, int]:
@@ -301,6 +335,9 @@ class FreezeRun:
         thawed, frozen = set_trainable(self._bound.model, with_gradient)
         if thawed or frozen:
             rebuild_ddp_reducers(self._wrappers)
+        added = adapter_names(self._bound.model)
+        named = self._bound.parameters.items()
+        self._adapters = [(tensor, name in with_gradient) for name, tensor in named if name in added]
         if self._settings.frozen_eval:
             hold_eval(self._bound.model, trainable, is_over=self._is_over)
         if self._proof:
@@ -314,6 +351,10 @@ class FreezeRun:
             for plateau in filter(None, (stage.plateau for stage in self.resolved.timed)):
                 require_metric(plateau, self._logged)
         self._logged = {}
+
+
+def _described(optimizer: Any) -> str:
+    return f"{type(optimizer).__name__} with {len(getattr(optimizer, 'param_groups', ()))} groups"
 
 
 def _is_over(run: "ref[FreezeRun]") -> bool:

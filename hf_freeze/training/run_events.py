@@ -10,6 +10,7 @@ from hf_freeze.plan.freeze_plan import FreezePlan, ResolvedPlan
 from hf_freeze.training.missed_evaluation import make_up
 from hf_freeze.training.planned_training import PlannedTraining
 from hf_freeze.training.run import FreezeSettings
+from hf_freeze.training.train_calls import running_trainer
 
 
 class RunEvents(TrainerCallback, ExportableState):
@@ -66,6 +67,7 @@ class RunEvents(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Note the learning rates of this step, and whose gradients have arrived."""
+        self._refuse_another_optimizer(kwargs)
         self._training.before_optimizer_step()
 
     def on_optimizer_step(
@@ -73,6 +75,25 @@ class RunEvents(TrainerCallback, ExportableState):
     ) -> None:
         """Note what has moved; from here on the scheduler's own rates apply again."""
         self._training.after_optimizer_step()
+        self._refuse_another_optimizer(kwargs)
+
+    def _refuse_another_optimizer(self, event: Mapping[str, Any]) -> None:
+        """Look at the Trainer itself: its events go on with the optimizer that there was at first."""
+        trainer = running_trainer(self)
+        self._training.require_optimizer(event["optimizer"] if trainer is None else trainer.optimizer)
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take back what the computation of the loss let train."""
+        self._training.micro_batch_ends()
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Prove that frozen weights stood still while the weights are still those of the run."""
+        if args.load_best_model_at_end:
+            self._training.verify()
 
     def on_evaluate(
         self,
@@ -105,8 +126,10 @@ class RunEvents(TrainerCallback, ExportableState):
             logs.update(missing)
             state.log_history[-1].update(missing)
         if "train_runtime" in logs:
-            # The Trainer logs its closing metrics before it loads the best checkpoint: the last look at this run.
-            self._training.conclude()
+            # Of the events after the last step the only one that no other follows but the end. The best checkpoint is
+            # loaded after it, up to transformers 5.0 before it.
+            has_best = args.load_best_model_at_end and state.best_model_checkpoint is not None
+            self._training.conclude(is_verified=has_best)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
