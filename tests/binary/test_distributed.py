@@ -1,42 +1,20 @@
 """Two processes report what one does, each of them, and write once."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from hf_freeze import ThresholdResult, load_threshold
+from tests.forked import run_ranks
 
 SCRIPT = Path(__file__).with_name("distributed_script.py")
-ROOT = Path(__file__).parents[2]
 
 
 def launch(folder, mode, *, processes):
     folder.mkdir()
-    command = [sys.executable, str(SCRIPT)]
-    if processes > 1:
-        command = [
-            sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
-            "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-            "--main_process_port", str(free_port()), str(SCRIPT),
-        ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [*command, str(folder), mode], capture_output=True, text=True, timeout=240, env=environment, check=False
-    )
-    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+    run_ranks(SCRIPT, folder, mode, processes=processes)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.mark.distributed

@@ -7,7 +7,7 @@ import pytest
 
 from hf_freeze import debug_sample
 from tests.debugging.scripts import debug_run
-from tests.launch import accelerate_launch
+from tests.forked import run_ranks
 from tests.models import text_rows, tiny_bert
 
 pytestmark = pytest.mark.distributed
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.distributed
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[str, list[dict]]:
     folder = tmp_path_factory.mktemp("debug")
-    output = accelerate_launch(Path(debug_run.__file__), folder)
+    output = run_ranks(Path(debug_run.__file__), folder)
     return output, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.features import distributed_script
-from tests.launch import accelerate_launch, torchrun
+from tests.forked import run_ranks
 from tests.nearness import assert_near
 
 SCRIPT = Path(distributed_script.__file__)
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.distributed
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     folders = {processes: tmp_path_factory.mktemp(f"features{processes}") for processes in (1, 2)}
-    accelerate_launch(SCRIPT, folders[2], 4)
-    torchrun(SCRIPT, folders[1], 8, processes=1)
+    run_ranks(SCRIPT, folders[2], 4)
+    run_ranks(SCRIPT, folders[1], 8, processes=1)
     return folders
 
 

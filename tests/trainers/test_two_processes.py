@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.launch import accelerate_launch
+from tests.forked import run_ranks
 from tests.nearness import assert_near
 from tests.trainers import two_processes
 from tests.trainers.kinds import KINDS
@@ -20,7 +20,7 @@ EACH = pytest.mark.parametrize("name", two_processes.RUNS)
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trainers")
-    accelerate_launch(Path(two_processes.__file__), folder)
+    run_ranks(Path(two_processes.__file__), folder)
     return folder
 
 

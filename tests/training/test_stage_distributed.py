@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.launch import accelerate_launch, torchrun
+from tests.forked import run_ranks
+from tests.launch import accelerate_launch
 from tests.nearness import assert_near
 from tests.training.scripts import sharded_run, staged_run
 
@@ -75,14 +76,14 @@ def test_a_run_on_two_processes_resumes_on_one(ddp, alone, tmp_path) -> None:
 
 
 def test_all_processes_go_by_the_metric_of_the_main_one(tmp_path) -> None:
-    accelerate_launch(SCRIPTS / "plateau_run.py", tmp_path, timeout=120)
+    run_ranks(SCRIPTS / "plateau_run.py", tmp_path)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert first["stages"] == second["stages"] == [0] * 6 + [1] * 6
     assert set(first["spread"]) == set(second["spread"]) == {0.0}
 
 
 def test_three_transitions_under_fsdp2_end_where_one_process_does(tmp_path) -> None:
-    torchrun(SCRIPTS / "sharded_run.py", tmp_path / "sharded.safetensors")
+    run_ranks(SCRIPTS / "sharded_run.py", tmp_path / "sharded.safetensors")
     found = load_file(tmp_path / "sharded.safetensors")
     model = sharded_run.build()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -102,5 +103,5 @@ def test_three_transitions_under_fsdp2_end_where_one_process_does(tmp_path) -> N
 
 @pytest.mark.parametrize("saves", ["all", "trained_only"])
 def test_a_run_that_evaluates_resumes_bit_equal_on_two_processes(tmp_path, saves) -> None:
-    accelerate_launch(SCRIPTS / "resumed_run.py", tmp_path, saves)
+    run_ranks(SCRIPTS / "resumed_run.py", tmp_path, saves)
     assert json.loads((tmp_path / "different.json").read_text()) == {"3": [], "5": [], "10": []}

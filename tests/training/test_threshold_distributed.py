@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hf_freeze import load_threshold
-from tests.launch import accelerate_launch
+from tests.forked import run_ranks
 from tests.training.scripts import threshold_run
 
 pytestmark = [
@@ -21,7 +21,7 @@ CHECKPOINTS = [f"checkpoint-{step}" for step in (2, 4, 6, 8)]
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    accelerate_launch(SCRIPT, folder)
+    run_ranks(SCRIPT, folder)
     return folder
 
 
