@@ -4,8 +4,8 @@
     accelerate launch examples/accelerate_loop.py      # on whatever `accelerate config` describes
 
 all-MiniLM-L6-v2 on SMS spam: the top two layers and the head train, with a rate per layer, and from half of the run on
-the third layer, too. `FreezeRun` does in the loop what FreezeTrainer does in the Trainer: it freezes, thaws, keeps
-dropout off in what is frozen, tells DistributedDataParallel, and proves at the end that frozen weights did not move.
+the third layer, too. `FreezeRun` does in the loop what FreezeTrainer does in the Trainer: it freezes, unfreezes, keeps
+dropout off in what is frozen, tells DistributedDataParallel, and proves at the end that frozen weights did not change.
 A threshold is tuned on validation rows and saved with the model.
 """
 
@@ -66,8 +66,8 @@ def main() -> None:
         optimizer.step()
         run.after_optimizer_step()
         optimizer.zero_grad()
-    run.conclude()  # FreezeViolation, unless what is frozen stood still and the rest moved
-    accelerator.print(f"Trained in stages 0 to {run.state.stage}; what was frozen stood still.")
+    run.conclude()  # FreezeViolation, unless what is frozen did not change and the rest did
+    accelerator.print(f"Trained in stages 0 to {run.state.stage}; what was frozen did not change.")
 
     model.eval()
     seen = []

@@ -1,4 +1,4 @@
-"""Keep the whole run in a YAML file: what trains, when it thaws, and how fast each part learns.
+"""Keep the whole run in a YAML file: what trains, when it is unfrozen, and how fast each part learns.
 
     python examples/arguments_from_yaml.py              # 8 seconds on 2 CPU cores; reads examples/arguments.yaml
     python examples/arguments_from_yaml.py my.yaml

@@ -61,7 +61,7 @@ def main() -> None:
     print(f"Norms that train below the last layer: {[name for name in trains if '.layers.0.' in name]}")
     predicted = trainer.predict(rows[700:])
     print(f"Accuracy {(predicted.predictions.argmax(1) == predicted.label_ids).mean():.2f} on 200 new rows.\n")
-    print(debug_sample(trainer, index=0, checks="full"))  # among others: does padding move the logits?
+    print(debug_sample(trainer, index=0, checks="full"))  # among others: does padding change the logits?
 
 
 if __name__ == "__main__":

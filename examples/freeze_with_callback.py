@@ -37,7 +37,7 @@ def main() -> None:
     trainer.train()
     print(trainable_summary(model))
     still = sum(parameter.equal(before[name]) for name, parameter in model.named_parameters())
-    print(f"{still} of {len(before)} tensors did not move by a bit.\n")
+    print(f"{still} of {len(before)} tensors did not change by a bit.\n")
 
     logits = trainer.predict(data["test"]).predictions
     spam = predict_binary(logits)  # margin z1 - z0, its sigmoid, and the label from margin 0 on

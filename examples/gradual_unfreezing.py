@@ -1,11 +1,11 @@
-"""Thaw a model from the top down, on two processes whose weights stay equal.
+"""Unfreeze a model from the top down, on two processes whose weights stay equal.
 
     accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no \
         examples/gradual_unfreezing.py           # 15 seconds on 2 CPU cores
     python examples/gradual_unfreezing.py        # the same on one process
 
-DistributedDataParallel forgets what was frozen when it was built: thawed by hand, replicas drift apart in silence. Here
-its reducer is rebuilt at each stage. A tiny BERT from a configuration, on generated rows.
+DistributedDataParallel forgets what was frozen when it was built: unfrozen by hand, replicas drift apart in silence.
+Here its reducer is rebuilt at each stage. A tiny BERT from a configuration, on generated rows.
 """
 
 import torch

@@ -48,7 +48,7 @@ from hf_freeze import (
 SMS_SPAM = Path(__file__).parent / "data" / "SMSSpamCollection.tsv.gz"
 SPLIT_SEED = 0
 
-# Without flags that say what trains. Not `trainable=...`: BERT's pooler is neither head nor layer, and shall train.
+# Without flags that say what trains. Not `trainable=...`: BERT's pooler is neither head nor layer, and should train.
 PLAN: dict[str, Any] = {"freeze": ["embeddings", "layers", "!layers[-2:]"], "group_lrs": {"head": 1e-3}}
 DEFAULTS: dict[str, Any] = {
     "output_dir": "outputs/quickstart",
@@ -85,9 +85,9 @@ class ScriptArguments:
     dataset_config: str | None = field(default=None, metadata={"help": "The configuration of a data set of the hub."})
     text_column: str = field(default="text", metadata={"help": "The column with the text."})
     label_column: str = field(default="label", metadata={"help": "The column with the label; class 1 is the positive."})
-    max_length: int = field(default=128, metadata={"help": "Cut texts after so many tokens."})
+    max_length: int = field(default=128, metadata={"help": "Cut texts after this many tokens."})
     max_rows: int | None = field(
-        default=None, metadata={"help": "Use so many rows of the data, or of each split that it has."}
+        default=None, metadata={"help": "Use this many rows of the data, or of each of its splits."}
     )
     debug_sample: bool = field(
         default=False,
@@ -152,7 +152,7 @@ def main() -> None:
     say(f"\nSaved in {args.output_dir}, for AutoModelForSequenceClassification.from_pretrained.")
     if args.verify_freeze:
         replicas = f", and the weights of all {args.world_size} processes are equal" if args.world_size > 1 else ""
-        say(f"Verified: what is frozen stood still, what is trainable moved{replicas}.")
+        say(f"Verified: frozen weights did not change, trainable ones did{replicas}.")
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 

@@ -1,4 +1,4 @@
-"""Linear probe, a partial thaw with smaller rates, or full fine-tuning? The three on the same rows.
+"""Linear probe, a partial unfreeze with smaller rates, or full fine-tuning? The three on the same rows.
 
     python examples/three_plans_compared.py      # 30 seconds on 2 CPU cores
 

@@ -22,7 +22,7 @@ class UnsupportedSetupError(FreezeError):
 
 
 class FreezeViolation(FreezeError):  # noqa: N818 - a fixed public name; it reports a finding, not a mistaken call
-    """A frozen parameter or buffer moved, a trainable one did not, or replicas differ."""
+    """A frozen parameter or buffer changed, a trainable one did not, or replicas differ."""
 
 
 class SampleCheckError(FreezeError):

@@ -133,4 +133,4 @@ def test_every_quickstart_command_runs(tmp_path, flags) -> None:
         ["bash", ROOT / "examples" / "quickstart.sh", *flags, *small], capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.rstrip().endswith("Verified: what is frozen stood still, what is trainable moved.")
+    assert done.stdout.rstrip().endswith("Verified: frozen weights did not change, trainable ones did.")

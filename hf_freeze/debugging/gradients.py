@@ -126,16 +126,14 @@ def check_gradients(statuses: Mapping[str, GradientStatus], model: nn.Module) ->
         cut = (
             "The loss has no graph"
             if counts["missing"] == training
-            else "The output depends on it, its gradient does not"
+            else "The output depends on it, but its gradient is cut off"
         )
         return failed(
             name,
             f"No gradient reaches {missing}. {cut}: look for detach(), no_grad(), .data, .item() or argmax on the way.",
         )
     if counts["zero"] and counts["zero"] + counts["unused"] == training:
-        return warning(
-            name, "Every gradient is zero: the loss is at a flat place. Is it saturated, or the head's weight zero?"
-        )
+        return warning(name, "Every gradient is zero. Is the loss saturated, or is the head's weight zero?")
     return ok(name, f"{counts['ok']} of {training} trainable parameters get a gradient.{_explained(statuses, model)}")
 
 

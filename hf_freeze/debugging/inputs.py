@@ -128,7 +128,7 @@ def check_truncated(inspected: InspectedModel, row: Row, batch: Mapping[str, Any
     length = int(real_tokens(inspected, batch).sum())
     if row.untruncated is not None:
         if row.untruncated <= length:
-            return ok(name, f"The whole text is in, {length} tokens.")
+            return ok(name, f"The whole text fits: {length} tokens.")
         return warning(
             name,
             f"The text has {row.untruncated} tokens, {row.untruncated - length} of which were cut off. Give the "

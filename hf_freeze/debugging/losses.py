@@ -199,7 +199,7 @@ def check_loss(inspected: InspectedModel, found: LossFinding, *, binary: bool, w
         return ok(name, f"The loss is {value:.4g}; for such outputs it is not recomputed.")
     times = f", {value / plain.value:.3g} times that" if plain.value else ""
     if inspected.own_loss or _adds_to_loss(inspected):
-        return ok(name, f"The loss is {value:.4g}, the {plain.kind} {plain.value:.4g}: a loss of its own{times}.")
+        return ok(name, f"The loss is {value:.4g}, the {plain.kind} {plain.value:.4g}: a custom loss{times}.")
     smoothed = _smoothing(inspected)
     if smoothed:
         return ok(

@@ -94,7 +94,9 @@ def _pixel_scale(inspected: InspectedModel, batch: Mapping[str, Any]) -> Check |
     name = type(processor).__name__
     said = f"{found}; the {name} at hand makes them {low:.4g} to {high:.4g}"
     if lowest < low - slack or highest > high + slack:
-        return warning("inputs", f"{said}: they did not go through it, or twice. Let it make the pixel_values.")
+        return warning(
+            "inputs", f"{said}: they did not go through it, or went through it twice. Let it make the pixel_values."
+        )
     normalises = bool(getattr(processor, "do_normalize", False)) and low < -slack
     if normalises and lowest >= 0 and highest <= 1 and highest - lowest > 0.3:
         return warning(

@@ -32,11 +32,11 @@ def check_head(inspected: InspectedModel, ever_trainable: Collection[str], *, pl
     never = [path for path in heads if not _any_trains(own, path, training)]
     new = [path for path in never if heads[path] and all(_looks_new(inspected, layer) for layer in heads[path])]
     if not new:
-        return ok("head", "The head trains." if not never else "What is frozen of the head does not look new.")
+        return ok("head", "The head trains." if not never else "No frozen part of the head looks newly initialised.")
     why = "the plan trains it in no stage" if planned else "it is frozen"
     return warning(
         "head",
-        f'{new[0]} looks newly initialised, and {why}: its answers stay random. Let it train ("head" names it), or '
+        f'{new[0]} looks newly initialised, and {why}: its outputs stay random. Let it train ("head" names it), or '
         "load the model from a checkpoint that holds its trained head.",
     )
 

@@ -25,8 +25,8 @@ def check_plan(inspected: InspectedModel, stale: Sequence[str]) -> Check:
     if stale:
         return failed(
             name,
-            f"{_shown(stale)} is frozen and still holds a gradient: an optimizer that has it moves it. Set .grad = "
-            "None, or freeze with hf_freeze.freeze, which does.",
+            f"{_shown(stale)} is frozen but still holds a gradient: an optimizer that has it would update it. "
+            "Set .grad = None, or freeze with hf_freeze.freeze, which does.",
         )
     mistaken = [path or "model" for path, module in model.named_modules() if "requires_grad" in vars(module)]
     if mistaken:
@@ -39,19 +39,20 @@ def check_plan(inspected: InspectedModel, stale: Sequence[str]) -> Check:
     allowed = _planned(inspected, model)
     if not training:
         return (
-            failed(name, "Nothing requires a gradient. What should train?")
+            failed(name, "Nothing requires a gradient, so nothing would train.")
             if inspected.trainer
             else ok(name, "Everything is frozen.")
         )
     if not allowed or training in allowed:
-        return ok(name, "What requires a gradient is what the plan says." if allowed else "No plan to hold it against.")
+        return ok(name, "Exactly what the plan trains requires a gradient." if allowed else "No plan to compare with.")
     nearest = min(allowed, key=lambda names: len(names ^ training))
     if extra := sorted(training - nearest):
         return failed(
-            name, f"{_shown(extra)} requires a gradient, and the plan freezes it. Who set requires_grad since?"
+            name,
+            f"{_shown(extra)} requires a gradient, but the plan freezes it. Was requires_grad set afterwards?",
         )
     missing = sorted(nearest - training)
-    return failed(name, f"{_shown(missing)} is frozen, and the plan trains it. Who set requires_grad since?")
+    return failed(name, f"{_shown(missing)} is frozen, but the plan trains it. Was requires_grad set afterwards?")
 
 
 def ever_trainable(inspected: InspectedModel) -> tuple[frozenset[str], bool]:
@@ -94,8 +95,8 @@ def check_optimizer(inspected: InspectedModel) -> Check | None:
     if left_out:
         return failed(
             "optimizer",
-            f"The optimizer does not hold {_shown(left_out)}, which requires a gradient: it will never move. Build the "
-            "optimizer from the model as it is now, or let the Trainer build it.",
+            f"The optimizer does not hold {_shown(left_out)}, which requires a gradient: it would never be updated. "
+            "Build the optimizer from the model as it is now, or let the Trainer build it.",
         )
     return ok("optimizer", f"The optimizer holds all {len(training)} trainable parameters.")
 

@@ -82,11 +82,11 @@ def check_sensitive(one: torch.Tensor, other: torch.Tensor) -> Check:
     """Tell whether the logits depend on the input at all."""
     gap = distance(one, other) if one.shape == other.shape else math.inf
     if gap > 2 * torch.finfo(one.dtype).eps * float(one.abs().max()) or (gap > 0 and one.element_size() < 4):
-        return ok("sensitive", f"Other contents of the row move the logits, by {gap:.3g}.")
+        return ok("sensitive", f"Changing the contents of the row changes the logits, by {gap:.3g}.")
     return failed(
         "sensitive",
-        "Other contents of the row leave the logits as they are: the output is constant. Is the head's weight zero, an "
-        "input overwritten, or every token masked?",
+        "Changing the contents of the row does not change the logits: the output is constant. Is the head's weight "
+        "zero, an input overwritten, or every token masked?",
     )
 
 
@@ -147,8 +147,8 @@ def check_initial_loss(inspected: InspectedModel, logits: torch.Tensor, *, is_cl
             f"{math.log(classes):.3g}. Its weights, or the features that it reads, are too large: look at "
             "initialisation and normalisation.",
         )
-    about = "as of a new head" if new else "no more than a trained head may give"
-    return ok("initial_loss", f"Over all labels {mean:.3g}, ln({classes}) is {math.log(classes):.3g}: {about}.")
+    about = "as expected of a new head" if new else "within what a trained head may give"
+    return ok("initial_loss", f"Averaged over all labels {mean:.3g}, ln({classes}) = {math.log(classes):.3g}: {about}.")
 
 
 def _head_is_new(model: nn.Module, columns: int) -> bool:
@@ -172,11 +172,11 @@ def check_neighbours(
     moved = distance(logits, made.logits[:1])
     share = 1e-3 if logits.element_size() > 2 else 0.2
     if moved <= max(noise(logits), share * gap):
-        return ok("neighbours", "Another row in the batch does not move the logits.")
+        return ok("neighbours", "Another row in the batch does not change the logits.")
     return failed(
         "neighbours",
-        f"Another row in the batch moves the logits by {moved:.3g}: rows are mixed. Look for a mean or a norm over the "
-        "batch, or a view with the wrong shape.",
+        f"Another row in the batch changes the logits by {moved:.3g}: rows are mixed. Look for a mean or a norm over "
+        "the batch, or a view with the wrong shape.",
     )
 
 
@@ -191,7 +191,8 @@ def check_train_mode(made: Pass, has_loss: bool) -> Check | None:
     values = made.loss if has_loss else made.logits
     if isinstance(values, torch.Tensor) and not bool(torch.isfinite(values).all()):
         return failed(
-            name, "In train mode the loss is NaN or infinite, in eval mode it is not. Is it dropout of a scale?"
+            name,
+            "In train mode the loss is NaN or infinite, in eval mode it is not. Does dropout act on a scale?",
         )
     return ok(name, "A pass in train mode is finite too.")
 

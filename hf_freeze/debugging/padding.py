@@ -73,7 +73,7 @@ def check_padding(context: PaddingContext, *, judge_moves: bool) -> list[Check]:
         return seen
     token = _wrong_token(context.inspected, probe)
     if not probe.harmful:
-        return [*seen, *([token] if token else []), ok("padding", "Padding does not move the logits.")]
+        return [*seen, *([token] if token else []), ok("padding", "Padding does not change the logits.")]
     harm = token or _harm(context, probe)
     return [*(check for check in seen if check.name != harm.name), harm]
 
@@ -212,7 +212,7 @@ def _harm(context: PaddingContext, probe: Probe) -> Check:
 
 
 def _by(probe: Probe) -> str:
-    return f"moves the logits by {probe.moved:.3g}"
+    return f"changes the logits by {probe.moved:.3g}"
 
 
 def _harmless(context: PaddingContext, side: Any, probe: Probe) -> bool:

@@ -1,20 +1,21 @@
 """`debug_sample`: one sample through the model, and everything that could be wrong."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
 
 from hf_freeze.debugging.facts import facts_of
 from hf_freeze.debugging.look import Look
-from hf_freeze.debugging.no_trace import untouched
 from hf_freeze.debugging.optimizer_checks import stale_gradients
 from hf_freeze.debugging.report import SampleReport
 from hf_freeze.debugging.table import run
 from hf_freeze.errors import FreezeError, SampleCheckError
 from hf_freeze.model_inputs.input_rows import pick_row
 from hf_freeze.model_inputs.inspected_model import InspectedModel, inspect_model
+from hf_freeze.no_trace import attributes_kept, gradients_kept, modules_kept, tokenizer_kept, untouched
 
 
 def debug_sample(
@@ -65,7 +66,7 @@ def debug_sample(
     inspected = inspect_model(trainer_or_model, tokenizer=tokenizer, collator=collator, threshold=threshold)
     stale = stale_gradients(inspected.model)
     seed = _seed(inspected) if seed is None else seed
-    with untouched(inspected.model, inspected.trainer, tokenizer=inspected.tokenizer):
+    with _untouched(inspected):
         _seed_torch(seed)
         row = pick_row(inspected, sample, dataset=dataset, index=index, seed=seed)
         look = Look(inspected, row, dataset=dataset, full=checks == "full", backward=backward, stale=stale)
@@ -85,6 +86,17 @@ def _report_on(look: Look) -> SampleReport:
     checks = run(look)
     logits = None if not look.batch or look.logits is None else look.logits.detach().cpu()
     return SampleReport(checks, logits, look.statuses if look.batch else {}, facts_of(look))
+
+
+@contextmanager
+def _untouched(inspected: InspectedModel) -> Iterator[None]:
+    """Put back, at the end and when something is raised, whatever the passes below leave anywhere."""
+    with ExitStack() as stack:
+        for kept in (untouched, gradients_kept, modules_kept):
+            stack.enter_context(kept(inspected.model))
+        stack.enter_context(attributes_kept(*(owner for owner in (inspected.trainer,) if owner is not None)))
+        stack.enter_context(tokenizer_kept(inspected.tokenizer))
+        yield
 
 
 def _seed(inspected: InspectedModel) -> int:

@@ -24,7 +24,7 @@ from hf_freeze.features.replay import Replay
 from hf_freeze.features.row_digests import keys_of, padded_in_front, read_as
 from hf_freeze.features.sets import FeatureSet, Reading, read_rows
 from hf_freeze.features.store import Features, FeatureStore
-from hf_freeze.features.untouched import random_states_kept, untouched
+from hf_freeze.no_trace import random_states_kept, untouched
 
 logger = logging.getLogger(__name__)
 

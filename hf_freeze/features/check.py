@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 from torch import nn
+from transformers import set_seed
 
 from hf_freeze.features.batches import Batch
 from hf_freeze.features.errors import CacheRefused
@@ -11,7 +12,7 @@ from hf_freeze.features.extraction import Forward, captures, stored_rows
 from hf_freeze.features.frontier import DifferentiableOutputs, Frontier
 from hf_freeze.features.replay import Replay
 from hf_freeze.features.store import Features
-from hf_freeze.features.untouched import random_states_kept, seed_all, untouched
+from hf_freeze.no_trace import random_states_kept, untouched
 
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Relative to the largest value. Other rows in a batch change the order of sums, which 8 or 11 bits show."""
@@ -33,7 +34,7 @@ def check_still(
     with untouched(model), captures(model, [frontier]) as capture:
         seen = []
         for seed, batch in ((1, batches[0]), (2, batches[0]), (3, batches[1])):
-            seed_all(seed)
+            set_seed(seed)
             seen.append(capture(forward, batch)[0])
     for column, (key, _, layout) in frontier.columns.items():
         first, again = (stored_rows(seen[index][column], layout, batches[0]) for index in (0, 1))
@@ -71,11 +72,11 @@ def reads_labels(
     if len(given) < sum(batch.tensors.get(name) is not None for name in labels):
         return True
     with untouched(model), captures(model, [frontier]) as capture:
-        seed_all(1)
+        set_seed(1)
         expected = capture(forward, batch)[0]
         for changed in (_other_values, _ignored_elsewhere) if given else ():
             others = {name: changed(batch.tensors[name]) for name in given}
-            seed_all(1)
+            set_seed(1)
             try:
                 found = capture(forward, Batch({**batch.tensors, **others}))[0]
             except (RuntimeError, ValueError, IndexError, CacheRefused):

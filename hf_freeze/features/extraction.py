@@ -21,7 +21,7 @@ from hf_freeze.features.frontier import Frontier
 from hf_freeze.features.row_digests import Keys
 from hf_freeze.features.shapes import Layout
 from hf_freeze.features.store import Column, FeatureStore
-from hf_freeze.features.untouched import untouched
+from hf_freeze.no_trace import untouched
 
 CHANGING = "its rows change from one reading to the next, as with random augmentation or masking"
 
@@ -78,7 +78,7 @@ def captures(model: nn.Module, frontiers: Sequence[Frontier]) -> Iterator[Callab
                 except _AllSeen:
                     pass
                 else:
-                    raise CacheRefused("the frozen part makes other calls for one batch than for another")
+                    raise CacheRefused("the calls of the frozen part differ from batch to batch")
             return [
                 {column: found[key][index] for column, (key, index, _) in frontier.columns.items()}
                 for frontier, found in zip(frontiers, seen, strict=True)

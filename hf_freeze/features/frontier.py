@@ -20,7 +20,7 @@ from hf_freeze.features.batches import Batch
 from hf_freeze.features.calls import Call, CallKey, Interception, intercepted, tensors_of, wholly_frozen
 from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.shapes import Dim, Layout, fit_dims
-from hf_freeze.features.untouched import untouched
+from hf_freeze.no_trace import untouched
 
 DifferentiableOutputs = Callable[[dict[str, Any]], Sequence[torch.Tensor]]
 """Runs the model on prepared inputs; returns the tensors whose gradient counts: the loss, and outputs that are kept."""
@@ -128,7 +128,7 @@ def find_frontier(model: nn.Module, batches: tuple[Batch, Batch], roots: Differe
     with untouched(model), without_checkpointing(model):
         first, second = (_look(model, batch, roots) for batch in batches)
     if first.keys() != second.keys() or any(len(first[key].leaves) != len(second[key].leaves) for key in first):
-        raise CacheRefused("the frozen part makes other calls for one batch than for another")
+        raise CacheRefused("the calls of the frozen part differ from batch to batch")
     columns = count()
     answers = {
         key: Answer(
@@ -223,7 +223,7 @@ def _read_gradients(roots: list[torch.Tensor], seen: Mapping[CallKey, _SeenCall]
     parts = [part for call in seen.values() for part in call.leaves if part.leaf is not None]
     roots = [root for root in roots if root.requires_grad]
     if not roots:
-        raise CacheRefused("the loss needs no gradient")
+        raise CacheRefused("the loss does not require a gradient")
     # Random weights: the sum of an output may be constant, as that of probabilities is.
     weights = [torch.randn_like(root) if root.numel() > 1 else torch.ones_like(root) for root in roots]
     leaves = [part.leaf for part in parts if part.leaf is not None]

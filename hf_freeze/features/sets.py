@@ -50,7 +50,7 @@ class FeatureSet:
         if len(self.source) < _LEAST_ROWS:
             raise CacheRefused(f"{len(self.source)} rows are too few")
         if self.batch_size < 2:
-            raise CacheRefused("with one row in a batch, nothing tells what of it is one per row")
+            raise CacheRefused("with one row per batch, it cannot be told which dimension runs over rows")
         some = np.linspace(0, len(self.source) - 1, min(_LOOKED_AT, len(self.source))).astype(np.int64)
         lengths = next(self.source.collated([some.tolist()])).lengths
         order = by_length(lengths.sum(axis=0)).tolist()

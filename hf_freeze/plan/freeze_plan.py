@@ -82,7 +82,7 @@ class FreezePlan:
     def _check_rates(self) -> None:
         if not isinstance(self.lr_factors, Mapping):
             raise PlanError(
-                f"lr_factors={self.lr_factors!r} is no mapping of selections to factors, such as {{'head': 10}}."
+                f"lr_factors={self.lr_factors!r} is not a mapping of selections to factors, such as {{'head': 10}}."
             )
         object.__setattr__(self, "lr_factors", dict(self.lr_factors))
         for selection, factor in self.lr_factors.items():
@@ -121,26 +121,54 @@ class FreezePlan:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "FreezePlan":
-        """Read what `to_dict` wrote, or the same written by hand; raises `PlanError` for an unknown key."""
+        """Read what `to_dict` wrote, or the same written by hand.
+
+        Args:
+            values: A mapping with `freeze` or `trainable`, and perhaps `stages`, a list of mappings.
+
+        Returns:
+            The plan.
+
+        Raises:
+            PlanError: For an unknown key, for a value of the wrong type, and for what `FreezePlan` itself refuses.
+
+        >>> FreezePlan.from_dict({"trainable": "head", "stages": [{"epoch": 1, "unfreeze": "all"}]}).stages[0].epoch
+        1
+        """
         checked = known_fields(cls, values, "a plan")
         stages = checked.get("stages") or ()
         if not isinstance(stages, Sequence) or isinstance(stages, str):
-            raise PlanError(f"stages: {stages!r} is no list of stages.")
+            raise PlanError(f"stages: {stages!r} is not a list of stages.")
         given = {name: value for name, value in checked.items() if value is not None}
         return cls(**{**given, "stages": [stage_from_dict(stage) for stage in stages]})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "FreezePlan":
-        """Read a plan from a YAML or JSON file."""
+        """Read a plan from a YAML or JSON file.
+
+        Args:
+            path: The file. It holds one mapping, as `from_dict` takes it; a YAML entry with '!', '*' or brackets needs
+                quotes.
+
+        Returns:
+            The plan.
+
+        Raises:
+            PlanError: For a file that is missing, cannot be read, or holds no plan.
+        """
         return cls.from_dict(read_mapping(path))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedPlan:
-    """The trainable parameters of every stage; index 0 is the start, index i is `timed[i - 1]`.
+    """The trainable parameters of every stage; index 0 is the start, index i is `timed[i - 1]`. `str()` is a table.
 
-    `timed` holds the plan's stages, with `TopDown` written out for this model. `stages` holds canonical names (one a
-    tensor), `names[i]` and `ever_trainable` every alias of tied weights. `str()` is a table.
+    Attributes:
+        plan: The plan that was resolved.
+        model_map: The roles, layers and tied weights of the model.
+        sizes: Canonical name of each tensor -> its elements.
+        timed: The plan's stages, with `TopDown` written out for this model.
+        stages: Canonical names (one a tensor) of what trains in each stage; `names` has every alias of tied weights.
     """
 
     plan: FreezePlan
@@ -151,12 +179,12 @@ class ResolvedPlan:
 
     @cached_property
     def names(self) -> tuple[frozenset[str], ...]:
-        """Names per stage, every alias of tied weights among them."""
+        """Return the names per stage, every alias of tied weights among them."""
         return tuple(map(self.model_map.every_alias, self.stages))
 
     @cached_property
     def ever_trainable(self) -> frozenset[str]:
-        """Names of what trains in some stage, every alias of tied weights among them."""
+        """Return the names of what trains in some stage, every alias of tied weights among them."""
         return frozenset().union(*self.names)
 
     @cached_property
@@ -169,7 +197,7 @@ class ResolvedPlan:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of what trains when; two spellings of one plan share it."""
+        """Return a digest of what trains when; two spellings of one plan share it."""
         # epoch=1 is epoch=1.0
         times = ["start", *(json.loads(json.dumps(stage.time), parse_int=float) for stage in self.timed)]
         # The text of json.dumps([[when, sorted(names)], ...]), with each name sorted and written once for all stages.
@@ -184,7 +212,7 @@ class ResolvedPlan:
 
     @cached_property
     def declared(self) -> dict[str, frozenset[str]]:
-        """Entry of the plan -> the tensors that it asked to train."""
+        """Return each entry of the plan with the tensors that it asked to train."""
         asked = [self.plan.trainable, *(stage.unfreeze for stage in self.timed)]
         entries = [entry for selection in asked if selection is not None for entry in parse(selection)]
         ever = frozenset().union(*self.stages)
@@ -204,7 +232,7 @@ class ResolvedPlan:
                 (str(index), when, f"{count:,}", f"{count / max(total, 1):.1%}", describe_parts(names, self.model_map))
             )
         by_name = ", ".join(self.model_map.head_by_name)
-        told = f"\nThe head, told by names: {by_name}." if by_name else ""
+        told = f"\nThe head, found by its names: {by_name}." if by_name else ""
         return as_table(rows) + told
 
 
@@ -283,5 +311,5 @@ def _refuse_nothing(trainable: frozenset[str], plan: FreezePlan, when: str, mode
     raise PlanError(
         f"Nothing would train {when}: {declared} leaves none of the {len(model_map.parts)} parameters trainable. "
         f"{handed_in} of them were already frozen in the model handed in; 'all' and roles leave those as they are, "
-        "a dotted path or re: thaws them."
+        "a dotted path or re: unfreezes them."
     )

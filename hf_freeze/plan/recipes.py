@@ -15,7 +15,11 @@ HEAD_FACTOR = 10.0
 
 
 def linear_probe() -> FreezePlan:
-    """Train the head alone, on features that stay as they are (Alain and Bengio, 2016)."""
+    """Train the head alone, on features that stay as they are (Alain and Bengio, 2016).
+
+    >>> linear_probe().to_dict()
+    {'trainable': 'head'}
+    """
     return FreezePlan(trainable="head")
 
 
@@ -23,6 +27,15 @@ def last_layers(k: int = 1) -> FreezePlan:
     """Train the last `k` layers and all that lies above them: pooler, final norm, last convolution, head.
 
     `gradual` begins the same way. What makes the layers' input (embeddings, stem) and the layers below stay frozen.
+
+    Args:
+        k: How many layers train, counted from the top.
+
+    Raises:
+        PlanError: Where `k` is not a whole number of at least 1.
+
+    >>> last_layers(2).trainable
+    ['head', 'rest', 'layers[-2:]']
     """
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise PlanError(
@@ -32,7 +45,15 @@ def last_layers(k: int = 1) -> FreezePlan:
 
 
 def gradual(*, every_epochs: float = 1.0, layers_per_stage: int = 1) -> FreezePlan:
-    """Start with the head and thaw from the top down: gradual unfreezing of ULMFiT (Howard and Ruder, 2018)."""
+    """Start with the head and unfreeze from the top down: gradual unfreezing of ULMFiT (Howard and Ruder, 2018).
+
+    Args:
+        every_epochs: Epochs between two stages.
+        layers_per_stage: Layers that each stage unfreezes; the last stage unfreezes the embeddings.
+
+    Raises:
+        PlanError: For a number that is not above 0, or layers that are not whole.
+    """
     return FreezePlan(trainable="head", stages=[TopDown(every_epochs=every_epochs, layers_per_stage=layers_per_stage)])
 
 
@@ -40,6 +61,13 @@ def lp_ft(*, probe: float = 0.3, head: float = HEAD_FACTOR) -> FreezePlan:
     """Train the head alone for the fraction `probe` of the run, then everything (LP-FT; Kumar et al., 2022).
 
     The head, which is new, has `head` times the learning rate throughout.
+
+    Args:
+        probe: The fraction of the run for which the head trains alone, above 0 and below 1.
+        head: Factor on the learning rate of the head.
+
+    Raises:
+        PlanError: For a fraction or a factor out of range.
     """
     return FreezePlan(trainable="head", stages=[Stage(fraction=probe, unfreeze="all")], lr_factors={"head": head})
 
@@ -50,6 +78,13 @@ def fine_tune(*, freeze_epochs: float = 1.0, spread: float = 100.0) -> FreezePla
     From there on the bottom of the model learns `spread` times more slowly than its head. The method and its numbers
     are those of `Learner.fine_tune` of fastai (Howard and Gugger, 2020), but for its cycles of the learning rate, which
     are the scheduler's, and for BatchNorm layers, which stay frozen with the rest.
+
+    Args:
+        freeze_epochs: Epochs for which the head trains alone.
+        spread: How many times more slowly the bottom learns than the head, at least 1.
+
+    Raises:
+        PlanError: For a number out of range.
     """
     stage = Stage(epoch=freeze_epochs, unfreeze="all", lr_factor=0.5)
     return FreezePlan(trainable="head", stages=[stage], lr_spread=spread)
@@ -82,14 +117,15 @@ def recipe(text: str) -> FreezePlan:
     >>> recipe("lp-ft:probe=0.2") == recipe("lp-ft:0.2") == lp_ft(probe=0.2)
     True
 
-    Raises `PlanError` for an unknown name or option.
+    Raises:
+        PlanError: For an unknown name or option, or a value out of range.
     """
     name, _, options = text.partition(":")
     make = RECIPES.get(_key(text))
     if make is None:
         nearest = difflib.get_close_matches(_key(text).lower(), RECIPES, n=1)
         raise PlanError(
-            f"{text!r:.80} is no recipe.{' Nearest: ' + repr(nearest[0]) + '.' if nearest else ''} The recipes are "
+            f"{text!r:.80} is not a recipe.{' Nearest: ' + repr(nearest[0]) + '.' if nearest else ''} The recipes are "
             f"{', '.join(RECIPES)}. The path of a file with a plan ends in .yaml, .yml or .json."
         )
     known = list(inspect.signature(make).parameters)
@@ -100,7 +136,7 @@ def recipe(text: str) -> FreezePlan:
         if not equals and known and place == 0:
             key, value = known[0], key
         if key not in known:
-            raise PlanError(f"{text!r}: {key!r} is no option; {has}.")
+            raise PlanError(f"{text!r}: {key!r} is not an option; {has}.")
         if key in given:
             raise PlanError(f"{text!r}: {key!r} is given twice; {has}.")
         given[key] = _number(value, part.strip(), f"{text!r}", has)

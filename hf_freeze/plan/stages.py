@@ -219,7 +219,7 @@ def known_fields(cls: type, values: Any, what: str) -> dict[str, Any]:
     if not isinstance(values, Mapping):
         raise PlanError(f"{what.capitalize()} is a mapping with the keys {', '.join(names)}; got {values!r}.")
     if unknown := [key for key in values if key not in names]:
-        raise PlanError(f"{unknown[0]!r} is no key of {what}. The keys are {', '.join(names)}.")
+        raise PlanError(f"{unknown[0]!r} is not a key of {what}. The keys are {', '.join(names)}.")
     return dict(values)
 
 

@@ -8,7 +8,7 @@ from hf_freeze.selection.model_map import ModelMap
 
 
 def trainable_only(selection: Selection, model_map: ModelMap) -> frozenset[str]:
-    """What trains when exactly `selection` shall train."""
+    """Return what trains when exactly `selection` should train."""
     return _may_train(evaluate(selection, model_map).names, model_map)
 
 
@@ -28,19 +28,19 @@ def changed(
     unfreeze: Selection | None = None,
     freeze: Selection | None = None,
 ) -> frozenset[str]:
-    """What trains after thawing `unfreeze` and then freezing `freeze`, which wins where both pick."""
-    to_thaw = _may_train(evaluate(unfreeze, model_map).names, model_map) if unfreeze is not None else frozenset()
+    """Return what trains after unfreezing `unfreeze` and then freezing `freeze`, which wins where both pick."""
+    to_unfreeze = _may_train(evaluate(unfreeze, model_map).names, model_map) if unfreeze is not None else frozenset()
     to_freeze = frozenset(evaluate(freeze, model_map).names) if freeze is not None else frozenset()
-    return (trainable | to_thaw) - to_freeze
+    return (trainable | to_unfreeze) - to_freeze
 
 
 def _may_train(picked: Mapping[str, Specificity], model_map: ModelMap) -> frozenset[str]:
     """Drop what may not train: handed in frozen and not named, held aside by PEFT, or not floating point."""
     _refuse_integers([name for name, how in picked.items() if how is Specificity.NAMED], model_map)
-    return frozenset(name for name, how in picked.items() if _may_thaw(name, how, model_map))
+    return frozenset(name for name, how in picked.items() if _may_unfreeze(name, how, model_map))
 
 
-def _may_thaw(name: str, how: Specificity, model_map: ModelMap) -> bool:
+def _may_unfreeze(name: str, how: Specificity, model_map: ModelMap) -> bool:
     if name in model_map.inactive or name in model_map.not_floating:
         return False
     if name not in model_map.frozen_at_hand_in:

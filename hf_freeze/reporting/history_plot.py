@@ -36,13 +36,20 @@ def plot_history(
 ) -> Any:
     """Draw a run: loss and metrics over its steps, the learning rate of every group, the stages shaded.
 
-    `history` is a trainer, its `state.log_history`, a checkpoint (a folder or its `trainer_state.json`), or the
-    `output_dir` of a run, whose last checkpoint is read. `metrics` names those to draw, with or without `eval_`; by
-    default some that lie between 0 and 1. A stage begins behind the last log of the one before, so that with
-    `logging_steps=1` it is exact. `path` writes the figure there (PNG by its suffix). Returns the figure.
+    A stage begins behind the last log of the one before, so that with `logging_steps=1` it is exact.
 
-    Raises `FreezeError` where nothing was logged, for what is no log, for a metric that is not among the logs, for a
-    path that no picture can be written to, and when matplotlib is missing.
+    Args:
+        history: A trainer, its `state.log_history`, a checkpoint (a folder or its `trainer_state.json`), or the
+            `output_dir` of a run, whose last checkpoint is read.
+        path: Write the figure there, in the format of its suffix. By default nothing is written.
+        metrics: Names of those to draw, with or without `eval_`. By default some that lie between 0 and 1.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        FreezeError: For anything but a log, one without a loss, a metric that was not logged, for a path that no
+            picture can be written to, and without matplotlib.
     """
     entries = _logged_entries(history)
     losses = _series(entries, [name for name in _names(entries) if name == "loss" or name.endswith("_loss")])

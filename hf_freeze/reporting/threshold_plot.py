@@ -18,12 +18,22 @@ _COLOURS = {"precision": "#0072b2", "recall": "#e69f00", "objective": "#222222"}
 
 
 def plot_threshold(result: ThresholdResult, path: str | Path | None = None) -> Any:
-    """Draw what a threshold trades: figures against the threshold, the ROC curve and the precision-recall curve.
+    """Draw the metrics against the threshold, the ROC curve and the precision-recall curve.
 
     In all three the chosen point is marked; a band shows the middle 95 % of the re-tuned thresholds, in the curves the
-    stretch that they cover. `path` writes the figure there (PNG by its suffix). Returns the matplotlib figure.
-    Raises `FreezeError` for what is no `ThresholdResult`, when the result has no curve (the threshold was given, or
-    comes from a config alone), for a path that no picture can be written to, and when matplotlib is missing.
+    stretch that they cover.
+
+    Args:
+        result: What `tune_threshold` or `load_threshold` returned, with its curve: a threshold that was given, or comes
+            from a config alone, has none.
+        path: Write the figure there, in the format of its suffix. By default nothing is written.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        FreezeError: For anything but a `ThresholdResult`, one without a curve, for a path that no picture can be
+            written to, and without matplotlib.
     """
     if not isinstance(result, ThresholdResult):
         raise FreezeError(f"{result!r} is not a ThresholdResult: give what tune_threshold or load_threshold returned.")

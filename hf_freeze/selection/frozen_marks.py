@@ -1,7 +1,7 @@
 """Who froze a parameter: hf_freeze, or somebody before it.
 
 Parameters that were frozen in the model handed in stay frozen under `all` and under roles; what hf_freeze froze itself
-may thaw again. The mark lies on modules, not on the parameter, so that it survives `deepcopy`, moving to another
+may train again. The mark lies on modules, not on the parameter, so that it survives `deepcopy`, moving to another
 device, and wrapping by PEFT, DDP or FSDP, all of which may replace the parameter object. It lies on two of them: on the
 owner, whose name changes when a wrapper comes around the model, and on the model, which stays when
 `resize_token_embeddings` replaces the owner.

@@ -36,7 +36,7 @@ Selection: TypeAlias = str | Sequence[str]
 
 
 class Specificity(IntEnum):
-    """How directly a selection named a parameter; decides whether it may thaw what was handed in frozen."""
+    """How directly a selection named a parameter; decides whether it may unfreeze what was handed in frozen."""
 
     EVERYTHING = 0
     ROLE = 1
@@ -70,7 +70,7 @@ class Role:
 
     def pick(self, words: Vocabulary) -> frozenset[str]:
         if self.name in words.unclear:
-            raise SelectionError(f"{self.name!r} cannot be told in this model: {words.unclear[self.name]}")
+            raise SelectionError(f"{self.name!r} is ambiguous in this model: {words.unclear[self.name]}")
         return words.roles[self.name]
 
 

@@ -25,7 +25,32 @@ else:
 class FreezeArguments:
     """The extras that `FreezeTrainer` reads; mix them into any TrainingArguments class.
 
-    `class Seq2SeqFreezeArguments(FreezeArguments, Seq2SeqTrainingArguments)` with `@dataclass` is all it takes.
+    `class Seq2SeqFreezeArguments(FreezeArguments, Seq2SeqTrainingArguments)` with `@dataclass` is all it takes;
+    `freezing(Seq2SeqTrainer)` returns such a class. As flags they are read by `HfArgumentParser`.
+
+    Args:
+        freeze: What stays frozen. Give at most one of `freeze`, `trainable` and `freeze_recipe`.
+        trainable: What trains; everything else is frozen.
+        group_lrs: Learning rates by selection, or options such as {"lr": 1e-4, "weight_decay": 0.1}.
+        layer_lr_decay: Factor on the rate per layer below the head; 1.0 for none.
+        freeze_recipe: A whole plan: the name of a recipe such as "gradual:every_epochs=0.5", or the path of a file.
+        unfreeze_stages: Stages after the start, as mappings, or the path of a file with a list of them.
+        unfreeze_warmup: Steps (1 or more), or the fraction of the run (below 1), over which the rate of what is
+            unfrozen rises.
+        frozen_eval: Keep frozen modules in eval mode.
+        verify_freeze: Prove at each transition, each save and the end that the plan was kept.
+        cache_frozen: Compute what is frozen once and store it: True, or the folder for it.
+        cache_frozen_dtype: Store it as "float32", "float16" or "bfloat16" instead of the model's own type.
+        cache_frozen_max_gb: Store no more than this, in GB of 1e9 bytes.
+        cache_frozen_always: Store it even where the estimate says that this takes longer than it saves.
+        ignore_plan_change: Resume a checkpoint of another plan, with a new optimizer.
+        save_trained_only: Save only the weights that trained.
+
+    Raises:
+        PlanError: For a value of the wrong type or out of range; `freeze_plan()` raises it for a contradictory plan.
+
+    >>> FreezeTrainingArguments("out", trainable=["head"], use_cpu=True, report_to=[]).freeze_plan().to_dict()
+    {'trainable': ['head']}
     """
 
     freeze: list[str] | None = field(
@@ -61,7 +86,8 @@ class FreezeArguments:
     unfreeze_warmup: float = field(
         default=0.0,
         metadata={
-            "help": "Ramp the rate of what thaws over so many steps (1 or more), or a fraction of the run (below 1)."
+            "help": "Ramp up the rate of what is unfrozen over this many steps (1 or more) "
+            "or this fraction of the run (below 1)."
         },
     )
     frozen_eval: bool = field(
@@ -70,7 +96,7 @@ class FreezeArguments:
     verify_freeze: bool = field(
         default=True,
         metadata={
-            "help": "Prove at each save and at the end that frozen weights stood still and trainable ones moved."
+            "help": "Prove at each save and at the end that frozen weights did not change and trainable ones did."
         },
     )
     cache_frozen: BoolOrPath = field(
@@ -87,7 +113,7 @@ class FreezeArguments:
         metadata={"help": "Store features as float32, float16 or bfloat16 instead of the model's own type."},
     )
     cache_frozen_max_gb: float = field(
-        default=20.0, metadata={"help": "Store no features that would take more than so many GB (1e9 bytes)."}
+        default=20.0, metadata={"help": "Store no features that would take more than this many GB (1e9 bytes)."}
     )
     cache_frozen_always: bool = field(
         default=False,
@@ -116,7 +142,7 @@ class FreezeArguments:
             if not isinstance(getattr(self, name), bool):
                 raise PlanError(f"{name}={getattr(self, name)!r}: give True or False.")
         if self.cache_frozen_dtype not in (None, "float32", "float16", "bfloat16"):
-            raise PlanError(f"cache_frozen_dtype={self.cache_frozen_dtype!r} is none of float32, float16, bfloat16.")
+            raise PlanError(f"cache_frozen_dtype={self.cache_frozen_dtype!r} is not one of float32, float16, bfloat16.")
         limit = self.cache_frozen_max_gb
         if not isinstance(limit, int | float) or isinstance(limit, bool) or not limit > 0:
             raise PlanError(f"cache_frozen_max_gb={limit!r} is not a number of GB above 0, such as 20.")
@@ -131,7 +157,12 @@ class FreezeArguments:
         return self.group_lrs if isinstance(self.group_lrs, dict) else {}
 
     def freeze_plan(self) -> FreezePlan | None:
-        """Return the declared plan, or None when nothing was declared. Raises `PlanError` and `SelectionError`."""
+        """Return the declared plan, or None when nothing was declared.
+
+        Raises:
+            PlanError: For several declarations that exclude each other, a recipe or stages that cannot be read.
+            SelectionError: For a selection that cannot be read.
+        """
         stages = [stage_from_dict(stage) for stage in self._stages()]
         given = {"freeze": self.freeze, "trainable": self.trainable}
         declared = {name: value for name, value in given.items() if value is not None}
@@ -149,7 +180,7 @@ class FreezeArguments:
         if isinstance(stages, str):
             stages = read_mapping(stages)
         if stages is not None and (isinstance(stages, str) or not isinstance(stages, Sequence)):
-            raise PlanError(f"unfreeze_stages={self.unfreeze_stages!r} is no list of stages, but {stages!r}.")
+            raise PlanError(f"unfreeze_stages={self.unfreeze_stages!r} is not a list of stages, but {stages!r}.")
         return stages or ()
 
 
@@ -162,7 +193,9 @@ def _read_group_lrs(value: Mapping[str, Any] | str | None) -> dict[str, Any] | N
     if isinstance(value, str):
         value = _read_json(value, "group_lrs")
     if value is not None and not isinstance(value, Mapping):
-        raise PlanError(f"group_lrs={value!r} is no mapping of selections to learning rates, such as {{'head': 1e-3}}.")
+        raise PlanError(
+            f"group_lrs={value!r} is not a mapping of selections to learning rates, such as {{'head': 1e-3}}."
+        )
     return None if value is None else dict(value)
 
 

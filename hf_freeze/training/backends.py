@@ -35,7 +35,7 @@ def rebuild_ddp_reducers(wrappers: Sequence[DistributedDataParallel]) -> None:
     """Let the wrappers know that the `requires_grad` of their parameters changed.
 
     DistributedDataParallel reduces only the gradients of parameters that required one when its reducer was built:
-    what thaws later drifts apart silently. Its own pickling protocol builds the reducer anew, in place.
+    what is unfrozen later drifts apart silently. Its own pickling protocol builds the reducer anew, in place.
     Compiled code is dropped, as each set of trainable parameters is a graph of its own and dynamo keeps eight.
     """
     for wrapper in wrappers:
@@ -47,8 +47,8 @@ def rebuild_ddp_reducers(wrappers: Sequence[DistributedDataParallel]) -> None:
 def _rebuild_reducer(wrapper: DistributedDataParallel) -> None:
     if wrapper.process_group is not dist.group.WORLD:
         raise UnsupportedSetupError(
-            "DistributedDataParallel runs in a process group of its own; its reducer can be rebuilt for what thaws "
-            "only in the default group. Wrap the model without process_group=, or use a plan without stages."
+            "DistributedDataParallel runs in a process group of its own; its reducer can be rebuilt for what is "
+            "unfrozen only in the default group. Wrap the model without process_group=, or use a plan without stages."
         )
     hooks = wrapper._comm_hooks
     wrapper.__setstate__(wrapper.__getstate__())  # type: ignore[no-untyped-call]
@@ -68,8 +68,8 @@ def uses_master_weights(optimizer: object) -> bool:
     """Tell whether the optimizer steps copies of the weights, as that of a DeepSpeed engine does.
 
     The copies are made once, of what requires a gradient then, and all of them are stepped in every step, with zeros
-    where there is no gradient. `requires_grad` neither freezes nor thaws them afterwards; a learning rate and a weight
-    decay of 0 freeze. Without ZeRO and in float32 the engine has the optimizer that it was given, and the answer is no.
+    where there is no gradient. `requires_grad` neither freezes nor unfreezes them afterwards; a learning rate and a
+    weight decay of 0 freeze. Without ZeRO and in float32 the engine has the optimizer that it was given: False.
     """
     inner = inner_optimizer(optimizer)
     comes_from_deepspeed = any(base.__module__.startswith("deepspeed.") for base in type(inner).__mro__)

@@ -17,7 +17,7 @@ from hf_freeze.features.cache import CacheSettings, Demand, FeatureCache
 from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.row_digests import set_number_of
 from hf_freeze.features.sets import FeatureSet
-from hf_freeze.features.untouched import random_states_kept
+from hf_freeze.no_trace import random_states_kept
 from hf_freeze.training.arguments import FreezeArguments
 from hf_freeze.training.attributes import replaced
 from hf_freeze.training.freezing import trainable_for_now

@@ -34,10 +34,10 @@ class FreezeCallback(RunEvents, metaclass=ABCMeta):
         freeze: Instead of `plan`, what a plan without stages freezes.
         trainable: Instead of `plan`, what a plan without stages trains.
         frozen_eval: Keep frozen modules in eval mode while training.
-        verify: Prove at each transition, each save and the end that frozen weights stood still, trainable ones moved
+        verify: Prove at each transition, each save and the end that frozen weights did not change, trainable ones did
             and replicas are equal, and raise `FreezeViolation` otherwise.
-        unfreeze_warmup: Ramp up the learning rate of what thaws, over a number of steps (1 or more) or a fraction of
-            the run (below 1). It needs optimizer groups that thaw as a whole, as `param_groups` builds them.
+        unfreeze_warmup: Ramp up the learning rate of what is unfrozen over a number of steps (1 or more) or a fraction
+            of the run (below 1). It needs optimizer groups that are unfrozen as a whole, as `param_groups` builds them.
 
     Raises:
         PlanError: Unless exactly one of `plan`, `freeze` and `trainable` is given, or for a setting of another type.
@@ -123,7 +123,7 @@ class FreezeCallback(RunEvents, metaclass=ABCMeta):
         super().on_step_begin(args, state, control, **kwargs)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Prove that frozen weights stood still; save what belongs to a checkpoint beside the Trainer's own files."""
+        """Prove that frozen weights did not change; save what belongs to a checkpoint beside the Trainer's files."""
         super().on_save(args, state, control, **kwargs)
         self._training.verify()
         if args.should_save:

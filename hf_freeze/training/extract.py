@@ -22,8 +22,8 @@ from hf_freeze.features.frontier import Frontier, find_frontier
 from hf_freeze.features.ranks import Ranks
 from hf_freeze.features.sets import FeatureSet, read_rows
 from hf_freeze.features.store import KEY_COLUMNS, FeatureStore
-from hf_freeze.features.untouched import random_states_kept, untouched
 from hf_freeze.model_inputs.inspected_model import InspectedModel, inspect_model
+from hf_freeze.no_trace import random_states_kept, untouched
 from hf_freeze.plan.trainable import all_but
 from hf_freeze.selection.language import Selection
 from hf_freeze.selection.model_map import map_model, unwrap
@@ -43,15 +43,28 @@ def extract_features(
 ) -> datasets.Dataset:
     """Compute what `selection`, taken as frozen, hands to the rest of the model: one pass, in eval mode.
 
-    `dataset` is map-style and holds the model's inputs, row by row; other columns are left out. Returns a data set in
-    the order of its rows: the column `features`, or one column per tensor named by its place, and the labels. A row is
-    a vector, or a list of vectors, one per position that is no padding; tensors of more dimensions are flattened. The
-    data set lies in memory, or, with `folder`, in memory-mapped files there, which another call with the same weights
-    and rows reuses.
+    The model is left as it was.
 
-    `collator` makes batches; by default rows are padded by `tokenizer`, or stacked. `selection="all"` gives the
-    model's own outputs. The model is left as it was. Raises `SelectionError`, and `UnsupportedSetupError` where the
-    selection is no prefix of the model, or its outputs are not one per row.
+    Args:
+        model: The loaded model.
+        dataset: A map-style data set of the model's inputs, row by row; other columns are left out.
+        selection: What to take as frozen. "all" gives the model's own outputs.
+        tokenizer: Pads the rows; without it they are stacked.
+        collator: Makes batches instead.
+        batch_size: Rows per pass, at least 2.
+        folder: Where to keep the features in memory-mapped files, which another call with the same weights and rows
+            reuses. By default they lie in memory.
+        show_progress: Show a progress bar.
+
+    Returns:
+        A data set in the order of the rows: the column `features`, or one column per tensor, named by its place, and
+        the labels. Per row it has a vector, or a list of vectors, one per position that is not padding; tensors of more
+        dimensions are flattened.
+
+    Raises:
+        SelectionError: For a selection that matches nothing.
+        UnsupportedSetupError: Where the selection is not a prefix of the model, or its outputs are not one per row.
+        FreezeError: For a data set without rows.
     """
     model = unwrap(model)
     if not len(dataset):

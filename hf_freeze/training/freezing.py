@@ -60,7 +60,7 @@ def unfreeze(model: nn.Module, selection: Selection = "all") -> list[str]:
     """
     model_map = map_model(model)
     thawed = _write(model, model_map.every_alias(changed(frozenset(), model_map, unfreeze=selection)), trainable=True)
-    logger.info("unfreeze(%r) thawed %d parameters: %s", selection, len(thawed), ", ".join(thawed))
+    logger.info("unfreeze(%r) unfroze %d parameters: %s", selection, len(thawed), ", ".join(thawed))
     return thawed
 
 
@@ -74,7 +74,7 @@ def plan_as_it_is(model: nn.Module) -> FreezePlan:
 
 
 def set_trainable(model: nn.Module, trainable: Collection[str]) -> tuple[list[str], list[str]]:
-    """Make exactly these parameters trainable, a tied one by any of its names; return what thawed and what froze.
+    """Make exactly these parameters trainable, a tied one by any name; return what it unfroze and what it froze.
 
     Doing it twice changes nothing.
     """
@@ -149,7 +149,7 @@ def hold_eval(
 ) -> None:
     """Keep what is frozen now in eval mode, whatever calls `train()` on the model, until `release_eval`.
 
-    Dropout in the frozen part is off and its BatchNorm statistics stand still. Call again when what is frozen changed.
+    Dropout in the frozen part is off and its BatchNorm statistics do not move. Call again when what is frozen changed.
     `trainable` are the names that train where `requires_grad` does not tell, as under DeepSpeed. Copies and pickles of
     the model are not held, and once `is_over()` says so, the model is not either.
     """

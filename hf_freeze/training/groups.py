@@ -151,16 +151,18 @@ def _refuse_other_types(args: object, group_lrs: object, optimizer_cls: object) 
     if not isinstance(args, TrainingArguments | None):
         raise PlanError(f"args={args!r:.80} is a {type(args).__name__}; param_groups() takes TrainingArguments.")
     if not isinstance(group_lrs, Mapping | None):
-        raise PlanError(f"group_lrs={group_lrs!r:.80} is no mapping of selections to rates, such as {{'head': 1e-3}}.")
+        raise PlanError(
+            f"group_lrs={group_lrs!r:.80} is not a mapping of selections to rates, such as {{'head': 1e-3}}."
+        )
     if optimizer_cls is not None and not isinstance(optimizer_cls, type):
-        raise PlanError(f"optimizer_cls={optimizer_cls!r:.80} is no class; give one such as torch.optim.AdamW.")
+        raise PlanError(f"optimizer_cls={optimizer_cls!r:.80} is not a class; give one such as torch.optim.AdamW.")
 
 
 def _base_options(args: TrainingArguments | None, lr: float | None, weight_decay: float | None) -> BaseOptions:
     rate = lr if lr is not None else args.learning_rate if args is not None else None
     decay = weight_decay if weight_decay is not None else args.weight_decay if args is not None else 0.0
     if not is_number(rate) or rate < 0:
-        raise PlanError(f"lr={rate!r} is no learning rate: pass lr= or args= to param_groups().")
+        raise PlanError(f"lr={rate!r} is not a learning rate: pass lr= or args= to param_groups().")
     if not is_number(decay) or decay < 0:
         raise PlanError(f"weight_decay={decay!r} is not a finite number of at least 0.")
     return BaseOptions(rate, decay)
@@ -217,7 +219,7 @@ def _stages_of_each(stages: Sequence[frozenset[str]]) -> dict[str, tuple[int, ..
 
 
 def _between(changes: Sequence[int], end: int) -> tuple[int, ...]:
-    """The stages from each thaw to the freeze after it: (1, 3, 5) of 7 -> 1, 2, 5, 6."""
+    """The stages from each unfreezing to the freezing after it: (1, 3, 5) of 7 -> 1, 2, 5, 6."""
     bounds = [*changes, end]
     return tuple(stage for first, last in zip(bounds[::2], bounds[1::2], strict=False) for stage in range(first, last))
 
@@ -226,7 +228,7 @@ def _ladder(model_map: ModelMap, rate: float, decay: float, *, spread: float) ->
     """Rungs from the head down; one rung for all without a decay, or else the plan's spread."""
     if not (is_number(decay) and 0 < decay <= 1):
         raise PlanError(
-            f"layer_lr_decay={decay!r} is no factor per layer: it lies above 0 and at most at 1 (no decay)."
+            f"layer_lr_decay={decay!r} is not a factor per layer: it must be above 0 and at most 1 (no decay)."
         )
     if decay == 1 and spread == 1:
         return dict.fromkeys(model_map.parts, _Rung("trainable", {"lr": rate}, (0,)))
@@ -293,7 +295,7 @@ def refuse_unknown_options(group_lrs: GroupLRs, known: Collection[str], optimize
         if unknown:
             near = difflib.get_close_matches(unknown[0], sorted(known), n=1, cutoff=0.0)
             raise PlanError(
-                f"group_lrs[{selection!r}]: {unknown[0]!r} is no option of {optimizer}. Nearest: "
+                f"group_lrs[{selection!r}]: {unknown[0]!r} is not an option of {optimizer}. Nearest: "
                 f"{', '.join(map(repr, near))}. Its options are {', '.join(sorted(known))}."
             )
 

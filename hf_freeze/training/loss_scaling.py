@@ -6,14 +6,14 @@ is the mean of each micro-batch, which the Trainer then sums over the window and
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import Trainer
 
+from hf_freeze.no_trace import flags_kept, random_states_kept
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training.attributes import replaced
 
@@ -29,7 +29,9 @@ def ignores_count(loss_at: Callable[[torch.Tensor], torch.Tensor], model: nn.Mod
     """Tell whether the loss, a function of the count, stays the same when the count doubles. Leaves no trace."""
 
     def loss_aside(items: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad(), _aside(model):
+        with torch.no_grad(), random_states_kept(), flags_kept(model):
+            for module in model.modules():
+                module.training = False
             return loss_at(items)
 
     # Each from the same random state: a loss may draw random numbers in eval mode too.
@@ -173,18 +175,3 @@ class ScaledLossTrainerMixin(_Base):
 
     def _count_labels(self, batch: Mapping[str, Any]) -> torch.Tensor | None:
         return count_labels(batch, per_row=type(unwrap(self.model)).__name__.endswith("ForCTC"))
-
-
-@contextmanager
-def _aside(model: nn.Module) -> Iterator[None]:
-    """Eval mode and borrowed random states: train flags and random numbers afterwards are those from before."""
-    flags = [(module, module.training) for module in model.modules()]
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        try:
-            for module, _ in flags:
-                module.training = False
-            yield
-        finally:
-            for module, training in flags:
-                module.training = training

@@ -38,7 +38,7 @@ def brought_groups(cls: Any, kwargs: Mapping[str, Any]) -> list[dict[str, Any]]:
     key = next((key for key in _KEYS if key in kwargs), None)
     brought = kwargs[key] if key else []
     if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
-        cause = "is no torch.optim.Optimizer, and builds groups of its own from the model"
+        cause = "is not a torch.optim.Optimizer and builds groups of its own from the model"
     elif isinstance(brought, Mapping):
         cause = "is one optimizer per parameter, each of which steps inside backward"
     elif not isinstance(brought, Sequence) or not all(isinstance(group, Mapping) for group in brought):

@@ -264,7 +264,7 @@ class PlannedTraining:
         self._loss_window = dict(window)
 
     def save_stage_best(self, folder: str | Path) -> None:
-        """Save the best weights of a stage that a plateau shall end, for a run that resumes from `folder`."""
+        """Save the best weights of a stage that a plateau ends, for a run that resumes from `folder`."""
         if run := self.run:
             save_snapshot(run.best, folder)
 

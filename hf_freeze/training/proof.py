@@ -1,4 +1,4 @@
-"""Proof that training did what the plan says: frozen weights stood still, trainable ones moved, replicas are equal."""
+"""Proof that training did what the plan says: frozen weights did not change, trainable ones did, replicas are equal."""
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -88,11 +88,11 @@ class FreezeProof:
         self._refuse_left_out(named)
         self._cross_off(named)
         if moved:
-            raise FreezeViolation(f"{_listing(moved)} moved while frozen. {self._why_moved(moved)}")
+            raise FreezeViolation(f"{_listing(moved)} changed although frozen. {self._why_moved(moved)}")
         if differing:
             raise FreezeViolation(
                 f"{_listing(differing)} differ between the processes. Likely causes: a callback that writes to weights "
-                "on one of them, parameters that DistributedDataParallel was not told of (thawed without rebuilding "
+                "on one of them, parameters that DistributedDataParallel does not reduce (unfrozen without rebuilding "
                 "its reducer), or weights initialised without a common seed."
             )
         self._refuse_other_flags(named)
@@ -110,13 +110,13 @@ class FreezeProof:
             self.verify()
         if stuck := [name for name in self._unmoved if name in self._had_visible_step]:
             raise FreezeViolation(
-                f"{_listing(stuck)} had a gradient and a learning rate above 0, but did not move. Likely cause: an "
+                f"{_listing(stuck)} had a gradient and a learning rate above 0, but did not change. Likely cause: an "
                 "optimizer or a scaler that skipped every step."
             )
         idle = [name for name in self._unmoved if name in self._had_rate - self._had_gradient]
         if whole := [label for label, names in self._units().items() if names <= set(idle)]:
             raise FreezeViolation(
-                f"{_listing(idle)} did not move: no gradient other than zero ever reached them. Nothing of "
+                f"{_listing(idle)} did not change: no gradient other than zero ever reached them. Nothing of "
                 f"{', '.join(whole)} trained. Likely causes: detach() or no_grad() between it and the loss, or a part "
                 "that the model does not use."
             )
@@ -135,10 +135,10 @@ class FreezeProof:
 
     def _warn(self, names: Sequence[str], why: str) -> None:
         if names:
-            logger.warning("%s did not move: %s.", _listing(names), why)
+            logger.warning("%s did not change: %s.", _listing(names), why)
 
     def _units(self) -> dict[str, set[str]]:
-        """What must not stand still as a whole: head, layers and plan entries, as far as they were trainable."""
+        """What must change at least in part: head, layers and plan entries, as far as they were trainable."""
         tried = self._moved | self._unmoved.keys()
         units: dict[str, set[str]] = {repr(entry): set(names) for entry, names in self._bound.resolved.declared.items()}
         for name, label in part_labels(self._bound.resolved.model_map).items():
@@ -176,8 +176,8 @@ class FreezeProof:
         ever = self._bound.resolved.ever_trainable
         if left_out := [name for name, p in named.items() if name in ever and id(p) not in held]:
             raise FreezeViolation(
-                f"{_listing(left_out)} shall train but is left out of the optimizer, so that it never moves. Build "
-                "the optimizer with hf_freeze.param_groups(model, args, plan=plan), or let the trainer build it, "
+                f"{_listing(left_out)} should train, but the optimizer does not hold it, so it would never be updated. "
+                "Build the optimizer with hf_freeze.param_groups(model, args, plan=plan), or let the trainer build it, "
                 "and do not replace weights afterwards. Under DeepSpeed, all that ever trains requires a gradient when "
                 "the engine is built, and the optimizer is engine.optimizer."
             )

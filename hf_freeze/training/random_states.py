@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer, TrainerCallback
 
-from hf_freeze.features.untouched import random_states, random_states_kept
+from hf_freeze.no_trace import random_states, random_states_kept
 from hf_freeze.training.attributes import replaced
 from hf_freeze.training.train_calls import while_training
 

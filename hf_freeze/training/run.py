@@ -42,10 +42,10 @@ class FreezeSettings:
 
     Args:
         frozen_eval: Keep frozen modules in eval mode while training.
-        verify: Prove at each transition, each save and the end that frozen weights stood still, trainable ones moved
+        verify: Prove at each transition, each save and the end that frozen weights did not change, trainable ones did
             and replicas are equal, and raise `FreezeViolation` otherwise.
-        unfreeze_warmup: Ramp up the learning rate of what thaws, over a number of steps (1 or more) or a fraction of
-            the run (below 1).
+        unfreeze_warmup: Ramp up the learning rate of what is unfrozen over a number of steps (1 or more) or a fraction
+            of the run (below 1).
 
     Raises:
         PlanError: For a setting of another type, or a ramp that is neither steps nor a fraction.
@@ -96,9 +96,9 @@ class FreezeRun:
     Under DeepSpeed: call `deepspeed.initialize` with the groups of `param_groups`, while all that ever trains requires
     a gradient, and give `engine.module` and `engine.optimizer` here. Where the engine steps copies of the weights, as
     under ZeRO 1 to 3, what is frozen in a stage has a learning rate and a weight decay of 0 instead of no gradient. Its
-    weights stand still all the same, but its gradients are computed, sent, and counted in the norm for clipping, and
-    its moments follow them: what thaws starts with warm moments. A weight of -0.0 becomes 0.0, and a gradient that is
-    not finite reaches frozen weights too, unless the engine skips the step.
+    weights stay the same nevertheless, but its gradients are computed, sent, and counted in the norm for clipping, and
+    its moments follow them: what is unfrozen starts with warm moments. A weight of -0.0 becomes 0.0, and a gradient
+    that is not finite reaches frozen weights too, unless the engine skips the step.
 
     Args:
         resolved: The plan for this model, as `FreezePlan.resolve` returns it.

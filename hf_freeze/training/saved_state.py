@@ -31,7 +31,7 @@ def require_known_stages(saved: Mapping[str, Any], *, stages: int, folder: str |
     named = [run["stage"], *map(int, run["fired"]), *([run["watch"]["stage"]] if run["watch"] else [])]
     if max(named) > stages:
         raise FreezeError(
-            f"{str(Path(folder) / TRAINER_STATE_NAME)!r} speaks of stage {max(named)}, and the plan ends with stage "
+            f"{str(Path(folder) / TRAINER_STATE_NAME)!r} names stage {max(named)}, and the plan ends with stage "
             f"{stages}. Was the file edited or damaged? Go back to another checkpoint."
         )
 
@@ -45,16 +45,16 @@ def _problems(state: Any) -> Iterator[str]:
             yield f"{path} is {_at(state, path)!r:.60}."
             return
     if unknown := sorted(state["args"].keys() - {"plan", *(field.name for field in fields(FreezeSettings))}):
-        yield f"args has {unknown[0]!r:.40}, which is no argument of FreezeCallback."
+        yield f"args has {unknown[0]!r:.40}, which is not an argument of FreezeCallback."
         return
     try:
         FreezePlan.from_dict(state["args"]["plan"])
     except (FreezeError, TypeError, ValueError) as error:
-        yield f"args.plan is no plan ({error})."
+        yield f"args.plan is not a plan ({error})."
     try:
         FreezeSettings(**{name: value for name, value in state["args"].items() if name != "plan"})
     except FreezeError as error:
-        yield f"args holds settings that are none ({error})."
+        yield f"args holds settings that are not valid ({error})."
     saved = state["attributes"]["saved"]
     groups = saved.get("groups")
     if not isinstance(saved.get("fingerprint"), str):
@@ -93,7 +93,7 @@ def _problems_of_run(run: Any) -> Iterator[str]:
         return
     counts = watch["stage"], watch["without_better"], 0 if watch["best_step"] is None else watch["best_step"]
     if not all(map(is_count, counts)) or not watch["stage"]:
-        yield f"run.watch is {watch!r:.80}, whose counts are none."
+        yield f"run.watch is {watch!r:.80}, whose counts are not valid."
     if (watch["best"] is None) != (watch["best_step"] is None):
         yield f"run.watch is {watch!r:.80}: one of best and best_step is missing."
     if (

@@ -1,8 +1,8 @@
 """Gate and warmup per group, on top of whatever scheduler the Trainer has.
 
 The scheduler's rate of a group is multiplied by a factor for the time of one optimizer step and put back afterwards,
-so that the scheduler never sees it: 0 while the group is frozen, a linear ramp after it thaws, then 1, all times the
-factor of the stage. It is a function of the step alone, which is why a resumed run has the same rates.
+so that the scheduler never sees it: 0 while the group is frozen, a linear ramp after it is unfrozen, then 1, all times
+the factor of the stage. It is a function of the step alone, which is why a resumed run has the same rates.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def rate_factor(
     """Return what the scheduler's rate is multiplied with in the optimizer step that comes after `step` steps.
 
     `trains[i]` says whether the group trains in stage i, which begins after `begins[i]` steps. In step k = 1, 2, ... of
-    its thaw the group has k / `warmup` of the rate. What trains from the start has no ramp but the scheduler's own.
+    its unfreezing the group has k / `warmup` of the rate. What trains from the start has the scheduler's ramp alone.
     `factors[i]` is what stage i multiplies all rates with.
 
     >>> [rate_factor([False, True], [0, 2], step, warmup=4, factors=[1.0, 0.5]) for step in range(7)]
@@ -72,7 +72,7 @@ class RateGate:
             position = min(len(groups), len(self._trains))
             extra = groups[position].get("name", f"group_{position}") if len(groups) > len(self._trains) else ""
             raise PlanError(
-                f"The optimizer has {len(groups)} groups, and had {len(self._trains)} when training began"
+                f"The optimizer has {len(groups)} groups, but had {len(self._trains)} when training began"
                 + (f": {extra!r} was added. " if extra else ". ")
                 + "Declare what trains later as a stage of the plan; its groups are there from the start."
             )
@@ -114,9 +114,9 @@ def _trains_by_group(optimizer: torch.optim.Optimizer, bound: BoundPlan, warmup:
         stages = [[name in trainable for name in ever] for trainable in bound.resolved.names]
         if (warmup or freezes_by_lr) and any(any(stage) and not all(stage) for stage in stages):
             raise PlanError(
-                f"{'DeepSpeed' if freezes_by_lr else 'unfreeze_warmup'} needs groups that thaw as a whole; group "
-                f"{group.get('name', index)!r} of the optimizer mixes parameters of several stages. Build it with "
-                "hf_freeze.param_groups(model, args, plan=plan), or use FreezeTrainer."
+                f"{'DeepSpeed' if freezes_by_lr else 'unfreeze_warmup'} needs groups that are unfrozen as a "
+                f"whole; group {group.get('name', index)!r} of the optimizer mixes parameters of several stages. "
+                "Build it with hf_freeze.param_groups(model, args, plan=plan), or use FreezeTrainer."
             )
         result.append([any(stage) or not members for stage in stages])
     return result

@@ -79,7 +79,7 @@ def _check_optimizer(args: TrainingArguments) -> None:
         instead = name.removesuffix("_layerwise") if "layerwise" in name else "adamw_torch"
         raise UnsupportedSetupError(
             f"optim={name!r} steps each parameter inside backward, so that there are no parameter groups to freeze, "
-            f"thaw or give a rate of their own. Use one that steps after backward, such as optim={instead!r}."
+            f"unfreeze or give a rate of their own. Use one that steps after backward, such as optim={instead!r}."
         )
 
 
@@ -121,8 +121,9 @@ def refuse_deepspeeds_own_optimizer(args: TrainingArguments) -> None:
     if "optimizer" in _deepspeed_config(args):
         raise UnsupportedSetupError(
             "The DeepSpeed configuration has an 'optimizer', which DeepSpeed builds over one group of what trains at "
-            "the start: nothing could thaw or have a rate of its own. Remove 'optimizer' from the configuration, and "
-            "say it in the TrainingArguments, such as optim='adamw_torch'; the engine steps that one."
+            "the start: nothing could be unfrozen later or have a rate of its own. Remove 'optimizer' from the "
+            "configuration, and name it in the TrainingArguments, such as optim='adamw_torch'; the engine "
+            "steps that one."
         )
 
 

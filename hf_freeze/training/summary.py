@@ -24,7 +24,12 @@ class SummaryRow:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainableSummary:
-    """Rows per part and per layer. `str()` is a table with a total, and a remark where freezing went wrong."""
+    """Parameters per part and per layer. `str()` is a table with a total, and the remarks below it.
+
+    Attributes:
+        rows: One `SummaryRow` per part: its parameters, how many of them train, their dtypes and bytes.
+        remarks: Sentences about freezing that has no effect, such as `requires_grad` set on a module.
+    """
 
     rows: Sequence[SummaryRow]
     remarks: Sequence[str] = ()

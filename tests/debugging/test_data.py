@@ -127,7 +127,7 @@ def test_a_trained_head_may_stay_frozen(build, head):
     getattr(model, head).requires_grad_(False)
     report = debug_sample(model, dataset=text_rows())
     assert bad(report) == set()
-    assert "does not look new" in report["head"].message
+    assert "newly initialised" in report["head"].message
 
 
 def test_a_head_without_a_bias_that_came_with_its_checkpoint_may_stay_frozen(tmp_path):

@@ -328,7 +328,7 @@ def test_a_parameter_without_influence_is_called_unused():
         ("label smoothing", "cross entropy with label smoothing 0.1"),
         ("class weights in compute_loss", "class weights [0.3, 2.0]"),
         ("class weights in compute_loss_func", "class weights [1.0, 5.0]"),
-        ("focal loss", "a loss of its own"),
+        ("focal loss", "a custom loss"),
         ("own module", "cross entropy of the logits"),
     ],
 )

@@ -22,6 +22,7 @@ from hf_freeze.features.store import Column, FeatureStore
 from tests import models
 from tests.features.runs import CASES, Case, Pad, kept_sets, logged, run, texts
 from tests.features.test_exactness import assert_same
+from tests.forked import start
 
 BERT = CASES["bert"]
 
@@ -174,10 +175,9 @@ def _hold(folder, held, release):
 
 
 def test_another_run_waits_for_the_one_that_writes(tmp_path, monkeypatch, caplog):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     held, release = context.Event(), context.Event()
-    holder = context.Process(target=_hold, args=(str(tmp_path), held, release))
-    holder.start()
+    holder = start(_hold, str(tmp_path), held, release)
     assert held.wait(60)
     says = logging.Handler()
     says.emit = lambda record: release.set()  # the other lets go when this one has said that it waits
@@ -380,7 +380,7 @@ def test_padding_that_is_read_is_refused(tmp_path, caplog):
 
 
 def test_an_unknown_type_is_refused_before_anything_begins(tmp_path):
-    with pytest.raises(PlanError, match="cache_frozen_dtype='int8' is none of float32, float16, bfloat16"):
+    with pytest.raises(PlanError, match="cache_frozen_dtype='int8' is not one of float32, float16, bfloat16"):
         run(BERT, tmp_path, trainable="head", cache_frozen_dtype="int8")
 
 

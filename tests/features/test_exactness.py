@@ -26,7 +26,7 @@ def assert_same(one, other, *, rtol=1e-5):
     assert_near(other.model.state_dict(), one.model.state_dict(), rtol=rtol)
 
 
-@pytest.mark.filterwarnings("ignore:.*did not move.*")
+@pytest.mark.filterwarnings("ignore:.*did not change.*")
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_on_stored_features_goes_where_one_without_does(tmp_path, name, plan):

@@ -97,8 +97,8 @@ PLAN = [
     ),
     change(
         "plan/trainable.py",
-        "(trainable | to_thaw) - to_freeze",
-        "(trainable - to_freeze) | to_thaw",
+        "(trainable | to_unfreeze) - to_freeze",
+        "(trainable - to_freeze) | to_unfreeze",
         "plan/resolved::what_a_stage_both_thaws_and_freezes_is_frozen",
     ),
     change(

@@ -114,7 +114,7 @@ def test_a_file_that_is_called_like_a_recipe_takes_no_recipes_place(tmp_path, mo
 
 @pytest.mark.parametrize("misspelt", ["linear_prob", "linear-prob", "LINEAR-PROBE"])
 def test_a_misspelt_recipe_is_answered_with_the_nearest(misspelt):
-    with pytest.raises(PlanError, match=rf"'{misspelt}' is no recipe. Nearest: 'linear-probe'"):
+    with pytest.raises(PlanError, match=rf"'{misspelt}' is not a recipe. Nearest: 'linear-probe'"):
         as_plan(misspelt)
 
 

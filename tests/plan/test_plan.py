@@ -38,7 +38,7 @@ def test_a_selection_that_cannot_be_read_is_refused_when_it_is_declared(selectio
 
 
 def test_stages_are_stages():
-    with pytest.raises(PlanError, match=r"stages= holds Stage objects; found \{'epoch': 1\}.*FreezePlan.from_dict"):
+    with pytest.raises(PlanError, match=r"stages=.*\{'epoch': 1\}.*FreezePlan.from_dict"):
         FreezePlan(trainable="head", stages=[{"epoch": 1}])
 
 
@@ -94,12 +94,12 @@ def test_a_plan_written_by_hand_is_read(tmp_path):
         ("freeze: {", "cannot be read"),
         ("- head", r"A plan is a mapping with the keys freeze, .*; got \['head'\]"),
         ("", "A plan is a mapping with the keys freeze, .*; got None"),
-        ("trainable: head\nstage: []", "'stage' is no key of a plan. The keys are freeze, trainable, stages"),
+        ("trainable: head\nstage: []", "'stage' is not a key of a plan. The keys are freeze, trainable, stages"),
         ("trainable: head\nstages: [head]", "A stage is a mapping with the keys epoch, .*; got 'head'"),
-        ("trainable: head\nstages: [{epochs: 1, unfreeze: all}]", "'epochs' is no key of a stage"),
+        ("trainable: head\nstages: [{epochs: 1, unfreeze: all}]", "'epochs' is not a key of a stage"),
         (
             "trainable: head\nstages: [{plateau: {metrics: f1}, unfreeze: all}]",
-            "'metrics' is no key of a plateau. The keys are metric, patience",
+            "'metrics' is not a key of a plateau. The keys are metric, patience",
         ),
     ],
 )
@@ -145,7 +145,7 @@ def test_a_stage_changes_something():
 
 @pytest.mark.parametrize("time", [{"fraction": 0}, {"fraction": 1}, {"fraction": -0.1}, {"epoch": -1}, {"step": -1}])
 def test_a_time_outside_the_run_is_refused(time):
-    with pytest.raises(PlanError, match="a fraction lies between 0 and 1, an epoch or a step is not negative"):
+    with pytest.raises(PlanError, match="fraction.* 0 and 1"):
         Stage(**time, unfreeze="all")
 
 

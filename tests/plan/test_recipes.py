@@ -120,11 +120,11 @@ def test_recipes_mean_something_for_other_models_too(model):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gradul", r"'gradul' is no recipe. Nearest: 'gradual'. The recipes are linear-probe, last-layers, gradual"),
-        ("gradual:evry=1", r"'evry' is no option; 'gradual' has the options every_epochs, layers_per_stage"),
-        ("full:k=1", r"'k' is no option; 'full' has no options"),
-        ("full:2", r"'2' is no option; 'full' has no options"),
-        ("last-layers:2,3", r"'3' is no option; 'last-layers' has the options k"),
+        ("gradul", r"'gradul' is not a recipe. Nearest: 'gradual'. The recipes are linear-probe, last-layers, gradual"),
+        ("gradual:evry=1", r"'evry' is not an option; 'gradual' has the options every_epochs, layers_per_stage"),
+        ("full:k=1", r"'k' is not an option; 'full' has no options"),
+        ("full:2", r"'2' is not an option; 'full' has no options"),
+        ("last-layers:2,3", r"'3' is not an option; 'last-layers' has the options k"),
         ("last-layers:2,k=3", r"'k' is given twice; 'last-layers' has the options k"),
         ("last-layers:two", r"'two' is not option=number.*has the options k"),
         ("last-layers:k=", r"'k=' is not option=number"),
@@ -141,7 +141,7 @@ def test_recipes_mean_something_for_other_models_too(model):
         ("lp-ft:head=0", r"lr_factors\['head'\]=0.*above 0"),
         ("fine-tune:spread=0.5", "lr_spread=0.5.*at least 1"),
         ("fine-tune:spread=inf", "lr_spread=inf.*at least 1"),
-        ("", "'' is no recipe"),
+        ("", "'' is not a recipe"),
     ],
 )
 def test_a_recipe_that_cannot_be_read_is_an_error_that_says_what_can(text, message):

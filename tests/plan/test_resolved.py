@@ -115,9 +115,7 @@ def test_a_plan_under_which_nothing_trains_is_refused(plan, message):
 def test_a_model_that_was_handed_in_frozen_is_why_nothing_trains():
     model = tiny_bert()
     model.requires_grad_(False)
-    with pytest.raises(
-        PlanError, match=r"41 of them were already frozen in the model.*a dotted path or re: thaws them"
-    ):
+    with pytest.raises(PlanError, match=r"41 of them were already frozen.*dotted path"):
         FreezePlan(trainable="head").resolve(model)
     assert FreezePlan(trainable="classifier").resolve(model).ever_trainable == HEAD
 

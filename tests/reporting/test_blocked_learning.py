@@ -25,7 +25,7 @@ def test_frozen_layers_block_where_the_training_loss_stays_far_above_at_a_rate_t
         "Frozen layers block learning in 'probe': its training loss stays at 0.595 at a rate of 0.03, 'full' comes to "
         "0.105 (standard error of the difference "
     )
-    assert said["probe"].endswith("validation loss 0.600 against 0.300. Thaw more layers.")
+    assert said["probe"].endswith("validation loss 0.600 against 0.300. Unfreeze more layers.")
 
 
 @pytest.mark.parametrize(("own", "other"), [(1e-3, 1e-3), (2.9e-2, 1e-2)])
@@ -33,7 +33,7 @@ def test_a_rate_that_is_not_far_larger_is_named_as_the_other_cause(own, other):
     said = frozen_layers_block([[run(**STUCK, **at(own))], [run(**FREER, **at(other))]])["probe"]
     assert said.startswith("Frozen layers, or too small a rate, block learning in 'probe'")
     assert f"at a rate of {own:.3g}" in said
-    assert said.endswith("A larger rate may do: try one (learning_rate, group_lrs) before you thaw more layers.")
+    assert said.endswith("A larger rate may do: try one (learning_rate, group_lrs) before you unfreeze more layers.")
 
 
 def test_a_rate_that_is_not_known_is_named_as_the_other_cause():

@@ -79,7 +79,7 @@ def commands(model, data="texts.jsonl"):
         (["--freeze_recipe", "last-layers:k=1.5"], "whole number of at least 1"),
         (["--freeze_recipe", "last-layers:k=*"], "is not option=number"),
         (["--freeze_recipe", "lp-ft:probe=inf"], "between 0 and 1"),
-        (["--freeze_recipe", ""], "is no recipe"),
+        (["--freeze_recipe", ""], "is not a recipe"),
         (["--freeze_recipe", "lp-ft:probe=2e0"], "between 0 and 1"),
         (["--trainable", "re:("], "not a valid regular expression"),
         (["--trainable", ""], "empty term"),
@@ -138,9 +138,9 @@ def test_a_model_with_one_output_takes_any_finite_label(here, capsys):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--plans", "nonesuch"], "is no recipe"),
+        (["--plans", "nonesuch"], "is not a recipe"),
         (["--plans", "gradual:every_epochs=[1"], "is not option=number"),
-        (["--plans", ""], "is no recipe"),
+        (["--plans", ""], "is not a recipe"),
         (["--rows", "3"], "too few"),
         (["--rows", "1.5"], "invalid int value"),
         (["--max_length", HUGE], f"--max_length {HUGE}"),
@@ -330,6 +330,7 @@ def test_a_reader_who_leaves_is_no_traceback(here):
     assert not any(word in error for word in (b"Traceback", b"ipe", b"hf-freeze")), error
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device")  # noqa: PTH110
 def test_an_output_that_is_full_is_one_line(here):
     with open("/dev/full", "w") as full:  # noqa: PTH123
@@ -340,6 +341,7 @@ def test_an_output_that_is_full_is_one_line(here):
     assert b"Traceback" not in error
 
 
+@pytest.mark.slow
 def test_a_terminal_that_cannot_show_a_letter_gets_its_number(here):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     process = started(*commands("model")["debug"], stdout=subprocess.PIPE, env=environment)

@@ -222,7 +222,7 @@ def test_a_mistake_shows_before_anything_is_trained(tmp_path, trained):
         tiny_comparison({**probe, "b": FreezePlan(trainable="clasifier")}, tmp_path)
     with pytest.raises(SelectionError, match="'adapters' matches none"):
         tiny_comparison({**probe, "b": Contender(plan="full", group_lrs={"adapters": 1e-3})}, tmp_path)
-    with pytest.raises(PlanError, match="'nothing' is no recipe"):
+    with pytest.raises(PlanError, match="'nothing' is not a recipe"):
         tiny_comparison({**probe, "b": "nothing"}, tmp_path)
     with pytest.raises(PlanError, match=r"plans\['b'\]=3 is not a plan"):
         tiny_comparison({**probe, "b": 3}, tmp_path)

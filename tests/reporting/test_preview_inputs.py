@@ -57,7 +57,7 @@ def test_a_plan_may_be_a_recipe_or_a_mapping_and_nothing_else():
     of_recipe = preview(tiny_bert(), arguments(), plan="linear-probe").to_dict()
     assert of_recipe == preview(tiny_bert(), arguments(), plan=recipes.linear_probe()).to_dict()
     assert of_recipe == preview(tiny_bert(), arguments(), plan={"trainable": "head"}).to_dict()
-    with pytest.raises(PlanError, match="'linear' is no recipe"):
+    with pytest.raises(PlanError, match="'linear' is not a recipe"):
         preview(tiny_bert(), arguments(), plan="linear")
     with pytest.raises(PlanError, match=r"plan=\['head'\] is of type list"):
         preview(tiny_bert(), arguments(), plan=["head"])

@@ -91,11 +91,11 @@ def test_the_head_is_the_classifier_alone(shape):
 @pytest.mark.parametrize("shape", UNCLEAR)
 def test_where_nobody_can_tell_the_candidates_are_named(shape, role):
     fields, candidates = UNCLEAR[shape]
-    with pytest.raises(SelectionError, match=f"'{role}' cannot be told in this model") as error:
+    with pytest.raises(SelectionError, match=f"'{role}' is ambiguous in this model") as error:
         FreezePlan(trainable=role).resolve(built(fields))
     assert all(candidate in str(error.value) for candidate in candidates)
 
 
 def test_a_plan_says_what_it_took_for_the_head():
     resolved = FreezePlan(trainable="head").resolve(built(CLEAR["efficientnet"][0]))
-    assert str(resolved).endswith("The head, told by names: _fc.")
+    assert str(resolved).endswith("The head, found by its names: _fc.")

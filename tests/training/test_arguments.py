@@ -116,8 +116,8 @@ def test_a_selection_that_cannot_be_read_is_refused():
     [
         ("{head: 1e-3}", r"group_lrs='\{head: 1e-3\}' is not JSON"),
         ("rates.json", "is not JSON"),
-        ("[1, 2]", r"group_lrs=\[1, 2\] is no mapping of selections to learning rates, such as \{'head': 1e-3\}"),
-        (0.1, "group_lrs=0.1 is no mapping"),
+        ("[1, 2]", r"group_lrs=\[1, 2\] is not a mapping of selections to learning rates, such as \{'head': 1e-3\}"),
+        (0.1, "group_lrs=0.1 is not a mapping"),
     ],
 )
 def test_rates_that_are_no_mapping_are_refused_at_once(group_lrs, message):
@@ -130,7 +130,7 @@ def test_rates_that_are_no_mapping_are_refused_at_once(group_lrs, message):
     [
         ("[{epoch: 1}]", "unfreeze_stages='.*' is not JSON"),
         ("missing.yaml", "The plan file 'missing.yaml' cannot be read"),
-        ({"epoch": 1, "unfreeze": "all"}, "is no list of stages"),
+        ({"epoch": 1, "unfreeze": "all"}, "is not a list of stages"),
         ([{"epoch": 1}], "this one says neither"),
         (["head"], "A stage is a mapping with the keys"),
     ],

@@ -224,21 +224,21 @@ def test_the_stand_in_trains_by_the_plan() -> None:
 def test_groups_that_mix_stages_are_refused_where_only_their_rate_freezes() -> None:
     model = tiny_bert(layers=3)
     optimizer = ZeroOptimizer([{"params": list(model.parameters()), "name": "all"}])
-    with pytest.raises(PlanError, match=r"DeepSpeed needs groups that thaw as a whole; group 'all'.*param_groups"):
+    with pytest.raises(PlanError, match=r"DeepSpeed group 'all'.*param_groups"):
         run_of(model, optimizer)
 
 
 def test_what_was_frozen_when_the_engine_was_built_is_named_before_the_first_step() -> None:
     model = tiny_bert(layers=3)
     optimizer = ZeroOptimizer([group for group in groups_of(model) if "from stage" not in group["name"]])
-    with pytest.raises(FreezeViolation, match=r"'bert\.encoder\.layer\.1.*left out of the optimizer.*engine is built"):
+    with pytest.raises(FreezeViolation, match=r"'bert\.encoder\.layer\.1.*optimizer does not hold.*engine is built"):
         run_of(model, optimizer).begin()
 
 
 def test_the_optimizer_that_went_into_the_engine_is_refused() -> None:
     model = tiny_bert(layers=3)
     optimizer = ZeroOptimizer(groups_of(model))
-    with pytest.raises(FreezeViolation, match=r"left out of the optimizer.*the optimizer is engine\.optimizer"):
+    with pytest.raises(FreezeViolation, match=r"optimizer does not hold.*the optimizer is engine\.optimizer"):
         run_of(model, optimizer.optimizer).begin()
 
 
@@ -267,7 +267,7 @@ def test_an_engine_that_never_steps_is_found_out_once_no_step_may_be_skipped(ste
     run = run_of(model, optimizer, plan)
     if not raises:
         return go(run, model, optimizer, steps=steps)
-    with pytest.raises(FreezeViolation, match=r"'classifier\.weight'.* did not move"):
+    with pytest.raises(FreezeViolation, match=r"'classifier\.weight'.* did not change"):
         go(run, model, optimizer, steps=steps)
 
 

@@ -207,7 +207,7 @@ def test_groups_are_named_after_their_layer_from_the_head_down():
 
 @pytest.mark.parametrize("decay", [0, -0.1, 1.1, math.nan, math.inf])
 def test_a_decay_that_is_no_factor_is_refused(decay):
-    with pytest.raises(PlanError, match=f"layer_lr_decay={decay!r} is no factor per layer"):
+    with pytest.raises(PlanError, match=f"layer_lr_decay={decay!r} is not a factor per layer"):
         specs(tiny_bert(), layer_lr_decay=decay)
 
 
@@ -291,7 +291,7 @@ def test_what_groups_are_made_of_is_not_an_option(key):
 
 @pytest.mark.parametrize("given", [{"optimizer_cls": torch.optim.SGD}, {}])
 def test_a_misspelt_option_is_refused_with_the_nearest_one(given):
-    with pytest.raises(PlanError, match=r"group_lrs\['head'\]: 'lrr' is no option of .*Nearest: 'lr'"):
+    with pytest.raises(PlanError, match=r"group_lrs\['head'\]: 'lrr' is not an option of .*Nearest: 'lr'"):
         param_groups(tiny_bert(), arguments(), group_lrs={"backbone": 1e-4, "head": {"lrr": 1e-3}}, **given)
 
 
@@ -299,7 +299,7 @@ def test_the_options_of_the_optimizer_that_is_named_are_the_ones_that_pass():
     ask = {"head": {"lr": 1e-3, "momentum": 0.9}}
     for kwargs in ({"optimizer_cls": torch.optim.SGD}, {}):
         assert param_groups(tiny_bert(), arguments(), group_lrs=ask, **kwargs)[-1]["momentum"] == 0.9
-    with pytest.raises(PlanError, match="'momentum' is no option of AdamW"):
+    with pytest.raises(PlanError, match="'momentum' is not an option of AdamW"):
         param_groups(tiny_bert(), arguments(), group_lrs=ask, optimizer_cls=torch.optim.AdamW)
 
 
@@ -307,7 +307,7 @@ def test_the_options_of_the_optimizer_in_the_arguments_pass():
     args = TrainingArguments("never-written", use_cpu=True, report_to="none", optim="adafactor")
     ask = {"head": {"clip_threshold": 2.0}}
     assert param_groups(tiny_bert(), args, group_lrs=ask)[-1]["clip_threshold"] == 2.0
-    with pytest.raises(PlanError, match="'clip_threshold' is no option of torch's optimizers or adamw_torch"):
+    with pytest.raises(PlanError, match="'clip_threshold'.*torch's optimizers or adamw_torch"):
         param_groups(tiny_bert(), arguments(), group_lrs=ask)
 
 
@@ -338,12 +338,12 @@ def test_a_loop_without_training_arguments_gives_the_rates_itself():
 
 @pytest.mark.parametrize("lr", [None, -1.0, float("nan")])
 def test_no_rate_at_all_is_refused(lr):
-    with pytest.raises(PlanError, match="is no learning rate: pass lr= or args="):
+    with pytest.raises(PlanError, match="learning rate.*lr= or args="):
         param_groups(tiny_bert(), lr=lr)
 
 
 def test_a_misspelt_option_without_training_arguments_is_refused_too():
-    with pytest.raises(PlanError, match="'lrr' is no option of torch's own optimizers .name yours as optimizer_cls"):
+    with pytest.raises(PlanError, match="'lrr'.*torch's own optimizers.*optimizer_cls"):
         param_groups(tiny_bert(), lr=1e-3, group_lrs={"head": {"lrr": 1e-3}})
 
 

@@ -139,7 +139,7 @@ def test_an_optimizer_class_of_the_users_own_gets_the_groups(tmp_path):
 
 def test_an_unknown_option_of_a_group_is_refused_before_the_first_step(tmp_path):
     trainer = freeze_trainer(tiny_bert(), tmp_path, group_lrs={"head": {"lr": 0.1, "momentum": 0.9}})
-    with pytest.raises(PlanError, match="'momentum' is no option of AdamW.*betas"):
+    with pytest.raises(PlanError, match="'momentum' is not an option of AdamW.*betas"):
         trainer.train()
 
 

@@ -519,7 +519,7 @@ def test_bad_input_is_refused_before_the_output_folder_exists(tmp_path, case, by
 
 def test_an_option_that_the_optimizer_has_not_is_refused_before_the_first_step(tmp_path):
     trainer = freeze_trainer(tiny_bert(), tmp_path, group_lrs={"head": {"lr": 0.1, "momentun": 0.9}}, optim="sgd")
-    with pytest.raises(PlanError, match="'momentun' is no option of SGD.*momentum"):
+    with pytest.raises(PlanError, match="'momentun' is not an option of SGD.*momentum"):
         trainer.train()
     assert trainer.state.global_step == 0
     assert not any((tmp_path / "run").iterdir())

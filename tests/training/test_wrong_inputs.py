@@ -74,7 +74,7 @@ def test_a_second_plan_added_to_a_freeze_trainer_is_refused(tmp_path):
 def test_a_group_that_a_callback_adds_to_the_optimizer_is_refused_by_name(tmp_path):
     extra = nn.Linear(2, 2)
     add = AtStep(lambda model, optimizer: optimizer.add_param_group({"params": [*extra.parameters()], "name": "mine"}))
-    with pytest.raises(FreezeError, match=r"has 3 groups, and had 2 when training began: 'mine' was added"):
+    with pytest.raises(FreezeError, match=r"3 groups.* 2 when training began.*'mine' was added"):
         trainer(tmp_path, FreezeCallback(HEAD), add).train()
 
 

@@ -24,7 +24,7 @@ _ERRORS = 3.0
 def frozen_layers_block(plans: Sequence[Sequence[Run]]) -> dict[str, str]:
     """Return, by the name of the plan, sentences that what it freezes (or its rate) keeps the model from learning.
 
-    A plan is held against the one with the lowest training loss among those that train more. Where one that trains no
+    A plan is compared with the one with the lowest training loss among those that train more. Where one that trains no
     more learns better, something else than what is frozen holds this one back: its rates.
     """
     by_loss = sorted(plans, key=lambda runs: mean(runs, Run.training_loss))
@@ -68,10 +68,10 @@ def _sentence(frozen: Sequence[Run], less_frozen: Sequence[Run], same_size: Sequ
         f"{mean(frozen, _loss):.3f} against {mean(less_frozen, _loss):.3f}{seeds_note(frozen)}."
     )
     if _rate_is_large(frozen, less_frozen, same_size):
-        return f"Frozen layers block learning in {frozen[0].name!r}: {figures} Thaw more layers."
+        return f"Frozen layers block learning in {frozen[0].name!r}: {figures} Unfreeze more layers."
     return (
         f"Frozen layers, or too small a rate, block learning in {frozen[0].name!r}: {figures} A larger rate may do: "
-        "try one (learning_rate, group_lrs) before you thaw more layers."
+        "try one (learning_rate, group_lrs) before you unfreeze more layers."
     )
 
 

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from hf_freeze.binary.metrics import BinaryClassificationMetrics
 from hf_freeze.errors import FreezeError, PlanError, UnsupportedSetupError
-from hf_freeze.features.untouched import random_states_kept
+from hf_freeze.no_trace import random_states_kept
 from hf_freeze.reporting.comparison.comparison import Comparison, line_of
 from hf_freeze.reporting.comparison.contenders import Contender, ContenderLike, fitting_contenders
 from hf_freeze.reporting.comparison.data_checks import check_rows, check_sets

@@ -24,7 +24,7 @@ def add_compare(commands: Any) -> None:
     """Add the sub-command and its arguments."""
     command = commands.add_parser(
         "compare",
-        help="train a model in several ways on the same rows, and say what the figures say",
+        help="train a model in several ways on the same rows, and compare them",
         description="Train a sequence classification model in several ways (linear probe, last layers, gradual, LP-FT, "
         "layer-wise decay, LoRA, full) on the same rows and seeds. Finished runs are kept in --folder, so that an "
         "interrupted comparison goes on.",
@@ -35,17 +35,17 @@ def add_compare(commands: Any) -> None:
     command.add_argument("--label_column", "--label-column", default="label", help="the column with the label")
     command.add_argument("--positive", help="the positive label, by name; by default the second in order")
     command.add_argument(
-        "--rows", type=int, help="use so many rows, drawn at random; 70 %% train, 15 %% tune, 15 %% test"
+        "--rows", type=int, help="use this many rows, drawn at random; 70 %% train, 15 %% tune, 15 %% test"
     )
-    command.add_argument("--plans", nargs="+", help="some of the ways, or recipes such as last-layers:k=4")
+    command.add_argument("--plans", nargs="+", help="only these of the ways, or recipes such as last-layers:k=4")
     command.add_argument("--seeds", nargs="+", type=int, default=[42], help="train with each of these seeds")
     command.add_argument("--epochs", type=float, default=1.0, help="passes over the training rows")
     command.add_argument("--learning_rate", "--learning-rate", type=float, default=5e-5, help="as for training it all")
     command.add_argument("--batch_size", "--batch-size", type=int, default=16, help="rows per step")
-    command.add_argument("--max_length", "--max-length", type=int, default=128, help="cut texts after so many tokens")
-    command.add_argument("--folder", default="outputs/compare", help="where finished runs are kept")
-    command.add_argument("--plot", help="write the picture there, as a PNG")
-    command.add_argument("--json", action="store_true", help="print all figures as JSON")
+    command.add_argument("--max_length", "--max-length", type=int, default=128, help="cut texts after this many tokens")
+    command.add_argument("--folder", default="outputs/compare", help="the folder to keep finished runs in")
+    command.add_argument("--plot", help="write the picture to this file, as a PNG")
+    command.add_argument("--json", action="store_true", help="print all results as JSON")
     command.add_argument("--use_cpu", "--use-cpu", action="store_true", help="leave accelerators alone")
     command.set_defaults(run=run_compare)
 

@@ -32,9 +32,11 @@ _NOT_TOLD = "-"
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The runs of every plan, one per seed. `str()` is a table, how its figures were had, and what they say.
+    """What `compare` found. `str()` is a table, a line on how each column was measured, and the verdicts.
 
-    `failures` has (plan, seed, reason) of runs that broke off, of which nothing is in the table.
+    Attributes:
+        runs: The finished runs, one per plan and seed.
+        failures: (plan, seed, reason) of each run that failed, of which nothing is in the table.
     """
 
     runs: Sequence[Run]
@@ -42,7 +44,7 @@ class Comparison:
 
     @property
     def by_plan(self) -> dict[str, list[Run]]:
-        """Name -> its runs."""
+        """Return the runs of each plan, by its name."""
         found: dict[str, list[Run]] = {}
         for run in self.runs:
             found.setdefault(run.name, []).append(run)
@@ -50,7 +52,7 @@ class Comparison:
 
     @property
     def verdicts(self) -> list[str]:
-        """What the figures say; see `verdicts.py` for when. Empty where they carry nothing."""
+        """Return what the results support, as sentences; `verdicts.py` says when. Empty where they support nothing."""
         plans = list(self.by_plan.values())
         sound = [runs for runs in plans if diverged(runs) is None]
         blocked = frozen_layers_block(sound)
@@ -66,7 +68,7 @@ class Comparison:
         return "\n".join([*table, *failed, *said])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all figures and verdicts as JSON-able values."""
+        """Return all results and verdicts as JSON-able values."""
         failures = [{"name": name, "seed": seed, "reason": reason} for name, seed, reason in self.failures]
         return {"runs": [asdict(run) for run in self.runs], "failures": failures, "verdicts": self.verdicts}
 

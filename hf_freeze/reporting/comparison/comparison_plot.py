@@ -18,8 +18,16 @@ _LETTERS_OF_A_LINE = 9  # that the line and the gap before a name take
 def plot_comparison(comparison: Comparison, path: str | Path | None = None) -> Any:
     """Draw training and validation loss over the run, and F1 with its interval beside the cost, for every plan.
 
-    `path` writes the figure there (PNG by its suffix). Returns the matplotlib figure. Raises `FreezeError` for what is
-    no comparison, for a path that no picture can be written to, and when matplotlib is missing.
+    Args:
+        comparison: What `compare` returned.
+        path: Write the figure there, in the format of its suffix. By default nothing is written.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        FreezeError: For anything but a `Comparison`, for a path that no picture can be written to, and without
+            matplotlib.
     """
     if not isinstance(comparison, Comparison):
         raise FreezeError(f"{comparison!r} is not a comparison: give what compare(...) returned.")

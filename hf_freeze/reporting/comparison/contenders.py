@@ -1,6 +1,6 @@
 """What is compared: ways to fine-tune, each a plan, an adapter or both, with learning rates of its own.
 
-All of them are read and held against the model before any of them is trained.
+All of them are read and resolved for the model before any of them is trained.
 """
 
 import copy
@@ -35,9 +35,24 @@ _LAST_THAW = 0.6  # of the run
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """One way to fine-tune: a plan (as `as_plan` reads it), a PEFT configuration, or both, and rates of its own.
+    """One way to fine-tune, for `compare`: a plan, a PEFT configuration or both, and learning rates of its own.
 
-    What is None stays as it is in the arguments that all share. With an adapter alone, PEFT says what trains.
+    What is None stays as it is in the arguments that all contenders share.
+
+    Args:
+        plan: A plan in any form: a `FreezePlan`, its mapping, a recipe such as "last-layers:2", the path of a file.
+        adapter: A PEFT configuration such as `LoraConfig`. Without a plan, PEFT says what trains.
+        learning_rate: The base rate.
+        layer_lr_decay: Factor on the rate per layer below the head.
+        group_lrs: Rates, or options such as {"lr": 1e-3, "weight_decay": 0.1}, by selection.
+        unfreeze_warmup: Steps (1 or more), or the fraction of the run (below 1), over which a rate rises once its group
+            is unfrozen.
+
+    Raises:
+        PlanError: With neither a plan nor an adapter, or for a plan that cannot be read.
+
+    >>> Contender(plan="full", layer_lr_decay=0.8).freeze_plan.to_dict()
+    {'trainable': 'all'}
     """
 
     plan: PlanLike | None = None
@@ -163,7 +178,7 @@ def _last_layers(model: nn.Module) -> FreezePlan:
 
 
 def _gradual(model: nn.Module, args: Any, train_rows: int) -> FreezePlan:
-    """Thaw from the top down, the last of it at 60 % of the run: in four stages, in fewer where steps are few."""
+    """Unfreeze from the top down, the last of it at 60 % of the run: in four stages, in fewer where steps are few."""
     per_epoch = steps_per_epoch(args, train_rows)
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
     layers = max((len(stack.layers) for stack in map_model(model).stacks), default=1)

@@ -8,13 +8,14 @@ import datasets
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
+from transformers import set_seed
 
 from hf_freeze.binary.labelled_rows import PositiveLabel, binary_labels, read_rows
 from hf_freeze.binary.margin import as_numpy
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
 from hf_freeze.features.batches import ROWS
-from hf_freeze.features.untouched import random_states_kept, seed_all, untouched
 from hf_freeze.label_columns import label_columns
+from hf_freeze.no_trace import random_states_kept, untouched
 from hf_freeze.reporting.comparison.task import ComparedTrainer, Task
 from hf_freeze.reporting.preview.rates import steps_per_epoch
 
@@ -152,7 +153,7 @@ def collated(loader: DataLoader[Any]) -> dict[str, Any]:
     rows: Any = loader.dataset
     numbers = row_numbers(len(rows))
     with random_states_kept():
-        seed_all(0)
+        set_seed(0)
         drawn = rows.__getitems__(numbers) if hasattr(rows, "__getitems__") else [rows[number] for number in numbers]
         batch = dict(loader.collate_fn(drawn))
     batch.pop(ROWS, None)

@@ -8,9 +8,10 @@ import peft
 import torch
 import transformers
 from torch.utils.data import DataLoader
+from transformers import set_seed
 
 from hf_freeze.features.fingerprint import digest_data
-from hf_freeze.features.untouched import random_states_kept, seed_all
+from hf_freeze.no_trace import random_states_kept
 from hf_freeze.reporting.comparison.data_checks import collated
 from hf_freeze.reporting.comparison.described import describe
 from hf_freeze.reporting.comparison.task import Task
@@ -48,11 +49,11 @@ def _rows(name: str, rows: Any, loader: DataLoader[Any]) -> list[Any]:
     batch = describe(collated(loader))
     if describe(collated(loader)) != batch:
         logger.warning(
-            "The %s rows differ each time that they are drawn, also by one seed: where others take their place under "
-            "the same code, earlier runs are not told from new ones.",
+            "The %s rows differ each time they are read, even with the same seed. If the data changes but not the "
+            "code, finished runs of the old data will pass for runs of the new.",
             name,
         )
         return [len(rows), code, digest_data(rows) if of_library else None]
     with random_states_kept():
-        seed_all(0)
+        set_seed(0)
         return [len(rows), code, digest_data(rows), batch]

@@ -61,13 +61,13 @@ def diverged(runs: Sequence[Run]) -> str | None:
         return None
     where = f" with seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if len(runs) > 1 else ""
     return (
-        f"{runs[0].name!r} diverged{where}: its loss or its logits are not numbers at the end. It is held against no "
-        "other plan; give it a smaller learning rate."
+        f"{runs[0].name!r} diverged{where}: its loss or its logits are not numbers at the end. It is not compared "
+        "with the other plans; give it a smaller learning rate."
     )
 
 
 def freezing_helps(runs: Sequence[Run], less_frozen: Sequence[Run]) -> str | None:
-    """Say that a plan which freezes something works, held against the runs of one that trains more, `less_frozen`.
+    """Say that a plan which freezes something works, compared with the runs of one that trains more, `less_frozen`.
 
     In every seed validation loss falls and has not turned up again, and metrics rise; the rise in F1 is more than the
     rows leave open at the end; F1 of the other is not better by more than that; and recall has not collapsed.

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
 from hf_freeze.features.batches import Source
-from hf_freeze.features.untouched import untouched
+from hf_freeze.no_trace import untouched
 from hf_freeze.reporting.layers.head_reads import read, real_tokens, token_that_is_read
 from hf_freeze.reporting.layers.labelled_batches import CLASSES
 from hf_freeze.reporting.layers.layer_outputs import Depths, Place, find_places, run_layers, shapes_of

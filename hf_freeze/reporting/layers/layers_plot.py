@@ -12,8 +12,15 @@ _MOST_LABELS = 32
 def plot_layers(suggestion: LayerSuggestion, path: str | Path | None = None) -> Any:
     """Draw the score of a linear probe at every depth, the standard error below the best, and the depth that suffices.
 
-    `path` writes the figure there (PNG by its suffix). Returns the matplotlib figure. Raises `FreezeError` when
-    matplotlib is missing or no picture can be written to `path`.
+    Args:
+        suggestion: What `suggest_layers` returned.
+        path: Write the figure there, in the format of its suffix. By default nothing is written.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        FreezeError: For a path that no picture can be written to, and without matplotlib.
     """
     figure = new_figure("plot_layers", width=7.0, height=4.0, path=path)
     axes = figure.subplots()

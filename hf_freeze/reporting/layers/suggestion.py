@@ -40,11 +40,23 @@ def depth_that_suffices(scores: Sequence[DepthScore]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSuggestion:
-    """The score at every depth, and what follows. `str()` is a table with what it cost.
+    """The score of a linear probe at every depth, and the plan that follows. `str()` is a table with what it cost.
 
-    depth: the smallest whose score is within one standard error of the best: the layers below it stay frozen.
-    plan: trains the layers above that depth, and whatever is neither layer nor embedding (head, pooler, final norm).
-    reads: what the probes saw at each depth: the mean over real tokens, and the token that the head reads, if one.
+    Depth 0 is in front of the first layer, depth i behind `layers[i - 1]`. `depth` is the smallest that suffices: its
+    score is within one standard error of the best. `plan` freezes what lies below it and trains the layers above and
+    whatever is neither layer nor embedding (head, pooler, final norm).
+
+    Attributes:
+        scores: One `DepthScore` per depth, with the score of each fold.
+        layers: How many layers the model has.
+        scoring: The name of the score, one of scikit-learn's scorers.
+        reads: What the probes saw at each depth: the mean over real tokens, and the token that the head reads, if one.
+        rows: How many rows were probed.
+        extraction_seconds: Time of the one pass through the model.
+        probe_seconds: Time of all probes.
+        has_embeddings: Whether the model has embeddings, which the plan then freezes.
+        prefix: The path of the stack in front of `layers[...]`, such as "encoder."; "" where the model has one stack.
+        below: Paths of the stacks in front of that one, which the plan freezes as a whole.
     """
 
     scores: tuple[DepthScore, ...]

@@ -46,7 +46,7 @@ def add_plan(commands: Any) -> None:
     command.add_argument("--auto_class", "--auto-class", help="build it with this class, e.g. AutoModelForCausalLM")
     command.add_argument("--tokens", type=int, help="tokens per row, for activations and cost (128)")
     command.add_argument("--rows", type=int, help="rows of training data, so that epochs become steps")
-    command.add_argument("--plot", help="write a picture of the learning rates there, as a PNG; needs --rows")
+    command.add_argument("--plot", help="write a picture of the learning rates to this file, as a PNG; needs --rows")
     command.add_argument("--json", action="store_true", help="print the preview as JSON")
     command.set_defaults(run=run_plan)
 
@@ -93,7 +93,7 @@ def checked_arguments(options: argparse.Namespace) -> FreezeTrainingArguments:
     except FreezeError:
         raise
     except Exception as error:  # what the Trainer's own arguments refuse, in whatever way
-        raise FreezeError(f"These arguments make no training: {error}") from error
+        raise FreezeError(f"Nothing can be trained with these arguments: {error}") from error
     _check_length(args, options)
     _check_scheduler(args)
     return args

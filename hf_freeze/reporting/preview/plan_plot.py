@@ -29,11 +29,18 @@ def plot_plan(preview: Preview, path: str | Path | None = None) -> Any:
 
     The rates are those of training, with the Trainer's scheduler, the gate and `unfreeze_warmup`. Groups that differ in
     weight decay alone share a row. Where a stage waits for a plateau without `max_epochs`, it and what comes behind it
-    are left out, and the title says so. `path` writes the figure there (PNG by its suffix). Returns the figure.
+    are left out, and the title says so.
 
-    Raises `FreezeError` for what is no preview, for a preview of a run whose length is not known (give `preview` the
-    `rows` of the training data, or `max_steps` in its arguments), for a path that no picture can be written to, and
-    when matplotlib is missing.
+    Args:
+        preview: What `preview` returned for a run of known length: with `rows`, or with `max_steps` in its arguments.
+        path: Write the figure there, in the format of its suffix. By default nothing is written.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        FreezeError: For anything but a `Preview`, a run of unknown length, for a path that no picture can be
+            written to, and without matplotlib.
     """
     if not isinstance(preview, Preview):
         raise FreezeError(f"{preview!r} is not a preview: give what preview(model, args, plan=..., rows=...) returned.")

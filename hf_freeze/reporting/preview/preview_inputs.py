@@ -25,7 +25,7 @@ def check_model_and_arguments(model: object, args: object) -> None:
         )
     if not isinstance(args, TrainingArguments):
         raise FreezeError(
-            f"args={args!r} are not TrainingArguments. Give those of the run, FreezeTrainingArguments say."
+            f"args={args!r} are not TrainingArguments. Give those of the run, such as FreezeTrainingArguments."
         )
 
 

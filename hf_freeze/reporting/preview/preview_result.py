@@ -64,7 +64,18 @@ class StagePreview:
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """What `preview` found. `str()` is a table of stages and groups; bytes are those of one process, unsharded."""
+    """What `preview` found. `str()` is a table of stages and groups; bytes are those of one process, unsharded.
+
+    Attributes:
+        model: The name of the model's class.
+        parameters: How many parameters it has, tied ones counted once.
+        weight_bytes: Bytes of its weights.
+        optimizer: The name of the optimizer.
+        batch: The batch that activations and cost are for, such as "16 rows of 128 tokens".
+        stages: One `StagePreview` per stage, each with its groups.
+        schedule: The learning rates over the run, which `plot_plan` draws; None where its length is not known.
+        remarks: What could not be found out, and why.
+    """
 
     model: str
     parameters: int
