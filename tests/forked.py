@@ -24,24 +24,26 @@ from tests.launch import ROOT, free_port
 _IMPORTED = ["hf_freeze", "tests.forked", "tests.models"]
 
 
-def run_ranks(script: str | Path, *arguments: object, processes: int = 2, timeout: float = 240) -> str:
+def run_ranks(script: str | Path, *arguments: object, processes: int = 2, timeout: float = 240, expect: int = 0) -> str:
     """Run `script` as rank 0, 1, ... of gloo processes; return what they printed, or fail with it when one ends badly or late.
 
-    The script's own arguments must have `use_cpu=True`.
+    The script's own arguments must have `use_cpu=True`. With one process there are no ranks.
     """
     with tempfile.TemporaryDirectory() as folder:
         printed = Path(folder) / "printed"
         codes = _exit_codes(_started(script, arguments, processes, printed), until=time.monotonic() + timeout)
         output = printed.read_text(errors="replace")
-    assert codes == [0] * processes, f"{script} ended with {codes} after at most {timeout} s:\n{output}"
+    assert codes == [expect] * processes, f"{script} ended with {codes} after at most {timeout} s:\n{output}"
     return output
 
 
 def _started(script: str | Path, arguments: tuple[object, ...], processes: int, printed: Path) -> list[BaseProcess]:
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    size = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     given = str(script), [*map(str, arguments)]
-    environment = {**os.environ, **shared, **size}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if processes == 1:
+        return [start(_be_script, *given, environment, str(printed))]
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     return [
         start(_be_script, *given, {**environment, "RANK": rank, "LOCAL_RANK": rank}, str(printed))
         for rank in map(str, range(processes))

@@ -14,7 +14,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_freeze import binary_margin, load_threshold
-from tests.launch import ROOT, accelerate_launch, free_port, run
+from tests.forked import run_ranks
+from tests.launch import ROOT, accelerate_launch
 
 EXAMPLES = ROOT / "examples"
 GUIDE = (EXAMPLES / "README.md").read_text(encoding="utf-8")
@@ -26,27 +27,25 @@ HAM = "Ok, I will be home at six. Do you want me to bring something for dinner?"
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> tuple[str, Path]:
     """What one process printed, and the folder that it wrote."""
-    return quickstart(tmp_path_factory.mktemp("alone") / "out", processes=1)
+    return quickstart(tmp_path_factory.mktemp("alone") / "out", "--debug_sample", processes=1)
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> tuple[str, Path]:
     """What two processes printed, and the folder that they wrote."""
-    return quickstart(tmp_path_factory.mktemp("two") / "out", processes=2)
+    return quickstart(tmp_path_factory.mktemp("two") / "out", "--num_train_epochs", "1", processes=2)
 
 
 def quickstart(folder: Path, *flags: str, processes: int) -> tuple[str, Path]:
     flags = (*SMALL, *flags, "--output_dir", str(folder))
-    return accelerate_launch(EXAMPLES / "quickstart.py", *flags, processes=processes, timeout=300), folder
+    launch = run_ranks if processes == 1 else accelerate_launch
+    return launch(EXAMPLES / "quickstart.py", *flags, processes=processes, timeout=300), folder
 
 
 def refused(folder: Path, *flags: str) -> str:
     """What the quickstart printed on its way out with exit code 1."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", str(free_port())]
-    return run(
-        [*launch, str(EXAMPLES / "quickstart.py"), *SMALL, *flags, "--output_dir", str(folder)], timeout=120, expect=1
+    return run_ranks(
+        EXAMPLES / "quickstart.py", *SMALL, *flags, "--output_dir", folder, processes=1, timeout=120, expect=1
     )
 
 
@@ -145,8 +144,8 @@ def test_data_and_model_can_be_given(alone, tmp_path) -> None:
     assert AutoModelForSequenceClassification.from_pretrained(folder).config.id2label == {0: "0", 1: "1"}
 
 
-def test_one_sample_is_looked_at_before_training(tmp_path) -> None:
-    output, _ = quickstart(tmp_path / "out", "--debug_sample", "--max_steps", "1", processes=1)
+def test_one_sample_is_looked_at_before_training(alone) -> None:
+    output, _ = alone
     report = output[output.index("\nsample ") : output.index("what trained")]
     assert re.search(r"gradient frozen \d+", report)
     assert "ok      plan: Exactly what the plan trains requires a gradient." in report
@@ -170,7 +169,7 @@ def test_the_script_for_the_main_job_reaches_what_the_readme_shows(tmp_path) -> 
 def test_a_second_script_gives_the_labels_of_the_saved_threshold(alone) -> None:
     _, folder = alone
     texts = [SPAM, HAM, "Free entry! Text WIN to 80086", "Sorry, I'll call later"]
-    printed = run([sys.executable, str(EXAMPLES / "serve.py"), "--model", str(folder), *texts], timeout=120)
+    printed = run_ranks(EXAMPLES / "serve.py", "--model", folder, *texts, processes=1)
     labels = [line.split()[0] for line in printed.splitlines() if line.startswith(("ham ", "spam "))]
 
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()

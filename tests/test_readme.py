@@ -1,10 +1,8 @@
 """The code of README and of the guide runs, their commands exist, and their files are there."""
 
-import os
 import re
 import shlex
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_freeze import FreezePlan, FreezeTrainingArguments, Stage
+from tests.forked import run_ranks
 from tests.models import tiny_bert
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,12 +32,8 @@ def test_every_python_block_runs_after_the_ones_before_it(tmp_path, text) -> Non
     assert len(found) >= 6
     found = [block for block in found if "from trl" not in block or find_spec("trl")]
     script = tmp_path / "readme.py"
-    script.write_text("\n".join(found), encoding="utf-8")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    script.write_text("\n".join([f"import os\nos.chdir({str(tmp_path)!r})", *found]), encoding="utf-8")
+    run_ranks(script, processes=1)
 
 
 def test_readme_is_a_front_page() -> None:

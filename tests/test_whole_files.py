@@ -3,14 +3,13 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import hf_freeze
 from hf_freeze.whole_files import whole_file, whole_folder, write_text
+from tests.forked import start
 
 
 @pytest.mark.parametrize("before", [None, "old"])
@@ -42,16 +41,18 @@ def test_a_file_is_replaced_once_it_is_whole(tmp_path):
     }
 
 
+def _half_written(path: Path) -> None:
+    with whole_file(path) as unfinished:
+        unfinished.write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_a_killed_process_leaves_the_old_file_and_a_hidden_one_that_bears_its_number(tmp_path):
     path = tmp_path / "file.json"
     path.write_text("old")
-    code = (
-        "import os, signal\nfrom pathlib import Path\nfrom hf_freeze.whole_files import whole_file\n"
-        f"with whole_file(Path({str(path)!r})) as unfinished:\n"
-        "    unfinished.write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    killed = subprocess.Popen([sys.executable, "-c", code])
-    assert killed.wait(120) == -signal.SIGKILL
+    killed = start(_half_written, path)
+    killed.join(120)
+    assert killed.exitcode == -signal.SIGKILL
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
         "file.json": "old",
         f".file.json.{killed.pid}.tmp": "half",

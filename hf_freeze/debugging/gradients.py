@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
-from hf_freeze.debugging.passes import all_finite, is_sharded
+from hf_freeze.debugging.passes import all_finite, uses_fsdp2
 from hf_freeze.debugging.sample_check import Check, CheckName, failed, ok, warning
 
 GradientStatus: TypeAlias = Literal["ok", "zero", "missing", "not finite", "frozen", "unused"]
@@ -32,7 +32,7 @@ def gradient_statuses(loss: torch.Tensor, model: nn.Module) -> dict[str, Gradien
 def _differentiated(
     loss: torch.Tensor, model: nn.Module, training: Mapping[str, nn.Parameter]
 ) -> Sequence[torch.Tensor | None]:
-    if not is_sharded(model):
+    if not uses_fsdp2(model):
         try:
             # Unlike backward(), this fires no hook that reduces gradients or steps an optimizer.
             return torch.autograd.grad(loss, list(training.values()), allow_unused=True, retain_graph=True)
@@ -67,7 +67,7 @@ def tell_unused(
     if not missing:
         return statuses
     own = dict(model.named_parameters())
-    if is_sharded(model) or any(hasattr(own[name], "ds_tensor") for name in missing):
+    if uses_fsdp2(model) or any(hasattr(own[name], "ds_tensor") for name in missing):
         return statuses
     guilty: set[str] = set()
     with _moved([own[name] for name in missing]):

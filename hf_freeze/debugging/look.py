@@ -19,13 +19,13 @@ from hf_freeze.debugging.passes import (
     Pass,
     Runner,
     distance,
-    is_sharded,
     noise,
     out_of_range,
     reads_labels,
     recomputes,
     set_eval,
     set_train,
+    uses_fsdp2,
 )
 from hf_freeze.debugging.sample_check import Check, failed
 from hf_freeze.debugging.variants import other_contents
@@ -165,7 +165,7 @@ class Look:
 
     @property
     def _graph(self) -> bool:
-        return not is_sharded(self.model)
+        return not uses_fsdp2(self.model)
 
     @property
     def label_fits(self) -> bool:
@@ -303,7 +303,7 @@ class Look:
         target = self._differentiable
         if not self.backward or not self.is_finite or self.weights.status != "ok" or target is None:
             return {}
-        if recomputes(self.model) or is_sharded(self.model):
+        if recomputes(self.model) or uses_fsdp2(self.model):
             target = self._anew(target)
         found = gradients.gradient_statuses(target, self.model)
         self.runner.cost += 2

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_freeze.debugging.passes import is_sharded
+from hf_freeze.debugging.passes import uses_fsdp2
 from hf_freeze.debugging.sample_check import Check, ok, warning
 from hf_freeze.model_inputs.inspected_model import InspectedModel
 from hf_freeze.selection.heads import find_head
@@ -19,7 +19,7 @@ _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 def check_head(inspected: InspectedModel, ever_trainable: Collection[str], *, planned: bool) -> Check | None:
     """Warn of a head that looks newly initialised and never trains; None where nothing trains, or no head is known."""
     model = inspected.model
-    if not ever_trainable or is_sharded(model) or any(hasattr(p, "ds_tensor") for p in model.parameters()):
+    if not ever_trainable or uses_fsdp2(model) or any(hasattr(p, "ds_tensor") for p in model.parameters()):
         return None
     heads = {path: [*_layers(model, path)] for path in sorted(find_head(model).paths)}
     heads = {path: layers for path, layers in heads.items() if layers}

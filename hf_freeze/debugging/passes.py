@@ -171,8 +171,8 @@ def reads_labels(inspected: InspectedModel) -> bool:
     ).__name__.endswith("ForSequenceClassification")
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Tell whether each process holds a piece of the weights, as under FSDP2."""
+def uses_fsdp2(model: nn.Module) -> bool:
+    """Tell whether each process holds a piece of the weights, by FSDP2."""
     return any(hasattr(module, "reshard") for module in model.modules())
 
 

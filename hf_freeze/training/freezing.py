@@ -192,7 +192,8 @@ class _HeldTrain:
         if self.model in self.frozen:  # all of it, under a loss that trains; its own eval() would come back here
             self._train(False)
         else:
-            set_eval(self.frozen)
+            for module in self.frozen:
+                module.eval()
 
     def _train(self, mode: bool) -> nn.Module:
         (self.own or partial(type(self.model).train, self.model))(mode)
@@ -223,9 +224,3 @@ def release_eval(model: nn.Module, is_over: Callable[[], bool] | None = None) ->
     del model.__dict__["train"]
     if override.own is not None:
         model.__dict__["train"] = override.own
-
-
-def set_eval(modules: Iterable[nn.Module]) -> None:
-    """Put modules and all below them into eval mode."""
-    for module in modules:
-        module.eval()
