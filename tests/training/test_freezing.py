@@ -100,7 +100,7 @@ def test_what_changed_is_logged(caplog):
         unfreeze(model, ["head"])
     assert caplog.messages == [
         "freeze('head') froze 2 parameters: classifier.weight, classifier.bias",
-        "unfreeze(['head']) thawed 2 parameters: classifier.weight, classifier.bias",
+        "unfreeze(['head']) unfroze 2 parameters: classifier.weight, classifier.bias",
     ]
 
 
