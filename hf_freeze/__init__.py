@@ -24,7 +24,7 @@ from hf_freeze.errors import (
 )
 from hf_freeze.plan import recipes
 from hf_freeze.plan.freeze_plan import FreezePlan, ResolvedPlan
-from hf_freeze.plan.stages import Plateau, Stage
+from hf_freeze.plan.stages import Plateau, Settled, Stage
 from hf_freeze.reporting.comparison.compare import compare
 from hf_freeze.reporting.comparison.comparison import Comparison
 from hf_freeze.reporting.comparison.comparison_plot import plot_comparison
@@ -75,6 +75,7 @@ __all__ = [
     "SampleCheckError",
     "SampleReport",
     "SelectionError",
+    "Settled",
     "Stage",
     "ThresholdError",
     "ThresholdResult",

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.stages import (
+    AnyStage,
+    BottomUp,
     Stage,
     TopDown,
     is_factor,
@@ -57,7 +59,7 @@ class FreezePlan:
 
     freeze: Selection | None = None
     trainable: Selection | None = None
-    stages: Sequence[Stage | TopDown] = ()
+    stages: Sequence[AnyStage] = ()
     lr_factors: Mapping[str, float] = field(default_factory=dict, hash=False)
     lr_spread: float = 1.0
 
@@ -73,7 +75,7 @@ class FreezePlan:
             raise PlanError(f"stages= is a list of Stage objects; got {self.stages!r}.")
         object.__setattr__(self, "stages", tuple(self.stages))
         for stage in self.stages:
-            if not isinstance(stage, Stage | TopDown):
+            if not isinstance(stage, AnyStage):
                 raise PlanError(
                     f"stages= holds Stage objects; found {stage!r}. For plain dicts use FreezePlan.from_dict."
                 )
@@ -264,6 +266,7 @@ def resolve(plan: FreezePlan, model: "nn.Module", *, others_train: bool = False)
             _refuse_nothing(after, plan, f"from {stage.when}", model_map)
         timed.append(stage)
         stages.append(after)
+    _check_settling(timed, stages)
     return ResolvedPlan(plan=plan, model_map=model_map, sizes=sizes_of(model), timed=tuple(timed), stages=tuple(stages))
 
 
@@ -272,20 +275,42 @@ def sizes_of(model: "nn.Module") -> dict[str, int]:
     return {name: getattr(p, "ds_numel", p.numel()) for name, p in unwrap(model).named_parameters()}
 
 
-def _written_out(stages: Sequence[Stage | TopDown], model_map: ModelMap) -> Iterator[tuple[Stage, bool]]:
-    """The stages, each with whether it stems from `TopDown`."""
+def _written_out(stages: Sequence[AnyStage], model_map: ModelMap) -> Iterator[tuple[Stage, bool]]:
+    """The stages, each with whether it stems from `TopDown` or `BottomUp`."""
     for stage in stages:
         if isinstance(stage, TopDown):
             yield from ((written, True) for written in _top_down(stage, model_map))
+        elif isinstance(stage, BottomUp):
+            yield from ((written, True) for written in _bottom_up(stage, model_map))
         else:
             yield stage, False
 
 
-def _top_down(rule: TopDown, model_map: ModelMap) -> Iterator[Stage]:
+def _depth(rule: TopDown | BottomUp, model_map: ModelMap) -> int:
     deepest = max((len(stack.layers) for stack in model_map.stacks), default=0)
-    count = math.ceil(deepest / rule.layers_per_stage)
-    if not count:
+    if not deepest:
         raise PlanError(f"{rule!r} needs a repeated stack of layers, and this model has none. Write the stages out.")
+    return deepest
+
+
+def _bottom_up(rule: BottomUp, model_map: ModelMap) -> Iterator[Stage]:
+    deepest = _depth(rule, model_map)
+    if rule.keep >= deepest:
+        raise PlanError(
+            f"{rule!r} keeps all {deepest} layers of this model training: it would freeze none. Lower keep."
+        )
+    for index in range(deepest - rule.keep):
+        layers = [
+            f"{where}layers[{index}]"
+            for where, stack in zip(_stack_prefixes(model_map), model_map.stacks, strict=True)
+            if len(stack.layers) - rule.keep > index
+        ]
+        below = ["embeddings"] if index == 0 and model_map.roles["embeddings"] else []
+        yield Stage(settled=rule.settled, freeze=[*below, *layers])
+
+
+def _top_down(rule: TopDown, model_map: ModelMap) -> Iterator[Stage]:
+    count = math.ceil(_depth(rule, model_map) / rule.layers_per_stage)
     for index in range(1, count + 1):
         above, depth = (index - 1) * rule.layers_per_stage, index * rule.layers_per_stage
         layers = [
@@ -295,6 +320,29 @@ def _top_down(rule: TopDown, model_map: ModelMap) -> Iterator[Stage]:
         ]
         yield Stage(epoch=index * rule.every_epochs, unfreeze=[*(["rest"] if index == 1 else ()), *layers])
     yield Stage(epoch=(count + 1) * rule.every_epochs, unfreeze="all")
+
+
+def _check_settling(timed: Sequence[Stage], stages: Sequence[frozenset[str]]) -> None:
+    """Refuse a stage that waits for what does not train to settle, or for what a plateau thaws or freezes as well."""
+    moved = {
+        stage.when: before ^ after
+        for stage, before, after in zip(timed, stages, stages[1:], strict=False)
+        if stage.plateau
+    }
+    for stage, before, after in zip(timed, stages, stages[1:], strict=False):
+        if stage.settled is None:
+            continue
+        if not before - after:
+            raise PlanError(
+                f"The stage with {stage.settled!r} freezes nothing that trains before it (freeze={stage.freeze!r}), so "
+                "that nothing can settle."
+            )
+        for when, names in moved.items():
+            if both := sorted(names & (before - after)):
+                raise PlanError(
+                    f"{both[0]!r} waits for the {when} in one stage and to settle in another. Which comes first is not "
+                    "known: give one of the two stages a time."
+                )
 
 
 def _stack_prefixes(model_map: ModelMap) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.freeze_plan import FreezePlan
-from hf_freeze.plan.stages import Stage, TopDown
+from hf_freeze.plan.stages import BottomUp, Settled, Stage, TopDown
 
 HEAD_FACTOR = 10.0
 """How much faster than pretrained weights a new head learns."""
@@ -90,6 +90,16 @@ def fine_tune(*, freeze_epochs: float = 1.0, spread: float = 100.0) -> FreezePla
     return FreezePlan(trainable="head", stages=[stage], lr_spread=spread)
 
 
+def auto_freeze(*, threshold: float = 0.5, window: float = 0.05, patience: int = 1, keep: int = 1) -> FreezePlan:
+    """Train everything, and freeze layers from the bottom up as they settle (AutoFreeze; Liu et al., 2021).
+
+    With `cache_frozen` the layers that are frozen are computed once more, and then cost nothing. The options are those
+    of `Settled` and `BottomUp`.
+    """
+    settled = Settled(threshold=threshold, window=window, patience=patience)
+    return FreezePlan(trainable="all", stages=[BottomUp(settled=settled, keep=keep)])
+
+
 def norms_only() -> FreezePlan:
     """Train the head and the normalisation layers (Frankle et al., 2021)."""
     return FreezePlan(trainable=["head", "norms"])
@@ -107,7 +117,7 @@ def full() -> FreezePlan:
 
 RECIPES: dict[str, Callable[..., FreezePlan]] = {
     recipe.__name__.replace("_", "-"): recipe
-    for recipe in (linear_probe, last_layers, gradual, lp_ft, fine_tune, norms_only, biases_only, full)
+    for recipe in (linear_probe, last_layers, gradual, lp_ft, fine_tune, auto_freeze, norms_only, biases_only, full)
 }
 
 

@@ -8,9 +8,9 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, fields
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeAlias, TypeGuard
 
 import yaml
 
@@ -62,14 +62,54 @@ class Plateau:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Settled:
+    """The moment when what a stage freezes hardly moves any more.
+
+    Over each window of steps, the distance is taken that these weights have moved. They have settled when it falls to
+    `threshold` of the longest distance in any window so far. Going by a quantity over its largest value so far, layer
+    by layer from below, is the way of AutoFreeze (Liu et al., 2021, arXiv 2102.01386), which takes the norm of the
+    gradient; what weights move by is known after clipping and whatever the optimizer, and costs next to nothing.
+
+    Args:
+        threshold: The part of the longest distance, between 0 and 1. A smaller one freezes later.
+        window: How long a window is: a number of steps (1 or more), or a fraction of the run (below 1).
+        patience: So many windows in a row below the threshold.
+
+    Raises:
+        PlanError: For a value of another type or out of range.
+    """
+
+    threshold: float = 0.5
+    window: float = 0.05
+    patience: int = 1
+
+    def __post_init__(self) -> None:
+        threshold = is_number(self.threshold) and 0 < self.threshold < 1
+        window = is_number(self.window) and (0 < self.window < 1 or self.window == int(self.window) >= 1)
+        if not (threshold and window and _is_count(self.patience)):
+            raise PlanError(
+                f"{self!r}: threshold lies between 0 and 1, window is a whole number of steps or a fraction of the run "
+                "below 1, patience a whole number of at least 1."
+            )
+
+    def window_steps(self, max_steps: int) -> int:
+        """Return how many optimizer steps a window has in a run of `max_steps`."""
+        return int(self.window) if self.window >= 1 else max(round(self.window * max_steps), 1)
+
+
+_TIMES = ("epoch", "step", "fraction", "plateau", "settled")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """From its time on, `unfreeze` trains and `freeze` no longer does; what both pick is frozen.
 
     Args:
-        epoch: It starts after so many epochs; 0.5 is half of one. Give exactly one of the four times.
+        epoch: It starts after so many epochs; 0.5 is half of one. Give exactly one of the five times.
         step: It starts after so many optimizer steps: step=500 makes the 501st its first.
         fraction: It starts after this part of the run, between 0 and 1.
         plateau: It starts when a metric has stopped improving.
+        settled: It starts when what it freezes has settled.
         unfreeze: What trains from then on.
         freeze: What is frozen from then on.
         lr_factor: What every learning rate is multiplied with from then on; None keeps the factor of the stage before,
@@ -85,19 +125,22 @@ class Stage:
     step: int | None = None
     fraction: float | None = None
     plateau: Plateau | None = None
+    settled: Settled | None = None
     unfreeze: Selection | None = None
     freeze: Selection | None = None
     lr_factor: float | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("epoch", "step", "fraction", "plateau") if getattr(self, name) is not None]
+        given = [name for name in _TIMES if getattr(self, name) is not None]
         if len(given) != 1:
             raise PlanError(
-                f"A stage has exactly one of epoch, step, fraction and plateau; this one has "
+                f"A stage has exactly one of {', '.join(_TIMES[:-1])} and {_TIMES[-1]}; this one has "
                 f"{' and '.join(given) or 'none'}: {self!r}."
             )
         if self.unfreeze is None and self.freeze is None:
             raise PlanError(f"A stage says what to unfreeze, what to freeze, or both; this one says neither: {self!r}.")
+        if self.settled is not None and self.freeze is None:
+            raise PlanError(f"A stage with settled= starts when what it freezes has settled; give freeze=: {self!r}.")
         if not self._has_a_valid_time():
             raise PlanError(
                 f"{self!r}: a fraction lies between 0 and 1, an epoch or a step is not negative; a step is a whole "
@@ -114,25 +157,28 @@ class Stage:
             return _is_count(self.step) or (self.step == 0 and type(self.step) is int)
         time = self.fraction if self.fraction is not None else self.epoch
         if time is None:
-            return isinstance(self.plateau, Plateau)
+            return isinstance(self.settled if self.plateau is None else self.plateau, Plateau | Settled)
         return is_number(time) and time >= 0 and (self.fraction is None or 0 < time < 1)
 
     @property
     def time(self) -> dict[str, Any]:
         """The one time that is set, as JSON-able values."""
-        name = next(name for name in ("epoch", "step", "fraction", "plateau") if getattr(self, name) is not None)
-        return {name: asdict(self.plateau) if self.plateau else getattr(self, name)}
+        name = next(name for name in _TIMES if getattr(self, name) is not None)
+        condition = self.plateau or self.settled
+        return {name: asdict(condition) if condition else getattr(self, name)}
 
     @property
     def when(self) -> str:
-        """The stage's time as text: `epoch 1`, `step 500`, `fraction 0.3`, `plateau of eval_loss`."""
+        """The stage's time as text: `epoch 1`, `step 500`, `fraction 0.3`, `plateau of eval_loss`, `settled at 0.5`."""
         if self.plateau is not None:
             return f"plateau of {self.plateau.metric}"
+        if self.settled is not None:
+            return f"settled at {self.settled.threshold:g}"
         ((name, value),) = self.time.items()
         return f"{name} {value:g}"
 
     def start(self, *, max_steps: int, steps_per_epoch: int | None) -> int | None:
-        """Return the number of optimizer steps before the stage, or None for a plateau, which cannot be known ahead."""
+        """Return the number of optimizer steps before it; None for a plateau or settling, not known ahead."""
         if self.step is not None:
             return self.step
         if self.fraction is not None:
@@ -164,6 +210,26 @@ class TopDown:
             raise PlanError(f"{self!r}: every_epochs is above 0, layers_per_stage a whole number of at least 1.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class BottomUp:
+    """Freeze from the bottom up as layers settle (AutoFreeze; Liu et al., 2021).
+
+    It stands among the stages of a plan and becomes as many of them as the model has layers, less `keep`: the first
+    freezes the embeddings and the lowest layer. Several begin at once where several layers have settled.
+
+    Args:
+        settled: When a layer has settled.
+        keep: So many layers at the top always train.
+    """
+
+    settled: Settled = field(default_factory=Settled)
+    keep: int = 1
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.settled, Settled) and (_is_count(self.keep) or self.keep == 0)):
+            raise PlanError(f"{self!r}: settled is a Settled, keep a whole number of at least 0.")
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
@@ -182,11 +248,20 @@ def _whole_steps(steps: float) -> int:
     return math.ceil(round(steps, 6))
 
 
-def stage_from_dict(values: Mapping[str, Any]) -> Stage | TopDown:
-    """Read one stage; `plateau` is a metric's name or a mapping of `Plateau`'s fields."""
+AnyStage: TypeAlias = Stage | TopDown | BottomUp
+"""What may stand among the stages of a plan."""
+
+
+def stage_from_dict(values: Mapping[str, Any]) -> AnyStage:
+    """Read one stage; `plateau` is a metric's name or a mapping of `Plateau`'s fields, `settled` one of `Settled`'s."""
     if isinstance(values, Mapping) and values.keys() == {"top_down"}:
         return TopDown(**known_fields(TopDown, values["top_down"], "top_down"))
+    if isinstance(values, Mapping) and values.keys() == {"bottom_up"}:
+        rule = known_fields(BottomUp, values["bottom_up"], "bottom_up")
+        return BottomUp(**{**rule, "settled": _settled(rule.get("settled", {}))})
     checked = known_fields(Stage, values, "a stage")
+    if checked.get("settled") is not None:
+        checked["settled"] = _settled(checked["settled"])
     plateau = checked.pop("plateau", None)
     if isinstance(plateau, str):
         plateau = Plateau(plateau)
@@ -195,10 +270,16 @@ def stage_from_dict(values: Mapping[str, Any]) -> Stage | TopDown:
     return Stage(plateau=plateau, **checked)
 
 
-def stage_to_dict(stage: Stage | TopDown) -> dict[str, Any]:
+def _settled(values: Any) -> Settled:
+    return values if isinstance(values, Settled) else Settled(**known_fields(Settled, values, "settled"))
+
+
+def stage_to_dict(stage: AnyStage) -> dict[str, Any]:
     """Return one stage as JSON-able values; what is not set is left out."""
     if isinstance(stage, TopDown):
         return {"top_down": asdict(stage)}
+    if isinstance(stage, BottomUp):
+        return {"bottom_up": asdict(stage)}
     changes = {"unfreeze": plain(stage.unfreeze), "freeze": plain(stage.freeze), "lr_factor": stage.lr_factor}
     return {**stage.time, **{name: value for name, value in changes.items() if value is not None}}
 

@@ -27,13 +27,14 @@ class Timeline:
         self._starts = [stage.start(max_steps=max_steps, steps_per_epoch=steps_per_epoch) for stage in stages]
         self._patience = [_longest_wait(stage, steps_per_epoch) for stage in stages]
         self._check_order()
+        self._check_windows(max_steps)
         if late := [stage.when for stage, start in zip(stages, self._starts, strict=True) if (start or 0) >= max_steps]:
             logger.warning("The run ends after %d steps, before these stages start: %s.", max_steps, ", ".join(late))
 
     def begins(self, *, fired: Mapping[int, int]) -> list[int]:
         """Return after how many steps each stage begins, from stage 0 on, as far as that is known.
 
-        `fired` says, by stage, after which step a plateau was found.
+        `fired` says, by stage, after which step a plateau was found, or that layers had settled.
         """
         begins = [0]
         for index, start in enumerate(self._starts, start=1):
@@ -55,6 +56,22 @@ class Timeline:
         following = self.stage_at(step, fired=fired) + 1
         waits = following <= len(self._stages) and self._stages[following - 1].plateau is not None
         return following if waits else None
+
+    def awaits_settling(self, step: int, *, fired: Mapping[int, int]) -> int | None:
+        """Return the settling stage that comes next, if that is what the plan waits for."""
+        following = self.stage_at(step, fired=fired) + 1
+        waits = following <= len(self._stages) and self._stages[following - 1].settled is not None
+        return following if waits else None
+
+    def _check_windows(self, max_steps: int) -> None:
+        for settled in filter(None, (stage.settled for stage in self._stages)):
+            window = settled.window_steps(max_steps)
+            if (settled.patience + 1) * window >= max_steps:
+                raise PlanError(
+                    f"{settled!r}: the run has {max_steps} steps, too few to measure when layers have settled: that "
+                    f"takes {settled.patience + 1} windows of {window} steps at least, and then some. Train for "
+                    "longer, or make the window smaller."
+                )
 
     def _check_order(self) -> None:
         timed = [(stage, start) for stage, start in zip(self._stages, self._starts, strict=True) if start is not None]

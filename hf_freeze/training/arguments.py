@@ -12,7 +12,7 @@ from hf_freeze.errors import PlanError
 from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.plan.given import as_plan
 from hf_freeze.plan.recipes import RECIPES
-from hf_freeze.plan.stages import Plateau, Stage, TopDown, read_mapping, stage_from_dict, stage_to_dict
+from hf_freeze.plan.stages import AnyStage, Plateau, Settled, read_mapping, stage_from_dict, stage_to_dict
 
 # HfArgumentParser takes a union with bool for a bool; a string is what a flag gives.
 if TYPE_CHECKING:
@@ -214,10 +214,10 @@ def _plain_stages(stages: Any) -> Any:
 
 
 def _plain_stage(stage: Any) -> Any:
-    if isinstance(stage, Stage | TopDown):
+    if isinstance(stage, AnyStage):
         return stage_to_dict(stage)
-    if isinstance(stage, Mapping) and isinstance(stage.get("plateau"), Plateau):
-        return {**stage, "plateau": asdict(stage["plateau"])}
+    if isinstance(stage, Mapping):
+        return {name: asdict(value) if isinstance(value, Plateau | Settled) else value for name, value in stage.items()}
     return stage
 
 

@@ -31,6 +31,7 @@ from hf_freeze.training.freezing import hold_eval, hold_requires_grad, release_e
 from hf_freeze.training.proof import FreezeProof
 from hf_freeze.training.recomputation import stop_backward_at_lowest_trainable
 from hf_freeze.training.schedule import RateGate, warmup_steps
+from hf_freeze.training.settling import SettlingMonitor, SettlingWatch, refuse_settling
 from hf_freeze.training.snapshot import refuse_rewind, restore_snapshot, take_snapshot
 
 logger = logging.getLogger(__name__)
@@ -70,19 +71,22 @@ class RunState:
     fired: dict[int, int] | None = None
     watch: PlateauWatch | None = None
     begins: list[int] = field(default_factory=list)
+    settling: dict[int, SettlingWatch] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""
         fired = {str(stage): step for stage, step in (self.fired or {}).items()}
         watch = self.watch.to_dict() if self.watch else None
-        return {"stage": self.stage, "fired": fired, "watch": watch, "begins": self.begins}
+        settling = {str(stage): watch.to_dict() for stage, watch in self.settling.items() if stage > self.stage}
+        return {"stage": self.stage, "fired": fired, "watch": watch, "begins": self.begins, "settling": settling}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunState":
         """Read what `to_dict` returned."""
         fired = {int(stage): step for stage, step in values["fired"].items()}
         watch = PlateauWatch(**values["watch"]) if values["watch"] else None
-        return cls(values["stage"], fired, watch, values.get("begins", []))
+        settling = {int(stage): SettlingWatch.from_dict(seen) for stage, seen in values.get("settling", {}).items()}
+        return cls(values["stage"], fired, watch, values.get("begins", []), settling)
 
 
 class FreezeRun:
@@ -138,9 +142,11 @@ class FreezeRun:
         warmup = warmup_steps(settings.unfreeze_warmup, max_steps)
         self._gate = RateGate(optimizer, bound, warmup=warmup)
         self._proof = FreezeProof(bound, hold_buffers=settings.frozen_eval) if settings.verify else None
+        self._settling = SettlingMonitor(bound, max_steps=max_steps)
         self._wrappers = find_wrappers(bound.model)
         if self._freezes_by_lr or any(map(is_sharded, bound.model.parameters())):
             refuse_rewind(resolved, "This set-up")
+            refuse_settling(resolved, "This set-up")
         self._adapters: list[tuple[nn.Parameter, bool]] = []
         self._logged: dict[str, Any] = {}
         self._is_running = is_running
@@ -160,6 +166,7 @@ class FreezeRun:
         """Enter the stage of the optimizer step that comes after `step` steps, and set its learning rates."""
         self._refuse_missing_metrics()
         self.hold_adapters()
+        self._look_for_settled(step)
         stage = self._timeline.stage_at(step, fired=self._fired)
         if stage != self.state.stage:
             self._enter(stage, step)
@@ -259,6 +266,15 @@ class FreezeRun:
             self.best = take_snapshot(self._bound, self.state.stage)
         if watch.is_over(plateau):
             self._fired[awaited] = step
+
+    def _look_for_settled(self, step: int) -> None:
+        watches = self.state.settling
+        self._settling.observe(watches, step, stage=self._timeline.stage_at(step, fired=self._fired))
+        while awaited := self._timeline.awaits_settling(step, fired=self._fired):
+            if not self._settling.has_settled(watches, awaited):
+                return
+            self._fired[awaited] = step
+            logger.info("Step %d: %s.", step, self._settling.reason(watches, awaited))
 
     def verify(self) -> None:
         """Raise `FreezeViolation` when something frozen moved, or replicas differ."""

@@ -11,6 +11,7 @@ from hf_freeze.errors import FreezeError
 from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.plan.stages import is_number
 from hf_freeze.training.run import FreezeSettings
+from hf_freeze.training.settling import SettlingWatch
 from hf_freeze.training.whole import is_count
 
 
@@ -28,7 +29,8 @@ def require_readable(state: Any, folder: str | Path) -> None:
 def require_known_stages(saved: Mapping[str, Any], *, stages: int, folder: str | Path) -> None:
     """Raise `FreezeError` for a stage that the plan, of stages 0 to `stages`, has not."""
     run = saved["run"]
-    named = [run["stage"], *map(int, run["fired"]), *([run["watch"]["stage"]] if run["watch"] else [])]
+    watched = [run["watch"]["stage"]] if run["watch"] else []
+    named = [run["stage"], *map(int, run["fired"]), *map(int, run.get("settling", {})), *watched]
     if max(named) > stages:
         raise FreezeError(
             f"{str(Path(folder) / TRAINER_STATE_NAME)!r} names stage {max(named)}, and the plan ends with stage "
@@ -85,6 +87,9 @@ def _problems_of_run(run: Any) -> Iterator[str]:
         yield f"run.fired is {fired!r:.60}, not a step for each stage that a plateau began."
     if not isinstance(begins, list) or not all(map(is_count, begins)):
         yield f"run.begins is {begins!r:.60}, not the steps at which stages begin."
+    settling = run.get("settling", {})
+    if not isinstance(settling, dict) or not all(key.isdecimal() and _is_watch(seen) for key, seen in settling.items()):
+        yield f"run.settling is {settling!r:.60}, not what was seen of each stage that waits for layers to settle."
     watch = run.get("watch")
     if watch is None and "watch" in run:
         return
@@ -102,6 +107,15 @@ def _problems_of_run(run: Any) -> Iterator[str]:
         and watch["best"] not in (float("inf"), -float("inf"))
     ):
         yield f"run.watch has best={watch['best']!r:.40}, not a number."
+
+
+def _is_watch(values: Any) -> bool:
+    try:
+        watch = SettlingWatch.from_dict(values)
+    except (TypeError, ValueError, KeyError):
+        return False
+    numbers = is_number(watch.farthest) and is_number(watch.last) and is_count(watch.below)
+    return numbers and isinstance(watch.seen, int) and values.keys() == vars(watch).keys()
 
 
 def _at(state: Any, path: str) -> Any:

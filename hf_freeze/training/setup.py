@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from hf_freeze.errors import PlanError, UnsupportedSetupError
 from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.training.bound_plan import BoundPlan
+from hf_freeze.training.settling import refuse_settling
 from hf_freeze.training.snapshot import refuse_rewind
 from hf_freeze.training.thawed_base import thawed_tensors
 
@@ -28,6 +29,7 @@ def check_setup(args: TrainingArguments, bound: BoundPlan) -> None:
     _check_deepspeed(args, bound.resolved)
     if _uses_fsdp(args):
         refuse_rewind(bound.resolved, "FSDP")
+        refuse_settling(bound.resolved, "FSDP")
     _check_thawed_base(args, bound)
 
 
@@ -112,6 +114,7 @@ def warn_of_coarse_weights(bound: BoundPlan) -> None:
 def _check_deepspeed(args: TrainingArguments, resolved: ResolvedPlan) -> None:
     if uses_deepspeed(args):
         refuse_rewind(resolved, "DeepSpeed")
+        refuse_settling(resolved, "DeepSpeed")
     if resolved.timed:
         refuse_deepspeeds_own_optimizer(args)
 

@@ -1,0 +1,129 @@
+"""Have layers settled? Watches how far weights move, over windows of steps, and what that is of the most so far."""
+
+import base64
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+
+from hf_freeze.errors import UnsupportedSetupError
+from hf_freeze.plan.freeze_plan import ResolvedPlan
+from hf_freeze.plan.stages import Settled
+from hf_freeze.plan.tables import describe_parts
+from hf_freeze.training.bound_plan import BoundPlan
+
+_SAMPLED = 1024
+"""How many weights of a stage are looked at. The distance that they move estimates that of all within a few percent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettlingWatch:
+    """What was seen of the weights that a stage freezes.
+
+    Attributes:
+        sample: Some of them, float32, as the window began; None where they did not train then.
+        seen: After how many steps that was.
+        farthest: The longest distance in any window.
+        last: The distance in the last one.
+        below: How many windows in a row were below the threshold.
+    """
+
+    sample: torch.Tensor | None = None
+    seen: int = -1
+    farthest: float = 0.0
+    last: float = 0.0
+    below: int = 0
+
+    def see(self, distance: float, *, settled: Settled) -> "SettlingWatch":
+        """Return the watch after one more window. A distance that is not finite says nothing."""
+        farthest = max(self.farthest, distance) if math.isfinite(distance) else self.farthest
+        is_below = distance <= settled.threshold * farthest and farthest > 0
+        return replace(self, farthest=farthest, last=distance, below=self.below + 1 if is_below else 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-able values: the sample as the base64 of its bytes."""
+        sample = None if self.sample is None else base64.b64encode(self.sample.numpy().tobytes()).decode()
+        return {**asdict(replace(self, sample=None)), "sample": sample}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "SettlingWatch":
+        """Read what `to_dict` returned."""
+        text = values["sample"]
+        sample = None if text is None else torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.float32)
+        return cls(**{**values, "sample": sample})
+
+
+class SettlingMonitor:
+    """Watches what every stage freezes that waits for it to settle."""
+
+    def __init__(self, bound: BoundPlan, *, max_steps: int) -> None:
+        self._bound = bound
+        self._max_steps = max_steps
+        timed, stages = bound.resolved.timed, bound.resolved.stages
+        self._settled = {index: stage.settled for index, stage in enumerate(timed, start=1) if stage.settled}
+        self._names = {index: sorted(stages[index - 1] - stages[index]) for index in self._settled}
+
+    def observe(self, watches: dict[int, SettlingWatch], step: int, *, stage: int) -> None:
+        """Bring the watches of later stages up to date before the optimizer step that comes after `step` steps."""
+        due = [index for index, settled in self._settled.items() if index > stage and not step % self._window(settled)]
+        due = [index for index in due if watches.get(index, SettlingWatch()).seen != step]
+        if not due:
+            return
+        samples = {index: self._sample(index) if self._trains(index, stage) else None for index in due}
+        distances = [_distance(watches.get(index, SettlingWatch()).sample, samples[index]) for index in due]
+        broadcast_object_list(distances)  # every process goes by what the main process saw
+        for index, distance in zip(due, distances, strict=True):
+            watch = watches.get(index, SettlingWatch())
+            if distance is not None:
+                watch = watch.see(distance, settled=self._settled[index])
+            watches[index] = replace(watch, sample=samples[index], seen=step)
+
+    def has_settled(self, watches: Mapping[int, SettlingWatch], stage: int) -> bool:
+        """Tell whether what this stage freezes has settled."""
+        return stage in watches and watches[stage].below >= self._settled[stage].patience
+
+    def reason(self, watches: Mapping[int, SettlingWatch], stage: int) -> str:
+        """Say in words why this stage begins."""
+        settled, watch = self._settled[stage], watches[stage]
+        return (
+            f"{describe_parts(self._names[stage], self._bound.resolved.model_map)} settled: over the last "
+            f"{self._window(settled)} steps they moved {watch.last / watch.farthest:.2f} times as far as over those in "
+            f"which they moved farthest (threshold {settled.threshold:g})"
+        )
+
+    def _window(self, settled: Settled) -> int:
+        return settled.window_steps(self._max_steps)
+
+    def _trains(self, index: int, stage: int) -> bool:
+        return self._bound.resolved.stages[stage].issuperset(self._names[index])
+
+    def _sample(self, index: int) -> torch.Tensor:
+        """Return some weights of each tensor, always the same, scaled so that distances estimate those of all."""
+        parameters = self._bound.parameters
+        names = self._names[index]
+        draw = torch.Generator().manual_seed(0)
+        samples = []
+        for name in names:
+            flat = parameters[name].detach().reshape(-1)
+            count = min(max(_SAMPLED // len(names), 1), len(flat))
+            places = torch.randint(len(flat), (count,), generator=draw).to(flat.device)
+            samples.append(flat[places].float().cpu() * (len(flat) / count) ** 0.5)
+        return torch.cat(samples)
+
+
+def refuse_settling(resolved: ResolvedPlan, what: str) -> None:
+    """Raise `UnsupportedSetupError` for a plan that waits for layers to settle, where no process has them whole."""
+    if any(stage.settled for stage in resolved.timed):
+        raise UnsupportedSetupError(
+            f"{what} keeps weights in shards or in copies, and Stage(settled=...) compares whole weights. Give the "
+            "stage an epoch or a step."
+        )
+
+
+def _distance(before: torch.Tensor | None, now: torch.Tensor | None) -> float | None:
+    if before is None or now is None or len(before) != len(now):
+        return None
+    return float(torch.linalg.vector_norm(now - before))

@@ -1,0 +1,219 @@
+"""A stage that begins when what it freezes has settled, in real runs."""
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Trainer
+
+from hf_freeze import (
+    FreezeCallback,
+    FreezeError,
+    FreezePlan,
+    FreezeTrainer,
+    PlanError,
+    Plateau,
+    Settled,
+    Stage,
+    recipes,
+)
+from hf_freeze.plan.stages import BottomUp
+from hf_freeze.training.bound_plan import bind
+from hf_freeze.training.settling import SettlingMonitor, SettlingWatch
+from tests.launch import accelerate_launch
+from tests.models import tiny_bert, tiny_custom
+from tests.training.staged import optimizer_bytes, trainer
+
+SETTLED = Settled(threshold=0.5, window=2)
+PLAN = FreezePlan(
+    trainable="all",
+    stages=[
+        Stage(settled=SETTLED, freeze=["embeddings", "layers[0]"]),
+        Stage(settled=Settled(threshold=0.3, window=2), freeze="layers[1]"),
+    ],
+)
+FROZEN = {
+    1: [name for name, _ in tiny_bert(layers=3).named_parameters() if "embeddings" in name or "layer.0." in name],
+    2: [name for name, _ in tiny_bert(layers=3).named_parameters() if "layer.1." in name],
+}
+STEPS = 20
+FALLING = {"max_steps": STEPS, "lr_scheduler_type": "linear"}
+SCRIPTS = Path(__file__).parent / "scripts"
+
+
+def stages(made: Trainer) -> list[int]:
+    return [entry["stage"] for entry in made.state.log_history if "loss" in entry]
+
+
+def moved(made: Trainer, names, first: int, last: int) -> float:
+    before, after = made.watch.weights[first], made.watch.weights[last]
+    return float(sum((after[name] - before[name]).pow(2).sum() for name in names)) ** 0.5
+
+
+@pytest.mark.parametrize("how", ["trainer", "callback"])
+def test_a_stage_begins_when_its_weights_move_half_as_far_as_they_did_at_most(tmp_path, how, caplog) -> None:
+    """By all of the weights, of which the package looks at a sample."""
+    caplog.set_level(logging.INFO, logger="hf_freeze")
+    extra = {"callbacks": [FreezeCallback(PLAN)]} if how == "callback" else {}
+    cls = Trainer if how == "callback" else FreezeTrainer
+    made = trainer(tmp_path, plan=PLAN, cls=cls, trainer=extra, **FALLING)
+    made.train()
+
+    for stage in (1, 2):
+        begin = next(step for step, now in enumerate(stages(made)) if now >= stage)
+        distances = [moved(made, FROZEN[stage], step, step + 2) for step in range(0, begin, 2)]
+        shares = [distance / max(distances[: place + 1]) for place, distance in enumerate(distances)]
+        assert begin % 2 == 0
+        threshold = PLAN.stages[stage - 1].settled.threshold
+        assert shares[-1] < threshold + 0.05
+        assert min(shares[:-1]) > threshold - 0.05
+        assert moved(made, FROZEN[stage], begin, STEPS) == 0
+        (told,) = [text for text in caplog.messages if f"layers[{stage - 1}] settled: over the last 2 steps" in text]
+        assert told.startswith(f"Step {begin}: ")
+        assert float(re.search(r"moved (\S+) times", told)[1]) == pytest.approx(shares[-1], abs=0.08)
+
+
+def test_layers_that_move_on_as_before_never_settle(tmp_path, caplog) -> None:
+    made = trainer(tmp_path, plan=PLAN, max_steps=STEPS, lr_scheduler_type="constant", learning_rate=1e-6)
+    made.train()
+    assert set(stages(made)) == {0}
+    assert "never began: settled at 0.5, settled at 0.3" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["trainer", "callback"])
+@pytest.mark.parametrize("step", [1, 8, 13, pytest.param(16, marks=pytest.mark.slow)])
+def test_a_run_resumes_bit_equal_before_at_and_after_the_moment(tmp_path, how, step) -> None:
+    cls = Trainer if how == "callback" else FreezeTrainer
+
+    def made(folder):
+        extra = {"callbacks": [FreezeCallback(PLAN)]} if how == "callback" else {}
+        saving = {"save_strategy": "steps", "save_steps": 1}
+        return trainer(folder, plan=PLAN, cls=cls, trainer=extra, **FALLING, **saving)
+
+    whole = made(tmp_path / "whole")
+    whole.train()
+    assert set(stages(whole)) >= {0, 1}
+    resumed = made(tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+    assert stages(resumed) == stages(whole)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
+    assert optimizer_bytes(resumed) == optimizer_bytes(whole)
+
+
+@pytest.mark.distributed
+def test_all_processes_go_by_what_the_main_one_sees(tmp_path) -> None:
+    accelerate_launch(SCRIPTS / "settled_run.py", tmp_path, timeout=120)
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+    assert first["stages"] == second["stages"]
+    assert set(first["stages"]) >= {0, 1}
+    assert first["weights"] == second["weights"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"threshold": 0}, "threshold lies between 0 and 1"),
+        ({"threshold": 1}, "threshold lies between 0 and 1"),
+        ({"threshold": "half"}, "threshold lies between 0 and 1"),
+        ({"window": 0}, "window is a whole number"),
+        ({"window": 1.5}, "window is a whole number"),
+        ({"window": -1}, "window is a whole number"),
+        ({"patience": 0}, "patience a whole number"),
+        ({"patience": 1.0}, "patience a whole number"),
+    ],
+)
+def test_settings_that_are_none_are_refused(given, message) -> None:
+    with pytest.raises(PlanError, match=message):
+        Settled(**given)
+
+
+def test_a_stage_that_settles_must_freeze() -> None:
+    with pytest.raises(PlanError, match="give freeze="):
+        Stage(settled=Settled(), unfreeze="layers[0]")
+
+
+def test_what_does_not_train_cannot_settle() -> None:
+    stage = Stage(settled=Settled(), freeze="layers[0]", unfreeze="layers[-1]")
+    with pytest.raises(PlanError, match="freezes nothing that trains before it"):
+        FreezePlan(trainable="head", stages=[stage]).resolve(tiny_bert(layers=3))
+
+
+def test_the_same_layers_do_not_wait_for_a_plateau_as_well() -> None:
+    stages = [
+        Stage(plateau=Plateau("eval_loss"), unfreeze="layers[0]"),
+        Stage(settled=Settled(), freeze="layers[0]"),
+    ]
+    with pytest.raises(PlanError, match="'bert.encoder.layer.0.*plateau of eval_loss.*settle"):
+        FreezePlan(trainable="head", stages=stages).resolve(tiny_bert(layers=3))
+
+
+def test_a_run_too_short_to_measure_is_refused_before_the_first_step(tmp_path) -> None:
+    made = trainer(tmp_path, plan=PLAN, max_steps=4)
+    with pytest.raises(PlanError, match="the run has 4 steps, too few to measure"):
+        made.train()
+    assert made.state.global_step == 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (lambda seen: seen.pop("farthest"), "farthest"),
+        (lambda seen: seen.update(sample="###"), "sample"),
+        (lambda seen: seen.update(below=-1), "below"),
+        (lambda seen: seen.update(farthest=None), "farthest"),
+    ],
+)
+def test_a_damaged_measurement_in_a_checkpoint_is_refused(tmp_path, damage, what) -> None:
+    made = trainer(tmp_path, plan=PLAN, **{**FALLING, "max_steps": 8}, save_strategy="steps", save_steps=3)
+    made.train()
+    path = tmp_path / "checkpoint-3" / "trainer_state.json"
+    state = json.loads(path.read_text())
+    damage(state["stateful_callbacks"]["FreezeCallback"]["attributes"]["saved"]["run"]["settling"]["1"])
+    path.write_text(json.dumps(state))
+    again = trainer(tmp_path, plan=PLAN, **{**FALLING, "max_steps": 8})
+    with pytest.raises(FreezeError, match="run.settling"):
+        again.train(resume_from_checkpoint=str(path.parent))
+
+
+def test_a_distance_that_is_not_finite_is_not_settled() -> None:
+    watch = SettlingWatch().see(1.0, settled=SETTLED)
+    assert watch.see(float("nan"), settled=SETTLED).below == 0
+    assert watch.see(float("inf"), settled=SETTLED).farthest == 1.0
+    assert SettlingWatch().see(0.0, settled=SETTLED).below == 0
+    assert watch.see(0.5, settled=SETTLED).below == 1
+
+
+def test_auto_freeze_goes_from_the_bottom_up_and_keeps_the_top() -> None:
+    resolved = recipes.auto_freeze().resolve(tiny_bert(layers=3))
+    went = [before - after for before, after in zip(resolved.stages, resolved.stages[1:], strict=False)]
+    assert [sorted(names) for names in went] == [sorted(FROZEN[1]), sorted(FROZEN[2])]
+    assert recipes.recipe("auto-freeze:threshold=0.3,keep=0").stages == (
+        BottomUp(settled=Settled(threshold=0.3), keep=0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "keep", "message"),
+    [(tiny_bert, 3, "keeps all 3 layers"), (tiny_custom, -1, "keep a whole number"), (None, 1, "repeated stack")],
+)
+def test_auto_freeze_is_refused_where_it_could_freeze_nothing(model, keep, message) -> None:
+    made = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2)) if model is None else model(layers=3)
+    with pytest.raises(PlanError, match=message):
+        recipes.auto_freeze(keep=keep).resolve(made)
+
+
+def test_asking_twice_for_one_step_measures_once(tmp_path) -> None:
+    bound = bind(PLAN, tiny_bert(layers=3))
+    monitor, watches = SettlingMonitor(bound, max_steps=STEPS), {}
+    for step in (0, 2):
+        for _ in range(2):
+            monitor.observe(watches, step, stage=0)
+        torch.nn.init.normal_(bound.model.bert.embeddings.word_embeddings.weight)
+    once = dict(watches)
+    monitor.observe(watches, 2, stage=0)
+    assert watches[1] is once[1]
+    assert watches[1].below == 0
