@@ -10,8 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_freeze.selection.model_map import map_model, unwrap
-from hf_freeze.training.base_files import of_other_shape, shapes_in_files
-from hf_freeze.training.digests import digests
+from hf_freeze.training.base_files import same_in_files
+from hf_freeze.training.digests import typed_digests
 from hf_freeze.training.trained_file import Base
 
 _BASES: "WeakKeyDictionary[nn.Module, Base]" = WeakKeyDictionary()
@@ -47,8 +47,14 @@ def describe(model: nn.Module) -> Base:
         revision=revision,
         model_class=f"{type(model).__module__}.{type(model).__qualname__}",
         dtype=str(first.dtype).removeprefix("torch."),
-        digests=digests(_held(tensors, shapes_in_files(name, revision) if name else {})),
+        digests=typed_digests(_held(tensors, name, revision) if name else tensors),
     )
+
+
+def differing(tensors: Mapping[str, torch.Tensor], base: Base) -> set[str]:
+    """Name what the base does not hold, or not with these values."""
+    now = typed_digests({name: tensor for name, tensor in tensors.items() if name in base.digests})
+    return {name for name in tensors if name not in now or now[name] != base.digests[name]}
 
 
 def saved_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -77,8 +83,15 @@ def _kept_by_peft(model: nn.Module) -> frozenset[str]:
     return found.roles["adapters"] | found.inactive | {name for name in found.parts if ".modules_to_save." in name}
 
 
-def _held(tensors: Mapping[str, torch.Tensor], in_files: Mapping[str, tuple[int, ...]]) -> Mapping[str, torch.Tensor]:
-    """Leave out what the files of the base do not hold: a new head, or embeddings that were resized since."""
-    marked = {name: tensor for name, tensor in tensors.items() if getattr(tensor, "_is_hf_initialized", False)}
-    other = of_other_shape({name: tuple(tensor.shape) for name, tensor in marked.items()}, in_files)
-    return {name: tensor for name, tensor in (marked or tensors).items() if name not in other}
+def _held(tensors: Mapping[str, torch.Tensor], name: str, revision: str | None) -> dict[str, torch.Tensor]:
+    """Leave out what loading the base again would not bring back: a new head, and what was changed since."""
+    same = same_in_files(tensors, name, revision)
+    # What no file holds under this name may have been loaded by another.
+    marked = {key for key, tensor in tensors.items() if getattr(tensor, "_is_hf_initialized", False)}
+    packed = {key for key, tensor in tensors.items() if _is_packed(tensor)}
+    return {key: tensor for key, tensor in tensors.items() if key in packed or same.get(key, key in marked)}
+
+
+def _is_packed(tensor: torch.Tensor) -> bool:
+    """Tell what a quantizer makes of the weights that it loads; nothing else has parameters of whole numbers."""
+    return isinstance(tensor, nn.Parameter) and not tensor.is_floating_point()

@@ -6,6 +6,7 @@ does with overwhelming probability. Two passes over memory and no copy, on the t
 Of sharded tensors each rank reads its shard, and the ranks' sums are added up.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -30,6 +31,11 @@ def digests(tensors: Mapping[str, torch.Tensor], *, merge_zeros: bool = False) -
     return dict(zip(tensors, over_shards(values, tensors.values()).tolist(), strict=True))
 
 
+def typed_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """Digest every tensor together with its type and shape: rows of zeros more or less would not show in the bits."""
+    return {name: value ^ _of_kind(tensors[name]) for name, value in digests(tensors).items()}
+
+
 def over_shards(values: torch.Tensor, tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """Add up over the ranks what each computed of its shards, so that all go by the same numbers."""
     if any(map(is_sharded, tensors)):
@@ -51,6 +57,11 @@ def _digests(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
             yield _digest(words).reshape(1)
     if small:
         yield _digests_of_small(small)
+
+
+def _of_kind(tensor: torch.Tensor) -> int:
+    text = f"{tensor.dtype} {[*tensor.shape]}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
 
 
 def _digests_of_small(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 
 from hf_freeze.errors import FreezeError
 from hf_freeze.training.base_model import saved_tensors, set_base
-from hf_freeze.training.digests import digests
+from hf_freeze.training.digests import typed_digests
 from hf_freeze.training.trained_file import Trained, read_trained
 
 
@@ -38,12 +38,14 @@ def going_back(
     Raises `FreezeError` where the model is not the base in everything else.
     """
     own = saved_tensors(model)
+    if empty := next((name for name, tensor in own.items() if tensor.is_meta), None):
+        raise FreezeError(f"{empty!r} has no values: the model is on the meta device. Load the base with its weights.")
     _refuse_other_names(trained, own, folder)
     base = trained.base.digests
-    now = digests({name: tensor for name, tensor in own.items() if name not in trained.tensors})
+    now = typed_digests({name: tensor for name, tensor in own.items() if name not in trained.tensors})
     differing = [name for name, digest in now.items() if digest != base[name]]
     values = {name: base_values[name] for name in differing if name in base_values}
-    kept = digests(values)
+    kept = typed_digests(values)
     if lost := [name for name in differing if kept.get(name) != base[name]]:
         raise FreezeError(_another_base(lost, trained, own[lost[0]].dtype, folder))
     return values

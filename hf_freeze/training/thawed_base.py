@@ -12,7 +12,7 @@ from torch import nn
 
 from hf_freeze.errors import FreezeError
 from hf_freeze.selection.model_map import unwrap
-from hf_freeze.training.base_model import describe, saved_tensors
+from hf_freeze.training.base_model import base_of, differing, saved_tensors
 from hf_freeze.training.load_trained import load_trained
 from hf_freeze.training.trained_file import TRAINED_NAME, Trained, write_trained
 
@@ -32,13 +32,11 @@ def save_thawed(model: nn.Module, folder: str | os.PathLike[str], ever_trainable
     """
     if not thawed_tensors(model, ever_trainable):
         return None
-    base, own, parameters = describe(model), saved_tensors(model), dict(unwrap(model).named_parameters())
+    base, own, parameters = base_of(model), saved_tensors(model), dict(unwrap(model).named_parameters())
     # Any buffer may move, and PEFT saves none.
-    tensors = {
-        name: tensor
-        for name, tensor in own.items()
-        if name in ever_trainable or name not in parameters or name not in base.digests
-    }
+    at_rest = {name: tensor for name, tensor in own.items() if name in parameters and name not in ever_trainable}
+    left_out = at_rest.keys() - differing(at_rest, base)
+    tensors = {name: tensor for name, tensor in own.items() if name not in left_out}
     return write_trained(Trained(tensors=tensors, base=base), Path(folder))
 
 

@@ -20,7 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hf_freeze.errors import FreezeError
 from hf_freeze.training.checkpoint import write_tensors
-from hf_freeze.training.digests import digests
+from hf_freeze.training.digests import typed_digests
 from hf_freeze.whole_files import write_text
 
 TRAINED_NAME = "trained.safetensors"
@@ -138,8 +138,7 @@ def _unreadable(path: Path, why: str) -> FreezeError:
 
 
 def _checksums(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    values = digests(tensors)
-    return {name: f"{tensor.dtype} {[*tensor.shape]} {_hex(values[name])}" for name, tensor in tensors.items()}
+    return {name: _hex(value) for name, value in typed_digests(tensors).items()}
 
 
 def _sha256(text: str) -> str:

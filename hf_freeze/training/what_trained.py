@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from hf_freeze.selection.model_map import unwrap
-from hf_freeze.training.base_model import base_of, saved_tensors
-from hf_freeze.training.digests import digests
+from hf_freeze.training.base_model import base_of, differing, saved_tensors
 from hf_freeze.training.load_trained import going_back, put
 from hf_freeze.training.trained_file import read_trained
 
@@ -51,8 +50,8 @@ class WhatTrained:
         tensors = saved_tensors(self.model)
         self._names |= tensors.keys() & also
         proved = dict(self.model.named_parameters()) if frozen_is_proved else {}
-        differing = self._differing({name: tensor for name, tensor in tensors.items() if name not in proved})
-        return {name: tensor for name, tensor in tensors.items() if name in self._names or name in differing}
+        others = self._differing({name: tensor for name, tensor in tensors.items() if name not in proved})
+        return {name: tensor for name, tensor in tensors.items() if name in self._names or name in others}
 
     def load(self, folder: str | Path, *, from_start: Collection[str]) -> None:
         """Put the model into the state that `folder` holds; every checkpoint of the run holds what is `from_start`.
@@ -66,9 +65,7 @@ class WhatTrained:
         self.base = trained.base
 
     def _differing(self, tensors: Mapping[str, torch.Tensor]) -> set[str]:
-        base = self.base.digests
-        now = digests({name: tensor for name, tensor in tensors.items() if name in base and name not in self._names})
-        return {name for name in tensors if name not in base or now.get(name, base[name]) != base[name]}
+        return differing({name: tensor for name, tensor in tensors.items() if name not in self._names}, self.base)
 
     def _keep(self, names: Iterable[str]) -> None:
         tensors = saved_tensors(self.model)

@@ -24,7 +24,7 @@ from transformers import AutoModelForSequenceClassification, PrinterCallback, Tr
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from hf_freeze import FreezeTrainer, FreezeTrainingArguments, load_trained, merge_trained
-from hf_freeze.training import base_model, trained_file, what_trained
+from hf_freeze.training import base_model, trained_file
 from hf_freeze.training import load_trained as loading
 from hf_freeze.training.attributes import replaced
 from tests.benchmarks.proof_cost import Clock, rows
@@ -66,15 +66,16 @@ def size(folder: Path) -> int:
 
 
 def timed(clock: Clock) -> Callable[[], None]:
-    """Time every digest that the small checkpoints ask for."""
-    modules = (base_model, loading, trained_file, what_trained)
-    before = [module.digests for module in modules]
-    for module in modules:
-        module.digests = clock.around(module.digests)
+    """Time every digest that the small checkpoints ask for, and the comparison with the files of the base."""
+    names = [(module, "typed_digests") for module in (base_model, loading, trained_file)]
+    names.append((base_model, "same_in_files"))
+    before = [getattr(module, name) for module, name in names]
+    for module, name in names:
+        setattr(module, name, clock.around(getattr(module, name)))
 
     def undo() -> None:
-        for module, digests in zip(modules, before, strict=True):
-            module.digests = digests
+        for (module, name), function in zip(names, before, strict=True):
+            setattr(module, name, function)
 
     return undo
 

@@ -332,7 +332,7 @@ CHECKPOINTS = [
     ),
     change(
         "training/what_trained.py",
-        "if name in self._names or name in differing}",
+        "if name in self._names or name in others}",
         "if name in self._names}",
         "training/trained_models::statistics_that_moved_are_saved_and_others_are_not",
     ),
@@ -344,9 +344,18 @@ CHECKPOINTS = [
     ),
     change(
         "training/base_model.py",
-        "(marked or tensors).items() if name not in other}",
-        "(marked or tensors).items()}",
+        "same.get(key, key in marked)}",
+        "key in marked}",
+        "training/trained_base::what_the_files_of_the_base_do_not_hold_is_saved[trained by another Trainer-bin]",
+        "training/trained_base::what_they_hold_is_not_saved_in_whatever_parts_they_are[safetensors]",
         "training/trained_models::resized_embeddings_are_saved_whole",
+    ),
+    change(
+        "training/digests.py",
+        "value ^ _of_kind(tensors[name])",
+        "value",
+        "training/trained_base::rows_of_zeros_more_are_another_base",
+        "training/trained_base::zeros_in_another_precision_are_another_base",
     ),
     change(
         "training/load_trained.py",

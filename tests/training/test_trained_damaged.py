@@ -13,7 +13,7 @@ from hf_freeze import FreezeError, PlanError, load_trained, merge_trained
 from hf_freeze.training.trained_file import TRAINED_NAME
 from tests.models import tiny_bert, tiny_distilbert, tiny_roberta
 from tests.training.staged import trainer
-from tests.training.trained_runs import HEAD, TWO, base_folder, classifier, same, trained
+from tests.training.trained_runs import HEAD, TWO, base_folder, classifier, refused, same, trained
 
 
 @pytest.fixture
@@ -25,13 +25,6 @@ def base(tmp_path):
 def folder(tmp_path, base):
     trained(tmp_path / "run", base, plan=TWO, max_steps=4)
     return tmp_path / "run" / "checkpoint-4"
-
-
-def refused(model, folder, match: str) -> None:
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(FreezeError, match=match):
-        load_trained(model, folder)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def tensor_places(path: Path) -> dict[str, int]:

@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from hf_freeze import FreezePlan, Stage
+from hf_freeze import FreezeError, FreezePlan, Stage, load_trained
 from hf_freeze.training.trained_file import TRAINED_NAME
 from tests.models import tiny_bert
 from tests.training.staged import PLAN, trainer
@@ -61,3 +62,12 @@ def same(left, right) -> list[str]:
     one, other = left.state_dict(), right.state_dict()
     assert one.keys() == other.keys()
     return [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def refused(model, folder: Path, match: str) -> None:
+    """Expect that the folder is not loaded, and that the model is left as it was."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(FreezeError, match=match):
+        load_trained(model, folder)
+    after = model.state_dict().items()
+    assert all(tensor.is_meta or torch.equal(tensor, before[name]) for name, tensor in after)

@@ -1,0 +1,129 @@
+"""What the base of a checkpoint is: what loading it by its name again brings back. Everything else is saved."""
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Trainer,
+)
+
+from hf_freeze import FreezePlan, load_trained, merge_trained
+from tests.models import SIZES, SPECIAL, seeded
+from tests.training.staged import trainer
+from tests.training.trained_runs import HEAD, base_folder, classifier, description, refused, same, stored, trained
+
+LAYER = FreezePlan(trainable="layers[-1]")
+
+
+@pytest.fixture
+def base(tmp_path):
+    return base_folder(tmp_path)
+
+
+def in_the_old_format(base) -> None:
+    file = base / "model.safetensors"
+    torch.save(load_file(file), base / "pytorch_model.bin")
+    file.unlink()
+
+
+def trained_by_another_trainer(base):
+    model = classifier(base)
+    made = trainer(base.parent / "before", model=model, plan=None, cls=Trainer, max_steps=1)
+    made.train()
+    return model
+
+
+def resized(base):
+    model = classifier(base)
+    model.resize_token_embeddings(70)
+    return model
+
+
+MODELS = {
+    "trained by another Trainer": (trained_by_another_trainer, HEAD, "bert.encoder.layer.0.output.dense.weight"),
+    "a copy": (lambda base: copy.deepcopy(classifier(base)), LAYER, "classifier.weight"),
+    "embeddings resized": (resized, HEAD, "bert.embeddings.word_embeddings.weight"),
+    "weights of a configuration": (
+        lambda base: BertForSequenceClassification(AutoConfig.from_pretrained(base)),
+        HEAD,
+        "bert.pooler.dense.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("old_format", [False, True], ids=["safetensors", "bin"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_what_the_files_of_the_base_do_not_hold_is_saved(tmp_path, base, kind, old_format) -> None:
+    if old_format:
+        in_the_old_format(base)
+    build, plan, name = MODELS[kind]
+    made = trained(tmp_path / "run", base, model=build(base), plan=plan, max_steps=1)
+    merged = merge_trained(tmp_path / "run" / "checkpoint-1", tmp_path / "merged")
+    assert same(AutoModelForSequenceClassification.from_pretrained(merged), made.model) == []
+    assert name in stored(tmp_path / "run" / "checkpoint-1")
+
+
+@pytest.mark.parametrize("old_format", [False, True], ids=["safetensors", "bin"])
+def test_what_they_hold_is_not_saved_in_whatever_parts_they_are(tmp_path, base, old_format) -> None:
+    classifier(base).bert.save_pretrained(base, max_shard_size="10KB")
+    if old_format:
+        for file in base.glob("*.safetensors"):
+            torch.save(load_file(file), file.with_suffix(".bin"))
+            file.unlink()
+        index = base / "model.safetensors.index.json"
+        (base / "pytorch_model.bin.index.json").write_text(index.read_text().replace(".safetensors", ".bin"))
+        index.unlink()
+    copied = copy.deepcopy(classifier(base))  # nothing in it is marked as loaded
+    trained(tmp_path / "run", base, model=copied, plan=HEAD, max_steps=1)
+    assert stored(tmp_path / "run" / "checkpoint-1").keys() == {"classifier.weight", "classifier.bias"}
+
+
+def test_rows_of_zeros_more_are_another_base(tmp_path, base) -> None:
+    trained(tmp_path / "run", base, plan=HEAD, max_steps=1)
+    model = classifier(base)
+    model.resize_token_embeddings(70, mean_resizing=False)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[64:] = 0
+    refused(model, tmp_path / "run" / "checkpoint-1", "word_embeddings.weight' of this model differs")
+
+
+def test_zeros_in_another_precision_are_another_base(tmp_path, base) -> None:
+    trained(tmp_path / "run", base, plan=HEAD, max_steps=1)
+    model = classifier(base)
+    bias = model.bert.encoder.layer[0].output.LayerNorm.bias
+    assert not bias.any()
+    bias.data = bias.data.half()
+    refused(model, tmp_path / "run" / "checkpoint-1", "LayerNorm.bias' of this model differs. It was float32 and is")
+
+
+def test_a_model_without_values_is_refused(tmp_path, base) -> None:
+    trained(tmp_path / "run", base, plan=HEAD, max_steps=1)
+    with torch.device("meta"):
+        model = BertForSequenceClassification(AutoConfig.from_pretrained(base))
+    refused(model, tmp_path / "run" / "checkpoint-1", "'bert.embeddings.word_embeddings.weight'.*no values")
+
+
+def test_what_began_as_a_merged_folder_goes_on_from_there(tmp_path, base) -> None:
+    trained(tmp_path / "first", base, plan=HEAD, max_steps=1)
+    merged = merge_trained(tmp_path / "first" / "checkpoint-1", tmp_path / "merged")
+    second = trained(tmp_path / "second", merged, plan=LAYER, max_steps=1)
+    assert description(tmp_path / "second" / "checkpoint-1")["base"]["name"] == str(merged)
+    model = AutoModelForSequenceClassification.from_pretrained(merged)
+    load_trained(model, tmp_path / "second" / "checkpoint-1")
+    assert same(model, second.model) == []
+
+
+def test_what_is_filed_under_another_name_is_not_saved(tmp_path) -> None:
+    config = MixtralConfig(**SIZES, **SPECIAL, num_key_value_heads=2, num_local_experts=2, num_hidden_layers=2)
+    seeded(MixtralForCausalLM, config).save_pretrained(tmp_path / "base")
+    model = MixtralForCausalLM.from_pretrained(tmp_path / "base")
+    assert not model.state_dict().keys() <= load_file(tmp_path / "base" / "model.safetensors").keys()
+    trainer(tmp_path / "run", model=model, plan=FreezePlan(trainable="lm_head"), save_trained_only=True).save_model()
+    assert stored(tmp_path / "run").keys() == {"lm_head.weight"}
