@@ -61,7 +61,9 @@ class FreezeProof:
             return
         rates = _rates(optimizer)
         named = self._bound.parameters.items()
-        waiting = {name: p for name, p in named if name in self._unmoved and rates.get(id(p), 0) > 0}
+        # A run resumed right at a transition saw nothing move of what the stage before trained.
+        waited_for = self._unmoved.keys() & self._trainable
+        waiting = {name: p for name, p in named if name in waited_for and rates.get(id(p), 0) > 0}
         if self._steps > _STEPS_THAT_MAY_BE_SKIPPED or not uses_master_weights(optimizer):
             self._had_rate |= waiting.keys()  # whose gradients DeepSpeed keeps to itself
         waiting = {name: p for name, p in waiting.items() if p.grad is not None}
@@ -177,8 +179,8 @@ class FreezeProof:
         if left_out := [name for name, p in named.items() if name in ever and id(p) not in held]:
             raise FreezeViolation(
                 f"{_listing(left_out)} should train, but the optimizer does not hold it, so it would never be updated. "
-                "Build the optimizer with hf_freeze.param_groups(model, args, plan=plan), or let the trainer build it, "
-                "and do not replace weights afterwards. Under DeepSpeed, all that ever trains requires a gradient when "
+                "Build the optimizer with hf_freeze.param_groups(model, args, plan=plan), or let the trainer build it "
+                "while they require a gradient, and do not replace weights afterwards. Under DeepSpeed, all that ever trains requires a gradient when "
                 "the engine is built, and the optimizer is engine.optimizer."
             )
 

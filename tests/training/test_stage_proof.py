@@ -181,3 +181,12 @@ def test_what_makes_replicas_differ_is_raised_on_every_process_at_the_next_trans
     for rank, message in zip(ranks, messages, strict=True):
         assert rank[fault]["step"] == step
         assert re.match(message, rank[fault]["said"])
+
+
+@every_way_in
+def test_a_run_resumed_right_at_a_transition_is_not_accused_of_what_that_freezes(tmp_path, how) -> None:
+    """The resumed run makes no step of the stage before it."""
+    staged(tmp_path, how, save_strategy="steps", save_steps=4).train()
+    resumed = staged(tmp_path, how)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert resumed.state.global_step == 8
