@@ -343,20 +343,27 @@ def warn_of_unused_rates(optimizer: torch.optim.Optimizer, plan: FreezePlan) -> 
 
 
 def refuse_left_out(optimizer: torch.optim.Optimizer, bound: BoundPlan) -> None:
-    """Raise `PlanError` for a model built anew in which something froze what the plan trains, before the optimizer.
+    """Raise `PlanError` for another model than before, of which the optimizer lacks what the plan trains.
 
     A callback is not asked between `model_init` and the optimizer, which holds only what requires a gradient then.
     """
     held = {id(parameter) for members in group_members(optimizer) for parameter in members}
-    left_out = [name for name, parameter in bound.ever_trainable.items() if id(parameter) not in held]
-    if left_out:
-        more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+    left_out = {name: parameter for name, parameter in bound.ever_trainable.items() if id(parameter) not in held}
+    if not left_out:
+        return
+    first, *others = left_out
+    trains = f"The plan trains {first!r}" + (f" and {len(others)} more" if others else "")
+    if any(parameter.requires_grad for parameter in left_out.values()):
         raise PlanError(
-            f"The plan trains {left_out[0]!r}{more}, but model_init returned a model with that frozen (PEFT freezes "
-            "what it wraps), and the optimizer was built before a callback could unfreeze it. Let model_init call "
-            f"hf_freeze.unfreeze(model, {_entries_for(left_out, bound.resolved)!r}) before it returns the model, or "
-            "use FreezeTrainer, which builds the optimizer itself."
+            f"{trains}, but the optimizer is that of another model: this one took its place after the optimizer was "
+            "built. Build a new Trainer for it."
         )
+    raise PlanError(
+        f"{trains}, but model_init returned a model with that frozen (PEFT freezes what it wraps), and the optimizer "
+        "was built before a callback could unfreeze it. Let model_init call "
+        f"hf_freeze.unfreeze(model, {_entries_for([*left_out], bound.resolved)!r}) before it returns the model, or use "
+        "FreezeTrainer, which builds the optimizer itself."
+    )
 
 
 def _entries_for(names: list[str], resolved: ResolvedPlan) -> list[str]:

@@ -271,6 +271,14 @@ def test_several_trainers_over_one_callback_class_do_not_share_a_model(tmp_path)
     assert names(second, "classifier") == HEAD
 
 
+def test_a_model_that_took_the_place_of_the_trained_one_is_refused_under_its_optimizer(tmp_path):
+    trainer = plain_trainer(tiny_bert(), tmp_path, FreezeCallback(FreezePlan(trainable="head")))
+    trainer.train()
+    trainer.model = trainer.model_wrapped = tiny_bert(seed=1)
+    with pytest.raises(PlanError, match=r"'classifier\.weight' and 1 more.*optimizer is that of another model"):
+        trainer.train()
+
+
 def test_a_callback_that_was_removed_leaves_nothing_behind(tmp_path):
     model = tiny_bert()
     callback = FreezeCallback(FreezePlan(trainable="head"))
