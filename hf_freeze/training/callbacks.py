@@ -62,6 +62,11 @@ class FreezeCallback(RunEvents, metaclass=ABCMeta):
         super().__init__(PlannedTraining(declared, settings, key=type(self).__name__))
         self._random_states = RandomStatesCallback()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and pickles are of what was declared: they have neither the model nor the run.
+        declared = PlannedTraining(self.plan, self.settings, key=type(self).__name__)
+        return {**vars(self), "_training": declared}
+
     def state(self) -> dict[str, Any]:
         """Return what the Trainer writes into `trainer_state.json`: how to build this callback again.
 

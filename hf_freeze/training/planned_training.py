@@ -74,6 +74,9 @@ class PlannedTraining:
         """Whether the checkpoint that the run goes on from lacks the evaluation of its epoch."""
         self._counts_evaluations = True
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_run": None, "_beside": []}  # the run of a Trainer is not that of its copies
+
     def declare(self, plan: FreezePlan, settings: FreezeSettings, *, ignores_plan_change: bool) -> None:
         """Go by this plan and these settings from the next `bind` on."""
         self.plan, self.settings, self.ignores_plan_change = plan, settings, ignores_plan_change
@@ -167,11 +170,20 @@ class PlannedTraining:
         """Enter the stage of the step that comes after `step` steps, and set its learning rates.
 
         The one event of a step that asks whether the run goes on: the others follow it.
+
+        Raises:
+            PlanError: Where no run was begun, so that the plan would be ignored.
         """
         self._counts_evaluations = True
-        if run := self.run:
-            clear_gradients(self._beside)
-            run.step_begins(step)
+        run = self.run
+        if run is None:
+            raise PlanError(
+                f"A step begins, and no run under the plan {self.plan.to_dict()} does. Likely causes: a FreezeCallback "
+                "added while the Trainer trains, one callback given to two Trainers of which one trains inside the "
+                "other, or a subclass whose on_train_begin does not call super().on_train_begin()."
+            )
+        clear_gradients(self._beside)
+        run.step_begins(step)
 
     def micro_batch_ends(self) -> None:
         """Take back what the computation of a loss let train."""

@@ -66,6 +66,9 @@ class RandomStatesCallback(TrainerCallback):
         self._put_back: Callable[[], None] | None = None
         self._is_running: Callable[[], bool] = lambda: True
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RandomStatesCallback, ()  # a copy notes its own
+
     def forget(self) -> None:
         """Let what comes next move the random states."""
         self._put_back = None

@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,22 @@ class FreezeTrainerMixin(
     model: Any  # the Trainer's own annotation admits None, which it never is after construction
     _specs: tuple[BoundPlan | None, str, list[GroupSpec]] = (None, "", [])  # of which plan at which rates
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if Trainer in cls.__mro__[: cls.__mro__.index(FreezeTrainerMixin)]:
+            bases = ", ".join(base.__name__ for base in cls.__bases__)
+            raise UnsupportedSetupError(
+                f"class {cls.__name__}({bases}): FreezeTrainerMixin comes after the Trainer, whose methods hide those "
+                "of the mixin, so that nothing would be frozen. Put FreezeTrainerMixin first."
+            )
+
     def __init__(self, *positional: Any, freeze_plan: PlanLike | None = None, **kwargs: Any) -> None:
         require_private()
+        if not isinstance(self, Trainer):
+            raise UnsupportedSetupError(
+                f"{type(self).__name__} is no transformers.Trainer, to which FreezeTrainerMixin adds a freeze plan: "
+                f"class {type(self).__name__}(FreezeTrainerMixin, Trainer)."
+            )
         given = by_name(type(self), FreezeTrainerMixin, positional, kwargs)
         model: Any = given.get("model")
         args: Any = given.get("args")
@@ -102,7 +116,7 @@ class FreezeTrainerMixin(
             refuse_deepspeeds_own_optimizer(args)
             if is_final:
                 self._freezing.others_train = _may_bring_parameters(given)
-                self._bind(args, model)
+                self._hold_against(args, model)
         with naming_other_arguments(type(self), args):
             super().__init__(*positional, **kwargs)
         refuse_deepspeeds_own_optimizer(self.args)  # one that only `accelerate launch` knew of
@@ -113,8 +127,8 @@ class FreezeTrainerMixin(
         others_train = self._freezing.others_train
         if as_given != self._plan_as_it_is or others_train:  # the Trainer froze some, or knows what trains beside it
             self._freezing.unbind(others_train=others_train and self._trains_others())
-        bound, _ = self._bind(self.args, self.model)
-        self.add_callback(TrainerEvents(self._freezing, begin_loss_window=self._begin_loss_window))
+        bound = self._hold_against(self.args, self.model)
+        self.add_callback(TrainerEvents(self._freezing, bind=self._bind, begin_loss_window=self._begin_loss_window))
         self.add_callback(CacheFeatures(self))
         set_trainable(self.model, bound.resolved.names[0])
 
@@ -147,7 +161,7 @@ class FreezeTrainerMixin(
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Build the model, and hold the plan and the groups against it at once."""
         model: nn.Module = super().call_model_init(trial)
-        self._bind(self.args, model)
+        self._hold_against(self.args, model)
         return model
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -157,7 +171,7 @@ class FreezeTrainerMixin(
         """
         target: Any = self.model if model is None else model
         self._read_arguments()
-        bound, specs = self._bind(self.args, self.model)
+        bound, specs = self._bind()
         # Whatever is prepared next (DDP's reducer, FSDP's upcast, DeepSpeed's partition) sees all that ever trains.
         set_trainable(self.model, bound.resolved.ever_trainable)
         if self.optimizer is not None:
@@ -179,25 +193,46 @@ class FreezeTrainerMixin(
         cls, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
         return trains_others(cls, kwargs, self.model)
 
-    def _bind(self, args: TrainingArguments, model: nn.Module) -> tuple[BoundPlan, list[GroupSpec]]:
-        """Hold the plan and the groups against the model, unless that is done."""
+    def _hold_against(self, args: TrainingArguments, model: nn.Module) -> BoundPlan:
+        """Hold the plan and its rates against the model.
+
+        What decays is not asked: a subclass may answer by what its constructor has yet to set.
+        """
         bound = self._freezing.bind(args, model)
-        group_lrs, layer_lr_decay = self._settings.rates_by_selection, self._settings.layer_lr_decay
-        rates = repr((args.learning_rate, args.weight_decay, group_lrs, layer_lr_decay))
+        self._group_specs(bound, args, decayed=())
+        return bound
+
+    def _bind(self) -> tuple[BoundPlan, list[GroupSpec]]:
+        """Hold the plan and the groups against the model that trains next, unless that is done."""
+        args, given = self.args, self._settings
+        bound = self._freezing.bind(args, self.model)
+        rates = repr((args.learning_rate, args.weight_decay, given.rates_by_selection, given.layer_lr_decay))
         known, of_rates, specs = self._specs
         if bound is not known or rates != of_rates:
-            decayed = self.get_decay_parameter_names(bound.model)
-            specs = group_specs(
-                bound.resolved, args, decayed=decayed, group_lrs=group_lrs, layer_lr_decay=layer_lr_decay
-            )
+            specs = self._group_specs(bound, args, decayed=self.get_decay_parameter_names(bound.model))
             self._specs = bound, rates, specs
         self._freezing.note_groups({spec.name: spec.digest for spec in specs})
         return bound, specs
+
+    def _group_specs(self, bound: BoundPlan, args: TrainingArguments, *, decayed: Collection[str]) -> list[GroupSpec]:
+        given = self._settings
+        return group_specs(
+            bound.resolved,
+            args,
+            decayed=decayed,
+            group_lrs=given.rates_by_selection,
+            layer_lr_decay=given.layer_lr_decay,
+        )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **kwargs: Any) -> TrainOutput:
         """Train by the plan. A checkpoint that was written under another plan is refused with the difference."""
         if isinstance(self.train_dataset, Sized) and len(self.train_dataset) == 0:
             raise FreezeError("train_dataset has no rows. Was everything filtered out?")
+        if not any(isinstance(callback, TrainerEvents) for callback in self.callback_handler.callbacks):
+            raise PlanError(
+                f"{type(self).__name__} has lost its FreezeCallback, which begins the stages of its plan: something "
+                "removed it. Leave it there; to train without a plan, use a Trainer of transformers."
+            )
         if resume_from_checkpoint:
             self._check_same_plan(resume_from_checkpoint)
         else:
@@ -223,7 +258,7 @@ class FreezeTrainerMixin(
         if not in_parts and self.model_init is None:
             require_fitting(folder, self.model)
         self._read_arguments()
-        self._bind(self.args, self.model)
+        self._bind()
         self._freezing.resumed_from = folder
         difference = self._freezing.difference_from(folder)
         if difference and not self._settings.ignore_plan_change:
@@ -300,8 +335,15 @@ class FreezeTrainer(FreezeTrainerMixin, Trainer):
 class TrainerEvents(RunEvents):
     """The events of a FreezeTrainer, which itself makes the groups, looks at checkpoints and saves."""
 
-    def __init__(self, training: PlannedTraining, *, begin_loss_window: Callable[[Mapping[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        training: PlannedTraining,
+        *,
+        bind: Callable[[], object],
+        begin_loss_window: Callable[[Mapping[str, Any]], None],
+    ) -> None:
         super().__init__(training)
+        self._bind = bind
         self._begin_loss_window = begin_loss_window
 
     def on_train_begin(
@@ -310,7 +352,7 @@ class TrainerEvents(RunEvents):
         """Freeze by the plan, and go on with the loss of an interrupted run."""
         training = self._training
         training.end()  # a run that broke off, as under auto_find_batch_size
-        training.bind(args, kwargs["model"])
+        self._bind()  # a subclass may build its optimizer without asking for the groups
         training.begin(
             args,
             state,
