@@ -22,12 +22,13 @@ import pytest
 from tests.launch import ROOT, free_port
 
 _IMPORTED = ["hf_freeze", "tests.forked", "tests.models"]
+_SET = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # what has looked for a GPU cannot use it after a fork
 
 
 def run_ranks(script: str | Path, *arguments: object, processes: int = 2, timeout: float = 240, expect: int = 0) -> str:
     """Run `script` as rank 0, 1, ... of gloo processes; return what they printed, or fail with it when one ends badly or late.
 
-    The script's own arguments must have `use_cpu=True`. With one process there are no ranks.
+    They see no GPU. With one process there are no ranks.
     """
     with tempfile.TemporaryDirectory() as folder:
         printed = Path(folder) / "printed"
@@ -39,7 +40,7 @@ def run_ranks(script: str | Path, *arguments: object, processes: int = 2, timeou
 
 def _started(script: str | Path, arguments: tuple[object, ...], processes: int, printed: Path) -> list[BaseProcess]:
     given = str(script), [*map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **_SET}
     if processes == 1:
         return [start(_be_script, *given, environment, str(printed))]
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -71,7 +72,8 @@ def start(function: Callable[..., None], *arguments: Any) -> BaseProcess:
     process = forked.Process(target=function, args=arguments)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
-        patch.setenv("OMP_NUM_THREADS", "1")
+        for name, value in _SET.items():
+            patch.setenv(name, value)
         process.start()
     return process
 

@@ -132,7 +132,7 @@ def test_adapters_alone_write_nothing_beside_themselves(tmp_path):
 
 @both
 @every_plan
-@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("step", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_where_the_uninterrupted_one_ends(tmp_path, kind, plan, step):
     whole = trainer_for(kind, lora(), tmp_path, plan, **SAVES)
     whole.train()

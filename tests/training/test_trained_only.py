@@ -49,7 +49,10 @@ def test_every_frozen_tensor_and_the_base_are_described(tmp_path, base) -> None:
     assert told["plan"] == HEAD.to_dict()
 
 
-@pytest.mark.parametrize("plan", [PLAN, PLATEAUS], ids=["timed", "plateaus"])
+EACH = [pytest.param(PLAN, id="timed"), pytest.param(PLATEAUS, id="plateaus", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("plan", EACH)
 def test_a_run_resumed_after_any_step_ends_bit_equal_in_a_fresh_base(tmp_path, base, plan) -> None:
     values = {"eval_strategy": "steps", "eval_steps": 2} if plan is PLATEAUS else {}
     whole = trained(tmp_path / "whole", base, plan=plan, **values)
