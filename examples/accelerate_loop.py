@@ -5,8 +5,8 @@
 
 all-MiniLM-L6-v2 on SMS spam: the top two layers and the head train, with a rate per layer, and from half of the run on
 the third layer, too. `FreezeRun` does in the loop what FreezeTrainer does in the Trainer: it freezes, unfreezes, keeps
-dropout off in what is frozen, tells DistributedDataParallel, and proves at the end that frozen weights did not change.
-A threshold is tuned on validation rows and saved with the model.
+dropout off in what is frozen, updates DistributedDataParallel, and proves at the end that frozen weights stayed as
+they were. A threshold is tuned on validation rows and saved with the model.
 """
 
 import sys

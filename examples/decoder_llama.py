@@ -2,7 +2,7 @@
 
     python examples/decoder_llama.py      # 8 seconds on 2 CPU cores
 
-A decoder is read at its last token that is no padding, so it needs `pad_token_id`; without one, batches fail. RMSNorm
+A decoder is read at its last token that is not padding, so it needs `pad_token_id`; without one, batches fail. RMSNorm
 is a norm like any other. A tiny Llama from a configuration; yours comes from `from_pretrained`.
 """
 

@@ -4,7 +4,7 @@
         examples/gradual_unfreezing.py           # 15 seconds on 2 CPU cores
     python examples/gradual_unfreezing.py        # the same on one process
 
-DistributedDataParallel forgets what was frozen when it was built: unfrozen by hand, replicas drift apart in silence.
+DistributedDataParallel ignores what was frozen when it was built: unfrozen by hand, replicas silently drift apart.
 Here its reducer is rebuilt at each stage. A tiny BERT from a configuration, on generated rows.
 """
 

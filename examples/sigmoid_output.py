@@ -1,4 +1,4 @@
-"""Train a model that ends in a sigmoid: its outputs are probabilities, and the metrics have to be told.
+"""Train a model that ends in a sigmoid: its outputs are probabilities, and the metrics have to know that.
 
     python examples/sigmoid_output.py      # 8 seconds on 2 CPU cores
 

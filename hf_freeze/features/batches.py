@@ -48,7 +48,7 @@ class Batch:
         return {"": self.rows} | {name: lengths[name] for name in first}
 
     def mask(self, name: str) -> torch.Tensor:
-        """Where the input `name`, (rows, length), is not padding."""
+        """Find where the input `name`, (rows, length), is not padding."""
         value: torch.Tensor = self.tensors[name]
         if "attention_mask" in name:
             return value != 0
@@ -58,7 +58,7 @@ class Batch:
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """How many positions of each row are no padding, (inputs with a mask, rows)."""
+        """How many positions of each row are not padding, (inputs with a mask, rows)."""
         names = [name for name in self.sizes if name]
         known = [name for name in names if _has_mask(name)]
         kept = [self.mask(name) for name in known] or [self.tensors[name] != 0 for name in names]  # a guess

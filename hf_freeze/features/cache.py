@@ -243,7 +243,7 @@ class FeatureCache:
             self._say(logging.INFO, "%s", " ".join(said))
 
     def _number_that_fits(self, plans: Sequence[_StoreJob]) -> int:
-        """How many plans can be stored together. Raises `CacheRefused` where even the first cannot."""
+        """Return how many plans can be stored together. Raises `CacheRefused` where even the first cannot."""
         size = 0
         for number, plan in enumerate(plans):
             size += 0 if plan.estimate.stored else plan.estimate.size

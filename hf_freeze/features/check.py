@@ -67,7 +67,7 @@ def _named(names: Sequence[str]) -> str:
 def reads_labels(
     model: nn.Module, frontier: Frontier, forward: Forward, *, batch: Batch, labels: Collection[str]
 ) -> bool:
-    """Whether other labels make other features, as where a decoder's inputs are made of them."""
+    """Tell whether other labels make other features, as where a decoder's inputs are made of them."""
     given = [name for name in labels if isinstance(batch.tensors.get(name), torch.Tensor)]
     if len(given) < sum(batch.tensors.get(name) is not None for name in labels):
         return True

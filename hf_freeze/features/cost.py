@@ -52,7 +52,7 @@ class Estimate:
 
 
 def saves_time(estimates: Sequence[Estimate]) -> bool:
-    """Whether stages together, served by one extraction pass, take less time with features than without."""
+    """Tell whether stages together, served by one extraction pass, take less time with features than without."""
     saved = sum(estimate.saved_seconds for estimate in estimates)
     return saved > max((estimate.extraction_seconds for estimate in estimates), default=0.0)
 

@@ -199,7 +199,7 @@ def _look(model: nn.Module, batch: Batch, roots: DifferentiableOutputs) -> dict[
 
 
 def _paths(output: Any) -> tuple[str, ...]:
-    """Where each leaf of an output is: its key, or its place where a type has no keys (transformers below 5.20)."""
+    """Find each leaf of an output by its key, or its place where a type has no keys (transformers below 5.20)."""
     try:
         return tuple(pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(output)[0])
     except ValueError:

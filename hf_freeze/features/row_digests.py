@@ -147,7 +147,7 @@ def _span_of_mask(kept: npt.NDArray[np.bool_]) -> _Span:
 
 
 def _span_of(name: str, value: Any, spans: Mapping[str, _Span]) -> _Span | None:
-    """Return where an input is no padding, None where it has none that is sure to be some."""
+    """Return where an input is not padding; None where none of it is sure to be."""
     prefix = max((prefix for prefix in spans if name.startswith(prefix)), key=len, default=None)
     if prefix is None or not isinstance(value, np.ndarray) or (name.startswith("decoder_") and not prefix):
         return None

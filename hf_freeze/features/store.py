@@ -84,7 +84,7 @@ class FeatureStore:
             lock.release()
 
     def holds(self, keys: Keys) -> bool:
-        """Whether all rows seem to be there; files are not held against their checksums."""
+        """Tell whether all rows seem to be there; files are not held against their checksums."""
         return not len(self._absent(keys, [part for part in self._numbers() if self._paths(part)[1].exists()]))
 
     def missing(self, keys: Keys) -> list[int]:

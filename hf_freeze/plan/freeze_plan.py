@@ -48,8 +48,8 @@ class FreezePlan:
             its place.
 
     Raises:
-        PlanError: With both of `freeze` and `trainable` or neither, for stages that are none, or for a factor that is
-            no finite number above 0.
+        PlanError: With both of `freeze` and `trainable` or neither, for invalid stages, or for a factor that is not a
+            finite number above 0.
         SelectionError: For a selection that cannot be read.
 
     >>> plan = FreezePlan(trainable="head", stages=[Stage(epoch=1, unfreeze="layers[-1]")])

@@ -25,14 +25,14 @@ class PlateauWatch:
     without_better: int = 0
 
     def see(self, value: float, *, step: int, plateau: Plateau) -> "PlateauWatch":
-        """Return the watch after one more evaluation. A value that is not a number is no improvement."""
+        """Return the watch after one more evaluation. A value that is not a number is not an improvement."""
         gain = 0.0 if self.best is None else (value - self.best if plateau.rises else self.best - value)
         if (self.best is None and value == value) or gain > plateau.min_delta:
             return replace(self, best=value, best_step=step, without_better=0)
         return replace(self, without_better=self.without_better + 1)
 
     def is_over(self, plateau: Plateau) -> bool:
-        """Whether `patience` evaluations in a row brought nothing better."""
+        """Tell whether `patience` evaluations in a row brought nothing better."""
         return self.without_better >= plateau.patience
 
     def to_dict(self) -> dict[str, Any]:

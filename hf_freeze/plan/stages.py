@@ -235,12 +235,12 @@ def _is_count(value: object) -> bool:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a value is a finite number, which True and False are not."""
+    """Tell whether a value is a finite number, which True and False are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_factor(value: object) -> TypeGuard[int | float]:
-    """Whether a value can multiply a learning rate: a finite number above 0."""
+    """Tell whether a value can multiply a learning rate: a finite number above 0."""
     return is_number(value) and value > 0
 
 

@@ -85,7 +85,7 @@ class Timeline:
 
 
 def _longest_wait(stage: Stage, steps_per_epoch: int | None) -> int | None:
-    """How many steps a plateau stage waits at most."""
+    """Return how many steps a plateau stage waits at most."""
     if stage.plateau is None or stage.plateau.max_epochs is None:
         return None
     if steps_per_epoch is None:

@@ -13,7 +13,7 @@ def trainable_only(selection: Selection, model_map: ModelMap) -> frozenset[str]:
 
 
 def all_but(selection: Selection, model_map: ModelMap) -> frozenset[str]:
-    """What trains when `selection` is frozen: the rest, with what was handed in frozen only where '!' names it."""
+    """Return what trains when `selection` is frozen: the rest; what was handed in frozen only where '!' names it."""
     picked = evaluate(selection, model_map)
     others = {
         name: picked.taken_out.get(name, Specificity.EVERYTHING) for name in model_map.parts.keys() - picked.names

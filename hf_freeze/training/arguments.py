@@ -207,7 +207,7 @@ def _plain_plan(given: Any) -> Any:
 
 
 def _plain_stages(stages: Any) -> Any:
-    """Turn stages into the plain values that arguments are saved as; a path stays one, and so does what is no list."""
+    """Turn stages into the plain values that arguments are saved as; anything but a list stays as it is."""
     if isinstance(stages, str):
         return _read_json(stages, "unfreeze_stages") if stages.lstrip().startswith("[") else stages
     return [_plain_stage(stage) for stage in stages] if isinstance(stages, Sequence) else stages

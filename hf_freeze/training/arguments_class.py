@@ -43,7 +43,7 @@ def arguments_class(trainer: type[Trainer]) -> type[TrainingArguments]:
 
 
 def _names(base: type) -> list[str]:
-    """How the arguments class may be called: after the Trainer, or as the annotation of `args` says."""
+    """Return how the arguments class may be called: after the Trainer, or as the annotation of `args` says."""
     stem = base.__name__.removesuffix("Trainer")
     args = inspect.signature(base).parameters.get("args")
     annotated = re.findall(r"\w+", re.sub(r"\w+\.", "", str(args.annotation))) if args is not None else []

@@ -32,7 +32,7 @@ def read_callback_state(folder: str | os.PathLike[str], name: str) -> Mapping[st
 
 
 def has_state(folder: str | os.PathLike[str]) -> bool:
-    """Whether the Trainer left its state in this folder."""
+    """Tell whether the Trainer left its state in this folder."""
     return (Path(folder) / TRAINER_STATE_NAME).is_file()
 
 
@@ -50,7 +50,7 @@ def callback_state(state: TrainerState, name: str) -> Mapping[str, Any] | None:
 
 
 def saved_part(state: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """What `FreezeCallback` saved beside its settings; {} for None."""
+    """Return what `FreezeCallback` saved beside its settings; {} for None."""
     saved: Mapping[str, Any] = state["attributes"]["saved"] if state else {}
     return saved
 

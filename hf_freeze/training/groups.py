@@ -112,7 +112,7 @@ def param_groups(
         The groups, as an optimizer of torch takes them, each with a `name`.
 
     Raises:
-        PlanError: Without a learning rate, for a rate that is no rate, for an option that is none, and for a selection
+        PlanError: Without a learning rate, for an invalid rate, for an unknown option, and for a selection
             that matches nothing that trains or what another one matches too.
         SelectionError: For a selection that matches nothing in the model.
     """
@@ -244,7 +244,7 @@ def _ladder(model_map: ModelMap, rate: float, decay: float, *, spread: float) ->
 
 
 def _depths(model_map: ModelMap) -> dict[str, int]:
-    """How far below the head a tensor is: 0 for head and rest, 1 for the top layer, embeddings last."""
+    """Return how far below the head a tensor is: 0 for head and rest, 1 for the top layer, embeddings last."""
     depths = dict.fromkeys(model_map.parts, 0)
     for stack in model_map.stacks:
         for index, names in enumerate(stack.layers):

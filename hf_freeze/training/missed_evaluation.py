@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def is_missed(args: TrainingArguments, state: TrainerState, steps_per_epoch: int | None) -> bool:
-    """Whether the step that a run resumes at ends an epoch whose evaluation the log does not have."""
+    """Tell whether the step that a run resumes at ends an epoch whose evaluation the log does not have."""
     if args.eval_strategy != "epoch" or not steps_per_epoch or not state.global_step:
         return False
     ends_epoch = state.global_step % steps_per_epoch == 0 and (state.epoch or 0) >= args.eval_delay

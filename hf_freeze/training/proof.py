@@ -140,7 +140,7 @@ class FreezeProof:
             logger.warning("%s did not change: %s.", _listing(names), why)
 
     def _units(self) -> dict[str, set[str]]:
-        """What must change at least in part: head, layers and plan entries, as far as they were trainable."""
+        """Return what must change at least in part: head, layers and plan entries, as far as they were trainable."""
         tried = self._moved | self._unmoved.keys()
         units: dict[str, set[str]] = {repr(entry): set(names) for entry, names in self._bound.resolved.declared.items()}
         for name, label in part_labels(self._bound.resolved.model_map).items():

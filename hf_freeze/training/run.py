@@ -174,7 +174,7 @@ class FreezeRun:
         self._gate.apply(self.state.begins, step)
 
     def has_best(self, state: RunState) -> bool:
-        """Whether an interrupted run of this state kept the best weights of its stage."""
+        """Tell whether an interrupted run of this state kept the best weights of its stage."""
         watch = state.watch
         if watch is None or watch.stage != state.stage + 1 or watch.best_step is None:
             return False

@@ -1,4 +1,4 @@
-"""The events of a Trainer, as every kind of Trainer has them, told to the training under a plan."""
+"""The events of a Trainer, as every kind of Trainer has them, passed on to the training under a plan."""
 
 from collections.abc import Mapping
 from typing import Any

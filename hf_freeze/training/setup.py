@@ -34,7 +34,7 @@ def check_setup(args: TrainingArguments, bound: BoundPlan) -> None:
 
 
 def require_module(model: object) -> None:
-    """Raise `UnsupportedSetupError` for a model that is no `torch.nn.Module`, as what SetFit hands to callbacks."""
+    """Raise `UnsupportedSetupError` for a model that is not a `torch.nn.Module`, such as SetFit hands to callbacks."""
     if isinstance(model, nn.Module):
         return
     advice = "Give the callback to a Trainer whose model is one."
@@ -131,12 +131,12 @@ def refuse_deepspeeds_own_optimizer(args: TrainingArguments) -> None:
 
 
 def uses_deepspeed(args: TrainingArguments) -> bool:
-    """Whether the Trainer runs, or will run, under DeepSpeed."""
+    """Tell whether the Trainer runs, or will run, under DeepSpeed."""
     return bool(args.deepspeed or args.deepspeed_plugin or _plugin("deepspeed_plugins"))
 
 
 def _deepspeed_config(args: TrainingArguments) -> Mapping[str, Any]:
-    """What is configured; {} before accelerate has read a configuration that it was launched with."""
+    """Return what is configured; {} before accelerate has read a configuration that it was launched with."""
     given = _plugin("deepspeed_plugins")
     several = given.values() if isinstance(given, Mapping) else filter(None, [given])
     plugin = next((plugin for plugin in several if plugin.selected), args.deepspeed_plugin)
@@ -157,7 +157,7 @@ def _uses_fsdp(args: TrainingArguments) -> bool:
 
 
 def is_whole(args: TrainingArguments) -> bool:
-    """Whether each process holds the whole model, and the optimizer steps the model's own parameters."""
+    """Tell whether each process holds the whole model, and the optimizer steps the model's own parameters."""
     return not (_uses_fsdp(args) or uses_deepspeed(args))
 
 
@@ -186,5 +186,5 @@ def _uses_flat_parameters(args: TrainingArguments) -> bool:
 
 
 def _plugin(name: str) -> Any:
-    """What `accelerate launch` or an Accelerator has set up; None before either."""
+    """Return what `accelerate launch` or an Accelerator has set up; None before either."""
     return vars(AcceleratorState()).get(name) if is_initialized() else None

@@ -73,7 +73,7 @@ def trainable_summary(model: nn.Module) -> TrainableSummary:
         Rows with counts of elements and bytes; `str()` of it is a table.
 
     Raises:
-        FreezeError: For what is no module, or has parameters without a shape yet.
+        FreezeError: For anything but a module, and for parameters without a shape yet.
     """
     model = unwrap(model)
     model_map = map_model(model)

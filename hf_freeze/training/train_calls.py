@@ -1,4 +1,4 @@
-"""Which `train()` call of a Trainer runs now, read off the stack: a callback is not told when an exception ends one."""
+"""Which `train()` call of a Trainer runs now, read off the stack: no event tells that an exception ended one."""
 
 import inspect
 import sys

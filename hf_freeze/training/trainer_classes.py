@@ -26,7 +26,7 @@ def freezing(trainer: type[Trainer], arguments: type[TrainingArguments] | None =
             of `args` (`SFTConfig` for `SFTTrainer`), or else `TrainingArguments`.
 
     Raises:
-        UnsupportedSetupError: Where `trainer` is no Trainer, or `arguments` no dataclass of TrainingArguments.
+        UnsupportedSetupError: Where `trainer` is not a Trainer, or `arguments` not a dataclass of TrainingArguments.
 
     >>> from transformers import Seq2SeqTrainer
     >>> trainer, arguments = freezing(Seq2SeqTrainer)

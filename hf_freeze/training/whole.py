@@ -109,7 +109,7 @@ def defects(folder: Path, *, optimizer: bool) -> Iterator[str]:
 
 
 def has_optimizer(folder: str | os.PathLike[str]) -> bool:
-    """Whether the state of the optimizer and that of the scheduler are there."""
+    """Tell whether the state of the optimizer and that of the scheduler are there."""
     return all((Path(folder) / name).exists() for name in (OPTIMIZER_NAME, SCHEDULER_NAME))
 
 
@@ -208,5 +208,5 @@ def _shown(value: Any) -> str:
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value read from JSON is a count."""
+    """Tell whether a value read from JSON is a count."""
     return _is_one_of(value, _COUNT)

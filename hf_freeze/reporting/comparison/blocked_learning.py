@@ -76,7 +76,7 @@ def _sentence(frozen: Sequence[Run], less_frozen: Sequence[Run], same_size: Sequ
 
 
 def _rate_is_large(frozen: Sequence[Run], less_frozen: Sequence[Run], same_size: Sequence[Sequence[Run]]) -> bool:
-    """Whether the rate is far above that of what learns, or a plan that trains as much has tried a far larger one."""
+    """Tell whether the rate is far above that of what learns, or one that trains as much has tried a far larger one."""
     own, others = highest_rate(frozen), highest_rate(less_frozen)
     if own is None or others is None:
         return False

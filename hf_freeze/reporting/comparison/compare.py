@@ -48,7 +48,7 @@ def compare(
     positive: int | str = 1,
     show_progress: bool = True,
 ) -> Comparison:
-    """Train a fresh model by each plan with each seed, and return one table, one plot and what the figures say.
+    """Train a fresh model by each plan with each seed, and return one table, one plot and what the results show.
 
     A finished run is kept in `folder` as one JSON file, so that an interrupted comparison goes on where it stopped. Its
     key is a digest of the name, plan, rates, arguments, seed and versions; of the model its first weights, its

@@ -1,4 +1,4 @@
-"""What a comparison found: one table, and what the figures say."""
+"""What a comparison found: one table, and the sentences that the results support."""
 
 import json
 import math
@@ -98,7 +98,7 @@ def _table(by_plan: dict[str, list[Run]]) -> str:
     columns: dict[str, Callable[[list[Run]], str]] = {
         "plan": lambda runs: runs[0].name,
         "trains": lambda runs: f"{runs[0].trainable:,}",
-        # The Trainer logs 0 in place of a loss that is no number.
+        # The Trainer logs 0 in place of a loss that is not a number.
         "train loss": _of_sound_runs(Run.training_loss),
         "val. loss": lambda runs: _spread([run.last.loss for run in runs]),
         "accuracy": _of_sound_runs(lambda run: run.last.accuracy),
@@ -141,7 +141,7 @@ def notes(runs: Sequence[Run]) -> list[str]:
         "bag), with its 95 % interval.",
         *_without_interval(sound),
         "Train loss: mean over the last quarter. Seconds: training without evaluations"
-        + (f"; {stored} on features computed once, which is in it." if stored else "."),
+        + (f"; {stored} on features computed once, that pass included." if stored else "."),
         f"Peak memory: {HOW['cuda' if runs[0].device == 'cuda' else 'cpu']}.",
         *remarks(sound),
     ]

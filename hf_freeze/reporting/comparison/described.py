@@ -121,7 +121,7 @@ def _function(function: FunctionType, depth: int) -> Any:
 
 
 def _settled(read: Any, depth: int) -> Any:
-    """What a function finds around itself, where that is a setting or more code; of an object, its class by name."""
+    """Return what a function finds around itself, if a setting or more code; of an object, its class by name."""
     try:
         value = read()
     except ValueError:  # a cell that is still empty

@@ -55,7 +55,7 @@ def run_arguments(
 
 
 def train(name: str, contender: Contender, task: Task, *, seed: int, folder: Path, note: Callable[[str], None]) -> Run:
-    """Train, evaluate and test; `note` is told how far the run is."""
+    """Train, evaluate and test; `note` gets how far the run is."""
     with peak_memory(task.args.device) as peak, warnings.catch_warnings():
         # What they say of the first evaluations is over by the last; of that, the run keeps it as its remark.
         warnings.simplefilter("ignore", ThresholdWarning)

@@ -1,4 +1,4 @@
-"""What the figures of a comparison say, in sentences; nothing where the evidence does not carry it.
+"""Sentences on what a comparison found, each only where the evidence supports it.
 
 Each function looks at the runs of one plan, one per seed, or of several, and returns a sentence with its numbers, or
 None. What is said of frozen layers that block learning is in `blocked_learning.py`.
@@ -27,12 +27,12 @@ def mean(runs: Sequence[Run], what: Callable[[Run], float]) -> float:
 
 
 def seeds_note(runs: Sequence[Run]) -> str:
-    """Say that figures are means over seeds, where there are several."""
+    """Say that these are means over seeds, where there are several."""
     return f" (means of {len(runs)} seeds)" if len(runs) > 1 else ""
 
 
 def has_diverged(run: Run) -> bool:
-    """Tell whether a loss, or a logit at the end, is no number. Of the run's other figures nothing can be said then."""
+    """Tell whether a loss, or a logit at the end, is not a number. Nothing else of the run means anything then."""
     return not run.at_half or not all(map(math.isfinite, (run.last.loss, *run.training_losses)))
 
 
@@ -42,7 +42,7 @@ def has_interval(runs: Sequence[Run]) -> bool:
 
 
 def is_perfect(run: Run) -> bool:
-    """Whether the evaluated rows are told apart without an error: every draw of them is too, and F1 has no spread."""
+    """Tell whether every evaluated row is classified correctly: in every draw of them, too, and F1 has no spread."""
     return run.interval is not None and not run.interval[0] < run.interval[1]
 
 

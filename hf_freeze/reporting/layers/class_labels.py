@@ -35,7 +35,7 @@ class Classes:
         self._met_a_number = False
 
     def number(self, label: Any) -> int:
-        """Return the number of a label. Raises `UnsupportedSetupError` for what is no class."""
+        """Return the number of a label. Raises `UnsupportedSetupError` for anything but a class."""
         label = _single(label)
         if isinstance(label, str):
             number = self._texts.setdefault(label, len(self._texts))

@@ -1,4 +1,4 @@
-"""What a head reads of a layer's output: the mean over what is no padding, and one token, if it reads just one."""
+"""What a head reads of a layer's output: the mean over what is not padding, and one token, if it reads just one."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

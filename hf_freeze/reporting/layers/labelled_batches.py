@@ -20,7 +20,7 @@ CLASSES = "labels"
 
 
 def refuse_unfit_dataset(dataset: Any) -> None:
-    """Raise `FreezeError` for what is no data set of rows by number, or has no rows."""
+    """Raise `FreezeError` for anything but a data set of rows by number, and for one without rows."""
     if isinstance(dataset, DatasetDict | IterableDatasetDict | Mapping):
         raise FreezeError(f"dataset is a dict of {sorted(map(str, dataset))}. Give one of its sets: dataset['train'].")
     numbered = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")

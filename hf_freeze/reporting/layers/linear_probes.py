@@ -60,7 +60,7 @@ def _fits(scoring: str, classes: int) -> bool:
 def probe_scores(
     values: Sequence[NDArray[np.float32]], labels: NDArray[np.int64], *, folds: int, scoring: Scoring, seed: int
 ) -> tuple[DepthScore, ...]:
-    """Cross-validate a probe at every depth. Raises `FreezeError` where a score is no number."""
+    """Cross-validate a probe at every depth. Raises `FreezeError` where a score is not a number."""
     from sklearn.model_selection import StratifiedKFold, cross_val_score  # noqa: PLC0415
 
     splits = StratifiedKFold(folds, shuffle=True, random_state=seed)

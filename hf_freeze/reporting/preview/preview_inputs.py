@@ -47,7 +47,7 @@ def check_tokens(tokens: int | None, model: nn.Module) -> None:
 
 
 def check_batch(batch: object, model: nn.Module) -> None:
-    """Raise `FreezeError` for what is no batch, and for inputs that the model's forward does not have."""
+    """Raise `FreezeError` for anything but a batch, and for inputs that the model's forward does not have."""
     if batch is None:
         return
     if not isinstance(batch, Mapping) or not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(dict(batch))):

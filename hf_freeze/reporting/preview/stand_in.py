@@ -95,6 +95,6 @@ def _described(model: nn.Module) -> nn.Module:
 
 
 def moved_into_mode(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy a batch's tensors as empty ones; what is no tensor stays."""
+    """Copy a batch's tensors as empty ones; anything else stays."""
     empty = partial(_empty, device="cpu")
     return {name: tree_map_only(torch.Tensor, empty, value) for name, value in batch.items()}
