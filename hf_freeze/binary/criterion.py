@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_freeze.binary import metric_values
-from hf_freeze.binary.counts import FloatArray
+from hf_freeze.binary.counts import FloatArray, Table
 from hf_freeze.binary.metric_values import MetricOfCounts, ratio
 from hf_freeze.binary.result import is_number, short
 from hf_freeze.errors import FreezeError
@@ -165,28 +165,74 @@ class Criterion:
         return self.value_of((0.0, n_neg, n_pos, 0.0)) if self.objective == "cost" else 0.0
 
     def reached(
-        self, tp: FloatArray, fp: FloatArray, fn: FloatArray, tn: FloatArray, *, confidence: float | None
+        self,
+        tp: FloatArray,
+        fp: FloatArray,
+        fn: FloatArray,
+        tn: FloatArray,
+        *,
+        confidence: float | None,
+        squares: Table | None = None,
     ) -> dict[str, FloatArray]:
-        """Return the rate that each constraint limits: the observed one, or its Wilson bound at `confidence`."""
+        """Return the rate that each constraint limits: the observed one, or its Wilson bound at `confidence`.
+
+        `squares`: the sums of the squared weights behind the counts, where these are sums of weights.
+        """
         z = 0.0 if confidence is None else NormalDist().inv_cdf(confidence)
+        ways = {  # successes, failures, and the direction of the bound
+            "min_precision": ("tp", "fp", -z),
+            "min_recall": ("tp", "fn", -z),
+            "max_fpr": ("fp", "tn", z),
+        }
+        counts = Table(tp, fp, fn, tn)
         rates: dict[str, FloatArray] = {}
-        if self.min_precision is not None:
-            rates["min_precision"] = wilson_bound(tp, tp + fp, z=-z)
-        if self.min_recall is not None:
-            rates["min_recall"] = wilson_bound(tp, tp + fn, z=-z)
-        if self.max_fpr is not None:
-            rates["max_fpr"] = wilson_bound(fp, tn + fp, z=z)
+        for name in self.constraints:
+            success, failure, deviations = ways[name]
+            successes: FloatArray = getattr(counts, success)
+            trials: FloatArray = successes + getattr(counts, failure)
+            if squares is not None and deviations:
+                effective = effective_trials(counts, squares, success=success, failure=failure)
+                successes, trials = ratio(successes, trials) * effective, effective
+            rates[name] = wilson_bound(successes, trials, z=deviations)
         return rates
 
     def feasible(
-        self, tp: FloatArray, fp: FloatArray, fn: FloatArray, tn: FloatArray, *, confidence: float | None
+        self,
+        tp: FloatArray,
+        fp: FloatArray,
+        fn: FloatArray,
+        tn: FloatArray,
+        *,
+        confidence: float | None,
+        squares: Table | None = None,
     ) -> NDArray[np.bool_]:
         """Return where all constraints hold."""
+        rounding = 0.0 if squares is None else 1e-12  # of sums of weights: 9 of 10 rows must be 0.9 whatever they weigh
         holds = np.ones(tp.shape, dtype=bool)
-        for name, rate in self.reached(tp, fp, fn, tn, confidence=confidence).items():
+        for name, rate in self.reached(tp, fp, fn, tn, confidence=confidence, squares=squares).items():
             limit = self.constraints[name]
-            holds &= rate <= limit if name == "max_fpr" else rate >= limit
+            holds &= rate <= limit + rounding if name == "max_fpr" else rate >= limit - rounding
         return holds
+
+
+def effective_trials(counts: Table, squares: Table, *, success: str, failure: str) -> FloatArray:
+    """Return how many rows of equal weight would tell as much of a rate as these weighted ones do.
+
+    That is the number of rows over the design effect (Kish, 1965), the effective sample size that Korn and Graubard
+    (1998) put into intervals of a rate. The variance of the weighted rate is the linearised one, because weights depend
+    on the class here: Kish's shortcut, the squared sum over the sum of squares, takes them for independent of success,
+    and at 1 % of positives it makes a precision several times as certain as it is. With sums s and f of the weights of
+    successes and failures, and S and F of their squares, it is (s + f)^2 / (f S / s + s F / f).
+    """
+
+    def mean_weight(kind: str) -> FloatArray:  # weighted by itself; that of the whole class where no row is left
+        whole = ("tp", "fn") if kind in ("tp", "fn") else ("fp", "tn")
+        of_class = ratio(sum(getattr(squares, k) for k in whole), sum(getattr(counts, k) for k in whole))
+        total = getattr(counts, kind)
+        return np.where(total > 0, ratio(getattr(squares, kind), total), of_class)
+
+    s, f = getattr(counts, success), getattr(counts, failure)
+    return ratio((s + f) ** 2, f * mean_weight(success) + s * mean_weight(failure))
 
 
 def wilson_bound(successes: FloatArray, trials: FloatArray, *, z: float) -> FloatArray:

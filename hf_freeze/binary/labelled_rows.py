@@ -18,18 +18,22 @@ from hf_freeze.errors import FreezeError
 IGNORED_LABEL = -100
 """The label id that the Trainer and torch's losses leave out."""
 
+_LIGHTEST, _HEAVIEST = 1e-30, 1e30  # their squares and sums are still numbers
+
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedRows:
-    """`margin` (n,) float32 and `positive` (n,) bool of the rows that count; `n_ignored` more were labelled -100.
+    """`margin` (n,) float32 and `positive` (n,) bool of the rows that count; `n_ignored` more do not.
 
     `ranges`: the values that the margins were computed from, summed up batch by batch for `refuse_probabilities`.
+    `weight` (n,) float64, above 0; None where every row counts once.
     """
 
     margin: NDArray[np.float32]
     positive: NDArray[np.bool_]
     n_ignored: int
     ranges: tuple[ValueRange, ...]
+    weight: NDArray[np.float64] | None = None
 
     @property
     def n_nan(self) -> int:
@@ -48,31 +52,69 @@ class EvaluatedRows:
 
 
 def read_rows(
-    logits: Any, labels: Any, *, positive: int = 1, head: Head = "auto", label2id: Mapping[str, int] | None = None
+    logits: Any,
+    labels: Any,
+    sample_weight: Any = None,
+    *,
+    positive: int = 1,
+    head: Head = "auto",
+    label2id: Mapping[str, int] | None = None,
 ) -> EvaluatedRows:
     """Reduce a model's outputs and their labels, in any form that `binary_margin` and `binary_labels` read.
 
-    With head="auto" the outputs are taken for logits: `refuse_probabilities` judges all batches of a set together.
+    Rows labelled -100 do not count, nor do those of weight 0. With head="auto" the outputs are taken for logits:
+    `refuse_probabilities` judges all batches of a set together.
     """
     read, seen = read_margin(logits, positive=positive, head=head)
     margin = as_numpy(read)
     is_positive, counted = binary_labels(labels, positive=positive, label2id=label2id)
     if len(margin) != len(is_positive):
         raise FreezeError(f"{len(margin)} scores but {len(is_positive)} labels: give one label per score.")
+    weight = None
+    if sample_weight is not None:
+        weight = _row_weights(sample_weight, counted)
+        counted &= weight > 0
     n_ignored = len(counted) - int(counted.sum())
     if n_ignored:
         margin, is_positive = margin[counted], is_positive[counted]
-    return EvaluatedRows(margin, is_positive, n_ignored, (seen,))
+        weight = None if weight is None else weight[counted]
+    return EvaluatedRows(margin, is_positive, n_ignored, (seen,), weight)
 
 
 def join_rows(batches: Sequence[EvaluatedRows]) -> EvaluatedRows:
     """Put batches together, in order."""
+    weights = [batch.weight for batch in batches if batch.weight is not None]
     return EvaluatedRows(
         np.concatenate([batch.margin for batch in batches]),
         np.concatenate([batch.positive for batch in batches]),
         sum(batch.n_ignored for batch in batches),
         tuple(seen for batch in batches for seen in batch.ranges),
+        np.concatenate(weights) if weights else None,
     )
+
+
+def _row_weights(sample_weight: Any, counted: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return a weight per row; those of rows that do not count anyway may be anything."""
+    if is_batches(sample_weight):
+        sample_weight = np.concatenate([read_array(batch, "Weights").reshape(-1) for batch in sample_weight])
+    try:
+        read = read_array(sample_weight, "Weights")
+        if read.dtype.kind == "c":
+            raise TypeError("they are complex")
+        weight = read.astype(np.float64, copy=False)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise FreezeError(f"sample_weight={short(sample_weight)} are not numbers: {error}.") from error
+    if weight.shape not in ((len(counted),), (len(counted), 1)):
+        raise FreezeError(f"sample_weight of shape {weight.shape} for {len(counted)} rows: give one weight per row.")
+    weight = weight.reshape(-1)
+    if len(weight) and counted.all() and weight.min() >= _LIGHTEST and weight.max() <= _HEAVIEST:
+        return weight
+    strange = weight[counted & ~((weight == 0) | ((weight >= _LIGHTEST) & (weight <= _HEAVIEST)))]
+    if strange.size:
+        raise FreezeError(
+            f"Weights must be 0 or between {_LIGHTEST:g} and {_HEAVIEST:g}, but sample_weight has {_listed(strange)}."
+        )
+    return np.where(counted, weight, 0.0)
 
 
 def binary_labels(

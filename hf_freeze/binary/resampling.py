@@ -4,6 +4,10 @@ Each draw splits the rows at random into two halves; the threshold tuned on one 
 Halves drawn without replacement carry the bias and the variance of the full bootstrap (Friedman and Hall, 2007; the
 pairing is that of Shah and Samworth, 2013), and they need no sorting and no weights per row: of m rows with one score,
 Binomial(m, 1/2) fall into the first half.
+
+Rows of weights w at one score bring the first half a weight with mean sum(w) / 2 and variance sum(w^2) / 4. As many
+rows of one weight as have both of these are drawn for them: sum(w)^2 / sum(w^2), their effective number (Kish, 1965),
+rounded up or down at random so that the variance is met on average. Rows of equal weight are drawn exactly.
 """
 
 from dataclasses import dataclass
@@ -13,6 +17,7 @@ from numpy.typing import NDArray
 
 from hf_freeze.binary.counts import FloatArray, ScoreCounts, Table
 from hf_freeze.binary.criterion import Criterion
+from hf_freeze.binary.metric_values import ratio
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,21 +39,23 @@ def resample(
 ) -> Resamples:
     """Re-tune on `n_boot` random halves, among the candidates `kept`. All rows together chose `tuned`, one of them."""
     rng = np.random.default_rng(seed)
-    in_tp, out_tp = _halves(counts.tp[kept], rng, n_boot)
-    in_fp, out_fp = _halves(counts.fp[kept], rng, n_boot)
+    squares = counts.table_of_squares(kept) or counts.table(kept)
+    in_tp, out_tp, in_tp_squares = _halves(counts.tp[kept], squares.tp, rng, n_boot)
+    in_fp, out_fp, in_fp_squares = _halves(counts.fp[kept], squares.fp, rng, n_boot)
     usable = (in_tp[0] > 0) & (in_fp[0] > 0)
     # Counted twice, half of the rows weigh as much as all of them: Wilson's bounds then mean what they mean there.
     bag = _table(2.0 * in_tp, 2.0 * in_fp)
+    in_squares = None if counts.squares is None else _table(2.0 * in_tp_squares, 2.0 * in_fp_squares)
     value = criterion.value(*bag)
     values_at_tuned = value[np.searchsorted(kept, tuned)].copy()
-    value[~criterion.feasible(*bag, confidence=criterion.confidence)] = -np.inf
+    value[~criterion.feasible(*bag, confidence=criterion.confidence, squares=in_squares)] = -np.inf
     best = value.max(axis=0)
     usable &= np.isfinite(best)
     chosen = _middle_of_first_plateau(value, best)
     if usable.sum() < max(1, n_boot / 2):
         return Resamples(np.empty(0), np.empty(0), None)
     judged = [_at(count, chosen)[usable].sum() for count in _table(out_tp, out_fp)]
-    scale = (counts.n_pos + counts.n_neg) / max(sum(judged), 1.0)
+    scale = (counts.n_pos + counts.n_neg) / (sum(judged) or 1.0)
     tp, fp, fn, tn = (float(count * scale) for count in judged)
     return Resamples(
         thresholds=_margins(counts, kept)[chosen[usable]],
@@ -57,17 +64,39 @@ def resample(
     )
 
 
-def _halves(passed: FloatArray, rng: np.random.Generator, n_boot: int) -> tuple[FloatArray, FloatArray]:
-    """Split the rows of one class; return how many of each half pass every candidate, (candidates, n_boot)."""
-    rows = (passed[:-1] - passed[1:]).astype(np.int64)
+def _halves(
+    passed: FloatArray, squares: FloatArray, rng: np.random.Generator, n_boot: int
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Split the rows of one class; return what passes every candidate in each half, (candidates, n_boot), and squared.
+
+    The third is the sum of the squared weights behind the first.
+    """
+    rows, weight = _rows_of_one_weight(passed[:-1] - passed[1:], squares[:-1] - squares[1:], rng)
     n_draws = (n_boot + 1) // 2
     # One n per row of the table: the generator prepares its sampler once for each n.
     first = rng.binomial(rows[:, None], 0.5, size=(len(rows), n_draws))
-    second = rows[:, None] - first
-    drawn = np.zeros((len(passed), 2 * n_draws))
-    np.cumsum(np.concatenate([first, second], axis=1)[::-1], axis=0, out=drawn[:-1][::-1])
+    both = np.concatenate([first, rows[:, None] - first], axis=1) * weight[:, None]
+    drawn = _from_the_top(both)
     left_out = np.roll(drawn, n_draws, axis=1)
-    return drawn[:, :n_boot], left_out[:, :n_boot]
+    return drawn[:, :n_boot], left_out[:, :n_boot], _from_the_top(both * weight[:, None])[:, :n_boot]
+
+
+def _rows_of_one_weight(
+    total: FloatArray, squares: FloatArray, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], FloatArray]:
+    """Return the effective number of rows for each sum of weights, and the weight of one of them."""
+    effective = np.where((total > 0) & (squares > 0), ratio(total**2, squares), 0.0)
+    down = np.floor(effective)
+    # The variance goes with 1 / rows, so it is the mean of 1 / rows that has to be 1 / effective.
+    share_down = down * (ratio(down + 1.0, effective) - 1.0)
+    rows = np.where(rng.random(len(total)) < share_down, down, np.ceil(effective))
+    return rows.astype(np.int64), ratio(total, rows)
+
+
+def _from_the_top(drawn: FloatArray) -> FloatArray:
+    passing = np.zeros((len(drawn) + 1, drawn.shape[1]))
+    np.cumsum(drawn[::-1], axis=0, out=passing[:-1][::-1])
+    return passing
 
 
 def _table(tp: FloatArray, fp: FloatArray) -> Table:

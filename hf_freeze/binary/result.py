@@ -40,8 +40,8 @@ class ThresholdCurve:
     """
 
     threshold: tuple[float, ...]
-    tp: tuple[int, ...]
-    fp: tuple[int, ...]
+    tp: tuple[float, ...]
+    fp: tuple[float, ...]
     value: tuple[float, ...]
 
 
@@ -61,8 +61,11 @@ class ThresholdResult:
         threshold_interval: The middle 95 % of the re-tuned thresholds.
         oob_counts: (tp, fp, fn, tn) on fresh rows, scaled to as many rows as were tuned on.
         plateau: Every threshold in (low, high] labels the rows equally well.
-        tp, fp, fn, tn, auroc: Of the rows tuned on, at the threshold.
-        n_distinct: Number of different scores among them. n_ignored: number of rows left out, labelled -100.
+        prevalence: The share of positives that the threshold was tuned at: that of the rows, or `at_prevalence`.
+        tp, fp, fn, tn, auroc: Of the rows tuned on, at the threshold: numbers of rows, whatever they weigh.
+        weighted_counts: (tp, fp, fn, tn) as sums of weights; None where rows had none and no prevalence was asked for.
+        n_distinct: Number of different scores among them. n_ignored: number of rows left out, labelled -100 or of
+            weight 0.
         positive: Id of the label that a row at or above the threshold gets.
         head: "probability" when the model returns probabilities, whose log-odds are the margin.
         status: "ok"; "predict_none", "predict_all", "constant", "anti_correlated" or "low_support" for what is unusual;
@@ -86,10 +89,12 @@ class ThresholdResult:
     threshold_interval: tuple[float, float] | None = None
     oob_counts: tuple[float, float, float, float] | None = None
     plateau: tuple[float, float] | None = None
+    prevalence: float | None = None
     tp: int = 0
     fp: int = 0
     fn: int = 0
     tn: int = 0
+    weighted_counts: tuple[float, float, float, float] | None = None
     auroc: float | None = None
     n_distinct: int = 0
     n_ignored: int = 0
@@ -120,6 +125,11 @@ class ThresholdResult:
     def n_neg(self) -> int:
         """Number of negative rows tuned on."""
         return self.fp + self.tn
+
+    @property
+    def counts(self) -> tuple[float, float, float, float]:
+        """(tp, fp, fn, tn) as `value` was computed from them: sums of weights, if rows had weights."""
+        return self.weighted_counts or (self.tp, self.fp, self.fn, self.tn)
 
     @property
     def confusion_matrix(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -314,6 +324,10 @@ def _are(length: int) -> Any:
     return lambda value: value is None or (_are_numbers(value) and len(value) == length)
 
 
+def _is_share(value: Any) -> bool:
+    return value is None or (is_number(value) and 0.0 <= value <= 1.0)
+
+
 def _is_columns(value: Any) -> bool:
     return isinstance(value, Mapping) and set(value) == {f.name for f in fields(ThresholdCurve)}
 
@@ -334,7 +348,7 @@ def _plain(number: Any) -> int | float:
     return int(number) if isinstance(number, numbers.Integral) else float(number)
 
 
-_TUPLES = ("interval", "threshold_interval", "oob_counts", "plateau")
+_TUPLES = ("interval", "threshold_interval", "oob_counts", "plateau", "weighted_counts")
 _NUMBER = "a number or None", lambda value: value is None or _is_float(value)
 _TEXT = "a string", lambda value: isinstance(value, str)
 _PAIR = "two numbers or None", _are(2)
@@ -349,6 +363,8 @@ _KINDS: Mapping[str, tuple[str, Any]] = {
     "threshold_interval": _PAIR,
     "oob_counts": ("four numbers or None", _are(4)),
     "plateau": _PAIR,
+    "prevalence": ("a share from 0 to 1, or None", _is_share),
+    "weighted_counts": ("four numbers or None", _are(4)),
     **dict.fromkeys(("tp", "fp", "fn", "tn", "n_distinct", "n_ignored"), _COUNT),
     "auroc": _NUMBER,
     "positive": ("0 or 1", lambda value: _is_count(value) and value in (0, 1)),

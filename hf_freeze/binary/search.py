@@ -23,6 +23,7 @@ from hf_freeze.binary.result import (
     ThresholdCurve,
     ThresholdResult,
     ThresholdWarning,
+    is_number,
     reasons_to_doubt,
     short,
     status_of,
@@ -65,6 +66,8 @@ def tune_threshold(  # noqa: PLR0913 - one declaration of a search; all but two 
     min_recall: float | None = None,
     max_fpr: float | None = None,
     confidence: float | None = None,
+    at_prevalence: float | None = None,
+    sample_weight: Any = None,
     select: Select = "exact",
     n_boot: int = 200,
     seed: int = 0,
@@ -87,6 +90,12 @@ def tune_threshold(  # noqa: PLR0913 - one declaration of a search; all but two 
         max_fpr: The same, for the share of negative rows that are called positive.
         confidence: The limits must hold at their one-sided Wilson bound (Wilson, 1927) at this confidence, such as
             0.95, and not only at the observed rate.
+        at_prevalence: The share of positives where the model will run, in (0, 1). Threshold, value, intervals and
+            probabilities are those to expect there: the rows of each class are weighted to make up this share. The
+            scores of a class are taken to be distributed there as they are here.
+        sample_weight: One weight per row, 0 or more, where rows do not stand for equally many: inverse sampling
+            probabilities. Of rows of weight 0 nothing is read. Not for rows that were counted several times over:
+            intervals and bounds hold for as many rows as there are, and fewer if their weights differ.
         select: "exact" takes the best threshold; "bagged" the median of the re-tuned ones, which loses less on fresh
             rows when there are few positives.
         n_boot: Number of re-tunings. 0 skips them: no out-of-bag value and no intervals.
@@ -118,13 +127,13 @@ def tune_threshold(  # noqa: PLR0913 - one declaration of a search; all but two 
         max_fpr=max_fpr,
         confidence=confidence,
     )
-    search = ThresholdSearch(criterion=criterion, select=select, n_boot=n_boot, seed=seed)
-    rows = read_rows(scores, labels, head=head)
+    search = ThresholdSearch(criterion=criterion, at_prevalence=at_prevalence, select=select, n_boot=n_boot, seed=seed)
+    rows = read_rows(scores, labels, sample_weight, head=head)
     refuse_probabilities(rows.ranges, head=head)
     if rows.n_nan:
         raise ThresholdError("nonfinite", f"{rows.n_nan} of {len(rows.margin)} scores are NaN. Did training diverge?")
     result = replace(
-        search.run(count_scores(rows.margin, rows.positive)),
+        search.run(count_scores(rows.margin, rows.positive, rows.weight)),
         n_ignored=rows.n_ignored,
         head="probability" if head == "probability" else "logits",
     )
@@ -138,6 +147,7 @@ class ThresholdSearch:
     """The settings of a search, checked once; `run` searches. The arguments are those of `tune_threshold`."""
 
     criterion: Criterion
+    at_prevalence: float | None = None
     select: Select = "exact"
     n_boot: int = 200
     seed: int = 0
@@ -146,6 +156,11 @@ class ThresholdSearch:
         """Raise `FreezeError` for settings that cannot be run."""
         if not (isinstance(self.select, str) and self.select in ("exact", "bagged")):
             raise FreezeError(f'Unknown select={short(self.select)}. Give "exact" or "bagged".')
+        if self.at_prevalence is not None and not (is_number(self.at_prevalence) and 0.0 < self.at_prevalence < 1.0):
+            raise FreezeError(
+                f"at_prevalence={short(self.at_prevalence)} must be a share of positive rows between 0 and 1, such as "
+                "0.01 for 1 %."
+            )
         for name, given in (("n_boot", self.n_boot), ("seed", self.seed)):
             if not isinstance(given, numbers.Integral) or isinstance(given, bool):
                 raise FreezeError(f"{name}={short(given)} must be a whole number.")
@@ -159,6 +174,7 @@ class ThresholdSearch:
     def run(self, counts: ScoreCounts) -> ThresholdResult:
         """Tune on counted rows. Raises `ThresholdError` when a class is missing or no threshold is acceptable."""
         _require_both_classes(counts)
+        counts = counts.at_prevalence(self.at_prevalence)
         value = _acceptable_values(counts, self.criterion)
         first, last = _longest_plateau(counts, value)
         kept = counts.thinned(RESOLUTION, keep=first)
@@ -180,7 +196,8 @@ class ThresholdSearch:
     def _describe(self, counts: ScoreCounts, value: FloatArray, *, low: float, high: float) -> ThresholdResult:
         threshold = _middle(low, high)
         candidate = counts.candidate_at(threshold)
-        tp, fp, fn, tn = (int(count) for count in counts.table(candidate))
+        tp, fp, fn, tn = (int(count) for count in counts.rows.table(candidate))
+        weighted = None if counts.weighted_rows is None else tuple(float(count) for count in counts.table(candidate))
         return ThresholdResult(
             threshold=threshold,
             objective=self.criterion.name,
@@ -191,13 +208,15 @@ class ThresholdSearch:
             fp=fp,
             fn=fn,
             tn=tn,
+            weighted_counts=weighted,
+            prevalence=counts.n_pos / (counts.n_pos + counts.n_neg),
             auroc=counts.auroc(),
             n_distinct=len(counts.scores),
         )
 
 
 def _require_both_classes(counts: ScoreCounts) -> None:
-    n_pos, n_neg = int(counts.n_pos), int(counts.n_neg)
+    n_pos, n_neg = int(counts.rows.tp[0]), int(counts.rows.fp[0])
     if n_pos + n_neg == 0:
         raise ThresholdError("empty", "There are no labelled rows to tune a threshold on.")
     if n_pos == 0 or n_neg == 0:
@@ -220,25 +239,30 @@ def _acceptable_values(counts: ScoreCounts, criterion: Criterion) -> FloatArray:
         table = counts.table(block)
         value[block] = criterion.value(*table)
         if criterion.constraints:
-            value[block][~criterion.feasible(*table, confidence=criterion.confidence)] = -np.inf
+            squares = counts.table_of_squares(block)
+            value[block][~criterion.feasible(*table, confidence=criterion.confidence, squares=squares)] = -np.inf
     value[~counts.reachable()] = -np.inf
     if not (value > -np.inf).any():
         raise _no_threshold(counts, criterion)
     return value
 
 
+def _n_rows(counts: ScoreCounts) -> int:
+    return int(counts.rows.tp[0] + counts.rows.fp[0])
+
+
 def _no_threshold(counts: ScoreCounts, criterion: Criterion) -> FreezeError:
     """Return the error that says, for each constraint, how close a threshold can come to it."""
     reachable = counts.reachable()
-    table = counts.table(slice(None))
-    if (reachable & criterion.feasible(*table, confidence=criterion.confidence)).any():
+    table, squares = counts.table(slice(None)), counts.table_of_squares(slice(None))
+    if (reachable & criterion.feasible(*table, confidence=criterion.confidence, squares=squares)).any():
         return FreezeError(f"objective {criterion.name!r} is not finite at any threshold that keeps the constraints.")
     wanted, best = [], []
-    for name, rate in criterion.reached(*table, confidence=criterion.confidence).items():
+    for name, rate in criterion.reached(*table, confidence=criterion.confidence, squares=squares).items():
         extreme = rate[reachable].min() if name == "max_fpr" else rate[reachable].max()
         wanted.append(f"{name}={criterion.constraints[name]:g}")
         best.append(f"{extreme:.4g} for {name}")
-    observed_rates_do = bool((reachable & criterion.feasible(*table, confidence=None)).any())
+    observed_rates_do = bool((reachable & criterion.feasible(*table, confidence=None, squares=squares)).any())
     status, advice = (
         ("infeasible_at_confidence", "The observed rates keep it: tune on more rows, or lower the confidence.")
         if observed_rates_do
@@ -247,7 +271,7 @@ def _no_threshold(counts: ScoreCounts, criterion: Criterion) -> FreezeError:
     bound = "" if criterion.confidence is None else f" as a Wilson bound at confidence {criterion.confidence:g}"
     return ThresholdError(
         status,
-        f"No threshold keeps {' and '.join(wanted)}{bound} on these {int(counts.n_pos + counts.n_neg)} rows. "
+        f"No threshold keeps {' and '.join(wanted)}{bound} on these {_n_rows(counts)} rows. "
         f"The best that each can reach alone: {', '.join(best)}. {advice}",
     )
 
@@ -276,10 +300,14 @@ def _curve(counts: ScoreCounts, criterion: Criterion, kept: NDArray[np.intp]) ->
     value = np.nan_to_num(criterion.value(*table), neginf=criterion.worst(counts.n_pos, counts.n_neg))
     return ThresholdCurve(
         threshold=tuple(counts.gaps(kept, kept)[1].tolist()),
-        tp=tuple(table[0].astype(int).tolist()),
-        fp=tuple(table[1].astype(int).tolist()),
+        tp=tuple(_whole(table.tp, counts).tolist()),
+        fp=tuple(_whole(table.fp, counts).tolist()),
         value=tuple(value.tolist()),
     )
+
+
+def _whole(count: FloatArray, counts: ScoreCounts) -> NDArray[Any]:
+    return count.astype(int) if counts.weighted_rows is None else count
 
 
 def _with_optimism(result: ThresholdResult, criterion: Criterion, resamples: Resamples) -> ThresholdResult:

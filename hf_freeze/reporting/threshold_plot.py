@@ -56,19 +56,25 @@ def plot_threshold(result: ThresholdResult, path: str | Path | None = None) -> A
 
 def _rates(result: ThresholdResult, curve: ThresholdCurve) -> Rates:
     # The curve is thinned: the chosen threshold may lie between two of its candidates that count other rows.
-    chosen = np.array([result.threshold, result.tp, result.fp, result.value], float)
+    chosen = np.array([result.threshold, *result.counts[:2], result.value], float)
     candidates = np.array([curve.threshold, curve.tp, curve.fp, curve.value], float)
     place = np.searchsorted(curve.threshold, result.threshold)
     threshold, tp, fp, value = np.insert(candidates, place, chosen, axis=1)
     with np.errstate(invalid="ignore"):  # who predicts none has no precision, and no point in the picture
         precision = tp / (tp + fp)
+    n_pos, n_neg = _class_sizes(result)
     return {
         "threshold": threshold,
         "precision": precision,
-        "recall": tp / result.n_pos,
-        "fpr": fp / result.n_neg,
+        "recall": tp / n_pos,
+        "fpr": fp / n_neg,
         "objective": value,
     }
+
+
+def _class_sizes(result: ThresholdResult) -> tuple[float, float]:
+    tp, fp, fn, tn = result.counts
+    return tp + fn, fp + tn
 
 
 def _draw_retuned(axes: Any, result: ThresholdResult, rates: Rates, *, along: tuple[str, str]) -> None:
@@ -104,7 +110,8 @@ def _draw_roc(axes: Any, result: ThresholdResult, rates: Rates) -> None:
     axes.plot(rates["fpr"], rates["recall"], color=_COLOURS["precision"], label=f"AUROC {result.auroc:.3f}")
     axes.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--", label="chance")
     _draw_retuned(axes, result, rates, along=("fpr", "recall"))
-    axes.plot([result.fp / result.n_neg], [result.tp / result.n_pos], "o", color=_CHOSEN, label="chosen")
+    (tp, fp, *_), (n_pos, n_neg) = result.counts, _class_sizes(result)
+    axes.plot([fp / n_neg], [tp / n_pos], "o", color=_CHOSEN, label="chosen")
     axes.set(xlabel="false positive rate", ylabel="recall", title="ROC", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.25)
@@ -112,11 +119,12 @@ def _draw_roc(axes: Any, result: ThresholdResult, rates: Rates) -> None:
 
 def _draw_precision_recall(axes: Any, result: ThresholdResult, rates: Rates) -> None:
     axes.plot(rates["recall"], rates["precision"], color=_COLOURS["recall"], label="precision and recall")
-    share = result.n_pos / (result.n_pos + result.n_neg)
+    (tp, fp, *_), (n_pos, n_neg) = result.counts, _class_sizes(result)
+    share = n_pos / (n_pos + n_neg)
     axes.axhline(share, color="0.6", lw=1, ls="--", label=f"share of positives {share:.3g}")
     _draw_retuned(axes, result, rates, along=("recall", "precision"))
-    precision = result.tp / max(result.tp + result.fp, 1)
-    axes.plot([result.tp / result.n_pos], [precision], "o", color=_CHOSEN, label="chosen")
+    precision = tp / (tp + fp) if tp + fp else 0.0
+    axes.plot([tp / n_pos], [precision], "o", color=_CHOSEN, label="chosen")
     axes.set(xlabel="recall", ylabel="precision", title="Precision-recall", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.legend(fontsize=8, loc="lower left")
     axes.grid(alpha=0.25)
