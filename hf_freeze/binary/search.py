@@ -197,7 +197,10 @@ class ThresholdSearch:
         threshold = _middle(low, high)
         candidate = counts.candidate_at(threshold)
         tp, fp, fn, tn = (int(count) for count in counts.rows.table(candidate))
-        weighted = None if counts.weighted_rows is None else tuple(float(count) for count in counts.table(candidate))
+        weighted = None
+        if counts.weighted_rows is not None:
+            tp_weight, fp_weight, fn_weight, tn_weight = (float(count) for count in counts.table(candidate))
+            weighted = (tp_weight, fp_weight, fn_weight, tn_weight)
         return ThresholdResult(
             threshold=threshold,
             objective=self.criterion.name,

@@ -180,8 +180,8 @@ class FreezeProof:
             raise FreezeViolation(
                 f"{_listing(left_out)} should train, but the optimizer does not hold it, so it would never be updated. "
                 "Build the optimizer with hf_freeze.param_groups(model, args, plan=plan), or let the trainer build it "
-                "while they require a gradient, and do not replace weights afterwards. Under DeepSpeed, all that ever trains requires a gradient when "
-                "the engine is built, and the optimizer is engine.optimizer."
+                "while they require a gradient, and do not replace weights afterwards. Under DeepSpeed, all that ever "
+                "trains requires a gradient when the engine is built, and the optimizer is engine.optimizer."
             )
 
     def _refuse_other_flags(self, named: Mapping[str, torch.Tensor]) -> None:
