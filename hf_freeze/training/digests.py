@@ -1,8 +1,9 @@
 """Cheap exact digests of tensors, to tell whether a single bit changed.
 
 The bits are read as 64-bit integers, laid out in rows of 1024, and the sums of rows and of columns are added up with
-odd weights, modulo 2**64: a change of one word always shows, and any other, elements that change places among them,
-does with overwhelming probability. Two passes over memory and no copy, on the tensor's own device.
+weights, modulo 2**64. Every word has an odd weight in all, so that a change of one always shows; the weights step by
+constants without small ratios, so that no two words of a tensor have the same, and elements that change places show
+too. Two passes over memory and no copy, on the tensor's own device.
 Of sharded tensors each rank reads its shard, and the ranks' sums are added up.
 """
 
@@ -15,6 +16,8 @@ import torch.distributed as dist
 from hf_freeze.training.backends import is_sharded, local
 
 _ROW = 1024
+_ROWS, _COLUMNS, _REST = 0x1E3779B97F4A7C15, 0x2545F4914F6CDD1D, 0x369DEA0F31A53F85
+"""Odd numbers with random bits, by which the weights of rows, of columns, and of what fills no row step."""
 
 
 def digests(tensors: Mapping[str, torch.Tensor], *, merge_zeros: bool = False) -> dict[str, int]:
@@ -70,19 +73,20 @@ def _digests_of_small(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     lengths = torch.tensor([words.numel() for words in tensors])
     owners = torch.repeat_interleave(lengths)
     places = torch.arange(len(owners)) - (lengths.cumsum(0) - lengths)[owners]
-    weighted = torch.cat([*tensors]) * (2 * places + 1).to(device)
+    weighted = torch.cat([*tensors]) * (2 * places * _REST + 1).to(device)
     sums = torch.zeros(len(tensors), dtype=torch.int64, device=device)
-    return 3 * sums.index_add_(0, owners.to(device), weighted)
+    return _REST * sums.index_add_(0, owners.to(device), weighted)
 
 
 def _digest(words: torch.Tensor) -> torch.Tensor:
     whole = words.numel() // _ROW * _ROW
     rows = words[:whole].view(-1, _ROW)
-    return _weighted(rows.sum(dim=1)) + 2 * _weighted(rows.sum(dim=0)) + 3 * _weighted(words[whole:])
+    in_rows = _weighted(rows.sum(dim=1), _ROWS) + 2 * _weighted(rows.sum(dim=0), _COLUMNS)
+    return in_rows + _REST * _weighted(words[whole:], _REST)
 
 
-def _weighted(values: torch.Tensor) -> torch.Tensor:
-    return (values * (2 * torch.arange(values.numel(), device=values.device) + 1)).sum()
+def _weighted(values: torch.Tensor, step: int) -> torch.Tensor:
+    return (values * (2 * torch.arange(values.numel(), device=values.device) * step + 1)).sum()
 
 
 def _as_words(tensor: torch.Tensor) -> torch.Tensor:

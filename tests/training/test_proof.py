@@ -307,6 +307,16 @@ def test_two_elements_that_change_places_change_the_digest(tensor, first, second
     assert (digests({"x": flat}) == digests({"x": swapped})) == same
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [(0, 1024), (1, 2048), (2, 2 * 1024 + 1), (0, 3 * 1024), (5, 3 * 1024 + 7)]
+)
+def test_words_of_other_rows_and_columns_that_change_places_change_the_digest(first, second):
+    words = torch.arange(3 * 1024 + 9)
+    swapped = words.clone()
+    swapped[first], swapped[second] = second, first
+    assert digests({"x": words}) != digests({"x": swapped})
+
+
 def test_a_sign_of_zero_and_the_payload_of_a_nan_show():
     nans = [struct.unpack("<f", struct.pack("<I", 0x7FC00000 + payload))[0] for payload in (0, 1)]
     for one, other in [(0.0, -0.0), nans]:
