@@ -99,6 +99,10 @@ class FreezeArguments:
             "help": "Prove at each save and at the end that frozen weights did not change and trainable ones did."
         },
     )
+    log_grad_norms: bool = field(
+        default=False,
+        metadata={"help": "Log grad_norm/<group> for every optimizer group beside grad_norm: before clipping."},
+    )
     cache_frozen: BoolOrPath = field(
         default=False,
         metadata={
@@ -138,7 +142,14 @@ class FreezeArguments:
         self.group_lrs = _read_group_lrs(self.group_lrs)
         self.freeze_recipe = _plain_plan(self.freeze_recipe)
         self.cache_frozen = _read_bool_or_path(self.cache_frozen)
-        for name in ("frozen_eval", "verify_freeze", "cache_frozen_always", "ignore_plan_change", "save_trained_only"):
+        for name in (
+            "frozen_eval",
+            "verify_freeze",
+            "log_grad_norms",
+            "cache_frozen_always",
+            "ignore_plan_change",
+            "save_trained_only",
+        ):
             if not isinstance(getattr(self, name), bool):
                 raise PlanError(f"{name}={getattr(self, name)!r}: give True or False.")
         if self.cache_frozen_dtype not in (None, "float32", "float16", "bfloat16"):

@@ -38,6 +38,7 @@ class FreezeCallback(RunEvents, metaclass=ABCMeta):
             and replicas are equal, and raise `FreezeViolation` otherwise.
         unfreeze_warmup: Ramp up the learning rate of what is unfrozen over a number of steps (1 or more) or a fraction
             of the run (below 1). It needs optimizer groups that are unfrozen as a whole, as `param_groups` builds them.
+        log_grad_norms: Log `grad_norm/<group>` for every optimizer group beside `grad_norm`, the norm before clipping.
 
     Raises:
         PlanError: Unless exactly one of `plan`, `freeze` and `trainable` is given, or for a setting of another type.
@@ -56,9 +57,12 @@ class FreezeCallback(RunEvents, metaclass=ABCMeta):
         frozen_eval: bool = True,
         verify: bool = True,
         unfreeze_warmup: float = 0.0,
+        log_grad_norms: bool = False,
     ) -> None:
         declared = _one_plan(plan, freeze=freeze, trainable=trainable)
-        settings = FreezeSettings(frozen_eval=frozen_eval, verify=verify, unfreeze_warmup=unfreeze_warmup)
+        settings = FreezeSettings(
+            frozen_eval=frozen_eval, verify=verify, unfreeze_warmup=unfreeze_warmup, log_grad_norms=log_grad_norms
+        )
         super().__init__(PlannedTraining(declared, settings, key=type(self).__name__))
         self._random_states = RandomStatesCallback()
 

@@ -26,6 +26,7 @@ from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.training import checkpoint, thawed_base
 from hf_freeze.training.beside_model import average_gradients, clear_gradients, load_beside, save_beside, share_beside
 from hf_freeze.training.bound_plan import BoundPlan, bind
+from hf_freeze.training.grad_norms import before_clipping, is_logged, norms_by_group
 from hf_freeze.training.groups import warn_of_unused_rates
 from hf_freeze.training.missed_evaluation import is_missed
 from hf_freeze.training.resumed_run import ResumedRun
@@ -70,6 +71,7 @@ class PlannedTraining:
         self._run: FreezeRun | None = None
         self._beside: list[torch.Tensor] = []  # what the optimizer holds that is not the model's
         self._rates: dict[str, float] = {}
+        self._grad_norms: dict[str, float] = {}
         self.misses_evaluation = False
         """Whether the checkpoint that the run goes on from lacks the evaluation of its epoch."""
         self._counts_evaluations = True
@@ -95,7 +97,7 @@ class PlannedTraining:
         if self.bound is None or not self.bound.fits(self.plan, model):
             self.bound = bind(self.plan, model, others_train=self.others_train)
             warn_of_coarse_weights(self.bound)
-        check_setup(args, self.bound)
+        check_setup(args, self.bound, log_grad_norms=self.settings.log_grad_norms)
         return self.bound
 
     def unbind(self, *, others_train: bool) -> None:
@@ -195,11 +197,16 @@ class PlannedTraining:
         if self._run:
             self._run.require_optimizer(optimizer)
 
-    def before_optimizer_step(self) -> None:
-        """Note the learning rates of this step, and whose gradients have arrived."""
+    def before_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Note the learning rates and the gradients of this step."""
         if self._run:
             average_gradients(self._beside)
             self._rates = self._run.before_optimizer_step()
+            self._grad_norms = {}
+            if self.settings.log_grad_norms and is_logged(args, state, steps_per_epoch=self.steps_per_epoch):
+                self._grad_norms = norms_by_group(optimizer, self.required_bound)
 
     def after_optimizer_step(self) -> None:
         """Note what has moved; from here on the scheduler's own rates apply again."""
@@ -240,13 +247,22 @@ class PlannedTraining:
         run = self.run
         return run.steps_ahead(state.global_step) if run else {}
 
-    def log_entries(self) -> dict[str, Any]:
-        """Return what the logs of a training step should hold: `lr/<group>`, `stage`, `trainable_params`."""
+    def log_entries(self, logs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the logs of a training step should hold beside these entries.
+
+        That is `lr/<group>`, `stage`, `trainable_params`, and `grad_norm/<group>` where it is asked for.
+        """
         run = self.run
         if run is None:
             return {}
         resolved, stage = run.resolved, run.state.stage
-        return {**self._rates, "stage": stage, "trainable_params": resolved.size_of(resolved.stages[stage])}
+        norms = before_clipping(self._grad_norms, logs.get("grad_norm"))
+        return {
+            **self._rates,
+            **{f"grad_norm/{name}": norm for name, norm in norms.items()},
+            "stage": stage,
+            "trainable_params": resolved.size_of(resolved.stages[stage]),
+        }
 
     def planned_now(self) -> list[frozenset[str]]:
         """Return sets of names, one of which should be what requires gradients now; none before a model is known.

@@ -47,6 +47,7 @@ class FreezeSettings:
             and replicas are equal, and raise `FreezeViolation` otherwise.
         unfreeze_warmup: Ramp up the learning rate of what is unfrozen over a number of steps (1 or more) or a fraction
             of the run (below 1).
+        log_grad_norms: Log `grad_norm/<group>` beside `grad_norm`, the norm of the gradient before clipping.
 
     Raises:
         PlanError: For a setting of another type, or a ramp that is neither steps nor a fraction.
@@ -55,9 +56,10 @@ class FreezeSettings:
     frozen_eval: bool = True
     verify: bool = True
     unfreeze_warmup: float = 0.0
+    log_grad_norms: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("frozen_eval", "verify"):
+        for name in ("frozen_eval", "verify", "log_grad_norms"):
             if not isinstance(getattr(self, name), bool):
                 raise PlanError(f"{name}={getattr(self, name)!r}: give True or False.")
         warmup_steps(self.unfreeze_warmup, max_steps=1)

@@ -66,9 +66,9 @@ class RunEvents(TrainerCallback, ExportableState):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Note the learning rates of this step, and whose gradients have arrived."""
+        """Note the learning rates and the gradients of this step."""
         self._refuse_another_optimizer(kwargs)
-        self._training.before_optimizer_step()
+        self._training.before_optimizer_step(args, state, kwargs["optimizer"])
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -122,7 +122,7 @@ class RunEvents(TrainerCallback, ExportableState):
         if logs is None:
             return
         if "loss" in logs:
-            missing = {name: value for name, value in self._training.log_entries().items() if name not in logs}
+            missing = {name: value for name, value in self._training.log_entries(logs).items() if name not in logs}
             logs.update(missing)
             state.log_history[-1].update(missing)
         if "train_runtime" in logs:

@@ -21,8 +21,12 @@ from hf_freeze.training.thawed_base import thawed_tensors
 logger = logging.getLogger(__name__)
 
 
-def check_setup(args: TrainingArguments, bound: BoundPlan) -> None:
+def check_setup(args: TrainingArguments, bound: BoundPlan, *, log_grad_norms: bool = False) -> None:
     """Raise `UnsupportedSetupError` for an optimizer, a precision or a wrapper that cannot honour the plan."""
+    if log_grad_norms and not is_whole(args):
+        raise UnsupportedSetupError(
+            "log_grad_norms=True reads whole gradients, and FSDP and DeepSpeed keep them in shards. Leave it out."
+        )
     check_arguments(args)
     _check_precision(args, bound)
     _check_plateaus(args, bound.resolved)

@@ -136,7 +136,10 @@ class FreezeTrainerMixin(
         """Take the plan and its settings from the arguments, which a hyperparameter search changes between runs."""
         given = self._settings
         settings = FreezeSettings(
-            frozen_eval=given.frozen_eval, verify=given.verify_freeze, unfreeze_warmup=given.unfreeze_warmup
+            frozen_eval=given.frozen_eval,
+            verify=given.verify_freeze,
+            unfreeze_warmup=given.unfreeze_warmup,
+            log_grad_norms=given.log_grad_norms,
         )
         self._freezing.declare(self._declared_plan(), settings, ignores_plan_change=given.ignore_plan_change)
 
@@ -306,7 +309,7 @@ class FreezeTrainerMixin(
     def log(self, logs: dict[str, float], *positional: Any, **kwargs: Any) -> None:
         """Log as the Trainer does, with `lr/<group>`, `stage` and `trainable_params` beside the training loss."""
         if "loss" in logs:
-            logs.update(self._freezing.log_entries())
+            logs.update(self._freezing.log_entries(logs))
         super().log(logs, *positional, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:

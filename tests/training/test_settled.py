@@ -105,12 +105,19 @@ def test_a_run_resumes_bit_equal_before_at_and_after_the_moment(tmp_path, how, s
 
 
 @pytest.mark.distributed
-def test_all_processes_go_by_what_the_main_one_sees(tmp_path) -> None:
+def test_all_processes_go_by_what_the_main_one_sees_and_measure_what_one_does(tmp_path) -> None:
     accelerate_launch(SCRIPTS / "settled_run.py", tmp_path, timeout=120)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert first["stages"] == second["stages"]
     assert set(first["stages"]) >= {0, 1}
     assert first["weights"] == second["weights"]
+    assert first["norms"] == second["norms"]
+
+    alone = trainer(tmp_path / "alone", plan=PLAN, log_grad_norms=True, **FALLING)
+    alone.train()
+    assert stages(alone) == first["stages"]
+    for entry, norms in zip(alone.state.log_history, first["norms"], strict=True):
+        assert norms == pytest.approx({name: entry[name] for name in norms}, rel=1e-3)
 
 
 @pytest.mark.parametrize(

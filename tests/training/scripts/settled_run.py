@@ -20,10 +20,13 @@ def main() -> None:
     if rank == 1:  # where, by what this process sees, nothing ever settles
         growing = itertools.count(1.0)
         settling._distance = lambda before, now: next(growing)
-    made = trainer(Path(sys.argv[1]) / "run", plan=PLAN, **{**FALLING, "per_device_train_batch_size": 2})
+    made = trainer(
+        Path(sys.argv[1]) / "run", plan=PLAN, log_grad_norms=True, **{**FALLING, "per_device_train_batch_size": 2}
+    )
     made.train()
     digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in made.model.parameters())).hexdigest()
-    seen = {"stages": stages(made), "weights": digest}
+    norms = [{k: v for k, v in entry.items() if "grad_norm" in k} for entry in made.state.log_history]
+    seen = {"stages": stages(made), "weights": digest, "norms": norms}
     (Path(sys.argv[1]) / f"rank{rank}.json").write_text(json.dumps(seen))
 
 
