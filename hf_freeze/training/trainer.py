@@ -259,7 +259,7 @@ class FreezeTrainerMixin(
         in_parts = self.is_fsdp_enabled or self.is_deepspeed_enabled
         require_whole(folder, optimizer=not self._settings.ignore_plan_change and not in_parts)
         if not in_parts and self.model_init is None:
-            require_fitting(folder, self.model)
+            require_fitting(folder, self.model, trained=self._freezing.required_bound.resolved.ever_trainable)
         self._read_arguments()
         self._bind()
         self._freezing.resumed_from = folder

@@ -4,11 +4,12 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import transformers
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -49,8 +50,13 @@ def require_whole(folder: str | os.PathLike[str], *, optimizer: bool) -> None:
     raise FreezeError(f"The checkpoint {str(folder)!r} is not whole: {found} {instead}")
 
 
-def require_fitting(folder: str | os.PathLike[str], model: nn.Module) -> None:
-    """Raise `FreezeError` when the saved weights are of another model: names unknown to this one load nothing."""
+def require_fitting(
+    folder: str | os.PathLike[str], model: nn.Module, *, trained: Collection[str] = frozenset()
+) -> None:
+    """Raise `FreezeError` when the saved weights are of another model: names unknown to this one load nothing.
+
+    Nor may one of `trained` be saved by another name, which the Trainer passes over as well.
+    """
     path = Path(folder) / SAFE_WEIGHTS_NAME
     if not path.exists():
         return
@@ -69,6 +75,24 @@ def require_fitting(folder: str | os.PathLike[str], model: nn.Module) -> None:
             f"{str(path)!r} holds no weight of this {type(unwrap(model)).__name__}; its first is "
             f"{next(iter(saved), '-')!r}. Resume with the model that the run was begun with."
         )
+
+    unknown = [name for name in saved if name not in own]
+    lost = [name for name in _not_among(saved, model) if name in trained] if own.keys() & saved.keys() else []
+    if unknown and lost:
+        raise FreezeError(
+            f"{str(path)!r} holds no {lost[0]!r}, which trains, but {unknown[0]!r}, which this model does not know. "
+            f"transformers {transformers.__version__} saves some models by the names of the files that they were "
+            "loaded from, and resumes without what it saved so. Use a newer one, or train with save_trained_only=True, "
+            "whose checkpoints have the names of the model."
+        )
+
+
+def _not_among(saved: Collection[str], model: nn.Module) -> list[str]:
+    """Name the parameters that are saved by none of their names."""
+    aliases: dict[int, list[str]] = {}
+    for name, parameter in unwrap(model).named_parameters(remove_duplicate=False):
+        aliases.setdefault(id(parameter), []).append(name)
+    return [names[0] for names in aliases.values() if not any(name in saved for name in names)]
 
 
 def _step_of(folder: Path) -> int:

@@ -136,3 +136,20 @@ def test_weights_of_another_class_are_refused(saved, tmp_path) -> None:
     save_file({f"other.{name}": tensor for name, tensor in load_file(path).items()}, path)
     with pytest.raises(FreezeError, match="holds no weight of this BertForSequenceClassification"):
         resume(path.parent, ignore_plan_change=True)
+
+
+@pytest.mark.parametrize(("old", "is_refused"), [("classifier.weight", True), ("bert.pooler.dense.weight", False)])
+def test_a_weight_that_trains_and_was_saved_by_another_name_is_missed(saved, tmp_path, old, is_refused) -> None:
+    """transformers 5.0 saves the norms of a BERT that was loaded from files so, and its Trainer passes over them."""
+    folder = copied(saved, tmp_path)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["of.old"] = tensors.pop(old)
+    save_file(tensors, path, metadata={"format": "pt"})
+    made = trainer(tmp_path, plan=PLAN, **SAVING)
+    if is_refused:
+        with pytest.raises(FreezeError, match=f"holds no '{old}', which trains, but 'of.old'.*save_trained_only=True"):
+            made.train(resume_from_checkpoint=str(folder))
+        return
+    assert old not in made.resolved_plan.ever_trainable
+    made.train(resume_from_checkpoint=str(folder))

@@ -157,7 +157,8 @@ def adapted(folder, way, base, accumulated):
     set_seed(0)
     model = get_peft_model(bert, lora)
     plan = FreezePlan(trainable="layers[-1]", stages=[Stage(step=2, unfreeze="layers[-2]")])
-    events = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 3, "max_steps": 4}
+    saves = "steps" if accumulated == 1 else "no"
+    events = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": saves, "save_steps": 3, "max_steps": 4}
     watch = Snapshots()
     steps = {"gradient_accumulation_steps": accumulated, "max_grad_norm": 0.01}
     made = staged(folder, way, watch, base=base, plan=plan, model=model, **events, **steps)

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
 
 from hf_freeze import FreezePlan, FreezeTrainer, Plateau, Stage, load_trained, merge_trained
+from tests.installed import since
 from tests.models import tiny_custom
 from tests.training.staged import PLAN, STEPS, losses, optimizer_bytes, trainer
 from tests.training.trained_runs import HEAD, TWO, base_folder, classifier, description, same, stored, trained
@@ -193,7 +194,10 @@ def test_whole_weights_of_an_earlier_run_do_not_hide_what_trained(tmp_path, base
     assert same(AutoModelForSequenceClassification.from_pretrained(merged), made.model) == []
 
 
-@pytest.mark.parametrize("only", [True, False])
+OLD_NAMES = since("5.8", "it saves a BERT that was loaded from files by old names, which no Trainer of it reads back")
+
+
+@pytest.mark.parametrize("only", [pytest.param(True, marks=OLD_NAMES), False])
 def test_a_run_resumes_from_folders_of_the_other_kind(tmp_path, base, only) -> None:
     whole = trained(tmp_path / "run", base, only=not only)
     resumed = trained(tmp_path / "other", base, only=only, seed=2, resume=tmp_path / "run" / "checkpoint-6")
