@@ -39,14 +39,18 @@ def average_gradients(parameters: Sequence[torch.Tensor]) -> None:
     """Replace gradients by their mean over all processes, as DistributedDataParallel does for the model's."""
     if not parameters or not dist.is_initialized():
         return
-    # Each of several losses may have its turn on another process.
-    present = torch.tensor([parameter.grad is not None for parameter in parameters], device=parameters[0].device).int()
-    dist.all_reduce(present)
-    for parameter, count in zip(parameters, present.tolist(), strict=True):
+    gradients = [parameter.grad for parameter in parameters]
+    # Each of several losses may have its turn on another process; an embedding with sparse=True has sparse ones.
+    kinds = [[one is not None, one is not None and one.is_sparse] for one in gradients]
+    shared = torch.tensor(kinds, device=parameters[0].device).int()
+    dist.all_reduce(shared)
+    for parameter, gradient, (count, sparse) in zip(parameters, gradients, shared.tolist(), strict=True):
         if count:
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= dist.get_world_size()
+            # Dense for the sum: each process has other rows.
+            total = torch.zeros_like(parameter) if gradient is None else gradient.to_dense()
+            dist.all_reduce(total)
+            total /= dist.get_world_size()
+            parameter.grad = total.to_sparse(1) if sparse else total
 
 
 def save_beside(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path) -> None:

@@ -39,3 +39,11 @@ def test_two_processes_keep_the_plan_and_end_where_one_does(folder, tmp_path, na
     alone.train()
     assert moved(before, two_processes.all_weights(alone)) == changed
     assert_near(first, two_processes.all_weights(alone), floor=0.1)
+
+
+def test_sparse_gradients_beside_the_model_are_averaged_and_stay_sparse(folder):
+    halves, wholes = [0.5, 0.5], [1.0, 1.0]
+    for rank in range(2):
+        averaged = load_file(folder / f"sparse-{rank}.safetensors")
+        assert averaged["both"].tolist() == [halves, halves, [0.0, 0.0], wholes]
+        assert averaged["one"].tolist() == [[0.0, 0.0], [0.0, 0.0], halves, [0.0, 0.0]]

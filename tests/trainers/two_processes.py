@@ -11,6 +11,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import nn
 
+from hf_freeze.training.beside_model import average_gradients
 from tests.ranks import process_group
 from tests.trainers.kinds import KINDS
 from tests.trainers.runs import trainer, weights
@@ -41,9 +42,22 @@ def all_weights(made) -> dict[str, torch.Tensor]:
     return {**weights(made), **others}
 
 
+def sparse_gradients() -> dict[str, torch.Tensor]:
+    """Average those of two embeddings, the second of which only the first process uses."""
+    both, one = (nn.Embedding(4, 2, sparse=True) for _ in range(2))
+    rank = dist.get_rank()
+    loss = both(torch.tensor([rank, 3])).sum()
+    (loss + one(torch.tensor([2])).sum() if rank == 0 else loss).backward()
+    average_gradients([both.weight, one.weight])
+    assert both.weight.grad.is_sparse
+    assert one.weight.grad.is_sparse
+    return {"both": both.weight.grad.to_dense(), "one": one.weight.grad.to_dense()}
+
+
 @process_group()
 def main() -> None:
     folder = Path(sys.argv[1])
+    save_file(sparse_gradients(), folder / f"sparse-{dist.get_rank()}.safetensors")
     for name in RUNS:
         made = built(name, folder / name)
         made.train()
