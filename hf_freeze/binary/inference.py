@@ -21,7 +21,8 @@ class BinaryPrediction:
     """The predictions for n rows, as torch tensors or numpy arrays like the logits that they were made from.
 
     Args:
-        probability: (n,) float32, of the positive class. For display: a row may be labelled positive below 0.5.
+        probability: (n,) float32, of the positive class: the sigmoid of the margin, or what a calibration and a
+            prevalence made of it when the threshold was tuned. For display: a row may be labelled positive below 0.5.
         label: (n,) int64, the label ids that follow from margin and threshold.
     """
 
@@ -59,10 +60,12 @@ def predict_binary(
     if head == "auto" and tuned.head == "probability":
         head = "probability"
     margin = binary_margin(logits, positive=positive, head=head)
+    log_odds = tuned.log_odds if positive == tuned.positive else as_result(0.0).log_odds
     is_positive = margin >= float(np.float32(tuned.threshold))
     if isinstance(margin, torch.Tensor):
-        return BinaryPrediction(torch.sigmoid(margin), (is_positive == bool(positive)).long())
-    return BinaryPrediction(sigmoid(margin), (is_positive == bool(positive)).astype(np.int64))
+        probability = torch.sigmoid(log_odds(margin))
+        return BinaryPrediction(probability, (is_positive == bool(positive)).long())
+    return BinaryPrediction(sigmoid(log_odds(margin)), (is_positive == bool(positive)).astype(np.int64))
 
 
 class BinaryClassificationPipeline(TextClassificationPipeline):
@@ -178,7 +181,8 @@ def fold_threshold_into_head(model: nn.Module, threshold: float | ThresholdResul
         raise UnsupportedSetupError(f"The threshold {tuned.threshold:g} is too large for a bias of {head.bias.dtype}.")
     with torch.no_grad():
         head.bias[row] = shifted
-    set_config_threshold(model, ThresholdResult(threshold=0.0, positive=tuned.positive, head=tuned.head))
+    folded = ThresholdResult(threshold=0.0, positive=tuned.positive, head=tuned.head, prevalence=tuned.prevalence)
+    set_config_threshold(model, folded)
     return f"{name}.bias" if name else "bias"
 
 

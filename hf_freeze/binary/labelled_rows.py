@@ -93,6 +93,18 @@ def join_rows(batches: Sequence[EvaluatedRows]) -> EvaluatedRows:
     )
 
 
+def labels_and_weights(labels: Any, column: str | None) -> tuple[Any, Any]:
+    """Take labels and row weights apart, where a `column` of weights was gathered with the labels."""
+    if column is None:
+        return labels, None
+    if isinstance(labels, tuple | list) and len(labels) == 2 and all(np.ndim(part) for part in labels):
+        return labels[0], labels[1]
+    raise FreezeError(
+        f"sample_weight={column!r}, but the evaluation gives no weights beside the labels. Set "
+        f'label_names=["labels", {column!r}] in the TrainingArguments, or train with a FreezeTrainer.'
+    )
+
+
 def _row_weights(sample_weight: Any, counted: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return a weight per row; those of rows that do not count anyway may be anything."""
     if is_batches(sample_weight):

@@ -84,30 +84,34 @@ def metrics_at(threshold: float, counts: ScoreCounts) -> dict[str, float]:
     return values | {name: float(count[0]) for name, count in table._asdict().items()}
 
 
-def metrics_of_scores(
-    margin: NDArray[np.float32], positive: NDArray[np.bool_], counts: ScoreCounts
-) -> dict[str, float]:
+def metrics_of_scores(counts: ScoreCounts, *, slope: float = 1.0, intercept: float = 0.0) -> dict[str, float]:
     """Return the metrics of ranking and calibration, which need no threshold; 0 without rows.
+
+    The log-odds of a row are slope * margin + intercept.
+    """
+    if not len(counts.scores):
+        return dict.fromkeys(_OF_SCORES, 0.0)
+    probability = sigmoid(slope * counts.scores.astype(np.float64) + intercept)
+    pos, neg = counts.tp[:-1] - counts.tp[1:], counts.fp[:-1] - counts.fp[1:]
+    return {
+        "auroc": counts.auroc(),
+        "average_precision": counts.average_precision(),
+        **probability_errors(probability, pos, neg),
+    }
+
+
+def probability_errors(probability: FloatArray, pos: FloatArray, neg: FloatArray) -> dict[str, float]:
+    """Return how far probabilities are from the labels, given what positives and negatives weigh at each.
 
     `brier`: mean squared error of the probability (Brier, 1950). `expected_calibration_error`: distance between the
     mean probability of the positive class and the share of positives, over 15 bins of equal width weighted by their
     rows (Guo et al., 2017, for the positive class).
     """
-    if not len(margin):
-        return dict.fromkeys(_OF_SCORES, 0.0)
-    probability = sigmoid(margin).astype(np.float64)
-    return {
-        "auroc": counts.auroc(),
-        "average_precision": counts.average_precision(),
-        "brier": float(np.mean((probability - positive) ** 2)),
-        "expected_calibration_error": _calibration_error(probability, positive),
-    }
-
-
-def _calibration_error(probability: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
     bins = np.minimum((probability * _CALIBRATION_BINS).astype(np.int64), _CALIBRATION_BINS - 1)
-    surplus = np.bincount(bins, weights=probability - positive, minlength=_CALIBRATION_BINS)
-    return float(np.abs(surplus).sum() / len(probability))
+    surplus = np.bincount(bins, weights=probability * (pos + neg) - pos, minlength=_CALIBRATION_BINS)
+    squared = np.dot(pos, (1.0 - probability) ** 2) + np.dot(neg, probability**2)
+    total = (pos + neg).sum()
+    return {"brier": float(squared / total), "expected_calibration_error": float(np.abs(surplus).sum() / total)}
 
 
 def all_zero() -> dict[str, float]:

@@ -8,12 +8,14 @@ from typing import Any, Literal
 import numpy as np
 
 from hf_freeze.binary import metric_values
+from hf_freeze.binary.calibration import Calibrate
 from hf_freeze.binary.counts import ScoreCounts, count_scores
 from hf_freeze.binary.criterion import Criterion
-from hf_freeze.binary.labelled_rows import EvaluatedRows, PositiveLabel, join_rows, read_rows
-from hf_freeze.binary.margin import Head, check_head, refuse_probabilities
+from hf_freeze.binary.labelled_rows import EvaluatedRows, PositiveLabel, join_rows, labels_and_weights, read_rows
+from hf_freeze.binary.margin import Head, as_numpy, check_head, read_margin, refuse_probabilities
 from hf_freeze.binary.metric_values import MetricOfCounts, finite, metrics_at
-from hf_freeze.binary.result import ThresholdResult, as_result, reasons_to_doubt, short, sigmoid, warn_once_per_run
+from hf_freeze.binary.prevalence import calls_far_from_tuned, labels_far_from_tuned
+from hf_freeze.binary.result import ThresholdResult, as_result, reasons_to_doubt, short, warn_once_per_run
 from hf_freeze.binary.search import Select, ThresholdError, ThresholdSearch
 from hf_freeze.errors import FreezeError
 
@@ -35,13 +37,16 @@ class BinaryClassificationMetrics:
     average_precision is the safest choice: the best of many tuned values is partly luck.
 
     Args:
-        objective, beta, costs, min_precision, min_recall, max_fpr, confidence, select, n_boot, seed, head: As in
-            `tune_threshold`.
+        objective, beta, costs, min_precision, min_recall, max_fpr, confidence, at_prevalence, calibrate, select,
+            n_boot, seed, head: As in `tune_threshold`. With `at_prevalence` everything that is reported is as on data
+            with that share of positives, tuned or not.
         positive: The positive class, by id or by name (names from `id2label`, or from the model's config).
         threshold: "tune", or a margin or `ThresholdResult` that is applied and never changed.
         tune_on: The eval set to tune on when there are several, by its key in `eval_dataset={...}`.
+        sample_weight: The column with a weight per row, given as the second of two label columns:
+            `label_names=["labels", "weight"]`. A `FreezeTrainer` adds the column itself, and keeps it from the model.
         extra: Metrics of the `evaluate` library, or functions of `predictions=` and `references=` that return a dict,
-            computed from the labels at the threshold, 1 being the positive class.
+            computed from the labels at the threshold, 1 being the positive class, without any weights.
         id2label: Names of the classes 0 and 1, for labels that are names.
 
     Raises:
@@ -62,6 +67,7 @@ class BinaryClassificationMetrics:
         positive: int | str = 1,
         threshold: str | float | ThresholdResult = "tune",
         tune_on: str = "eval",
+        sample_weight: str | None = None,
         extra: Sequence[Any] = (),
         id2label: Mapping[int, str] | None = None,
         head: Head = "auto",
@@ -71,6 +77,8 @@ class BinaryClassificationMetrics:
         min_recall: float | None = None,
         max_fpr: float | None = None,
         confidence: float | None = None,
+        at_prevalence: float | None = None,
+        calibrate: Calibrate | None = None,
         select: Select = "exact",
         n_boot: int = 200,
         seed: int = 0,
@@ -84,13 +92,24 @@ class BinaryClassificationMetrics:
             max_fpr=max_fpr,
             confidence=confidence,
         )
-        self.search = ThresholdSearch(criterion=criterion, select=select, n_boot=n_boot, seed=seed)
+        self.search = ThresholdSearch(
+            criterion=criterion,
+            at_prevalence=at_prevalence,
+            calibrate=calibrate,
+            select=select,
+            n_boot=n_boot,
+            seed=seed,
+        )
         check_head(head)
         self.extra = metric_values.check_extra(extra)
         self._label = PositiveLabel(positive, id2label)
         self._head: Head = head
         if not isinstance(tune_on, str):
             raise FreezeError(f"tune_on={tune_on!r} must be the name of an eval set.")
+        if not isinstance(sample_weight, str | None):
+            raise FreezeError(f"sample_weight={short(sample_weight)} must be the name of a column of the eval set.")
+        self.sample_weight = sample_weight
+        """The label column that has a weight for each row, if there is one."""
         self._tune_on = tune_on
         self._frozen = False
         self._forced: bool | None = None  # by tuning() or applying()
@@ -238,7 +257,10 @@ class BinaryClassificationMetrics:
         per row until it is True, and until then the dict is empty.
         """
         logits, labels = _logits_and_labels(eval_pred)
-        rows = read_rows(logits, labels, positive=self._label.id, head=self._head, label2id=self._label.label2id)
+        labels, weight = labels_and_weights(labels, self.sample_weight)
+        rows = read_rows(
+            logits, labels, weight, positive=self._label.id, head=self._head, label2id=self._label.label2id
+        )
         if compute_result is not None:
             self._batches.append(rows)
             if not compute_result:
@@ -248,14 +270,25 @@ class BinaryClassificationMetrics:
         refuse_probabilities(rows.ranges, head=self._head)
         return self._metrics_of(rows)
 
+    def warn_of_calls(self, logits: Any) -> None:
+        """Warn when far more or fewer of these rows, which have no labels, are called positive than was expected."""
+        if self.result is not None:
+            margin = as_numpy(read_margin(logits, positive=self._label.id, head=self._head)[0])
+            if text := calls_far_from_tuned(self.result, margin):
+                self._warn({"calls": text})
+
     def _metrics_of(self, rows: EvaluatedRows) -> dict[str, float]:
         if rows.n_nan:
             text = f"{rows.n_nan} of {len(rows.margin)} scores are NaN: every metric is reported as 0. Did it diverge?"
             self._warn({"nonfinite": text})
             return self._zeros(rows) | self._about(rows)
-        counts = count_scores(rows.margin, rows.positive)
+        counts = count_scores(rows.margin, rows.positive, rows.weight)
         outcome = self._tune(counts, rows.n_ignored) if self.tunes else None
-        values = metric_values.metrics_of_scores(rows.margin, rows.positive, counts)
+        if outcome is None and self.search.at_prevalence is None and self.result is not None:
+            far = labels_far_from_tuned(self.result, counts)
+            self._warn({} if far is None else {"prevalence": far})
+        counts = counts.at_prevalence(self.search.at_prevalence)
+        values = self._of_scores(counts, tuned=outcome is not None and outcome is self._threshold)
         values |= metrics_at(self.threshold, counts)
         values["f1_at_half"] = metrics_at(0.0, counts)["f1"]
         values |= self._expected(outcome, values) | self._about(rows)
@@ -265,6 +298,16 @@ class BinaryClassificationMetrics:
         if hidden:
             self._warn({"low_recall": hidden})
         return values | self._extra_metrics(rows, values)
+
+    def _of_scores(self, counts: ScoreCounts, *, tuned: bool) -> dict[str, float]:
+        """Return the metrics of the scores: of probabilities as they are served, out of bag where they were fitted."""
+        served = self.result or as_result(0.0)
+        values = metric_values.metrics_of_scores(counts, slope=served.slope, intercept=served.intercept)
+        if self.search.calibrate is None:
+            return values
+        own = metric_values.metrics_of_scores(counts)
+        before = {f"{name}_uncalibrated": own[name] for name in ("brier", "expected_calibration_error")}
+        return values | before | (dict(served.calibration) if tuned else {})
 
     def _tune(self, counts: ScoreCounts, n_ignored: int) -> ThresholdResult | ThresholdError:
         """Tune, and adopt the threshold unless all scores are the same; return it, or why there is none."""
@@ -297,7 +340,7 @@ class BinaryClassificationMetrics:
     def _about(self, rows: EvaluatedRows) -> dict[str, float]:
         return {
             "threshold": self.threshold,
-            "threshold_probability": float(sigmoid(self.threshold)),
+            "threshold_probability": (self.result or as_result(0.0)).probability,
             "n_pos": float(rows.n_pos),
             "n_neg": float(rows.n_neg),
             "n_ignored": float(rows.n_ignored),
@@ -309,6 +352,8 @@ class BinaryClassificationMetrics:
         values = metric_values.all_zero() | {"f1_at_half": 0.0}
         worst = self.search.criterion.worst(rows.n_pos, rows.n_neg)
         values["objective"] = worst
+        if self.search.calibrate is not None:
+            values |= {"brier_uncalibrated": 0.0, "expected_calibration_error_uncalibrated": 0.0}
         if self.tunes and self.search.n_boot:
             values |= {"objective_oob": worst, "f1_oob": 0.0}
         return values | dict.fromkeys(self._extra_metrics(rows, values | self._about(rows)), 0.0)

@@ -40,8 +40,8 @@ def resample(
     """Re-tune on `n_boot` random halves, among the candidates `kept`. All rows together chose `tuned`, one of them."""
     rng = np.random.default_rng(seed)
     squares = counts.table_of_squares(kept) or counts.table(kept)
-    in_tp, out_tp, in_tp_squares = _halves(counts.tp[kept], squares.tp, rng, n_boot)
-    in_fp, out_fp, in_fp_squares = _halves(counts.fp[kept], squares.fp, rng, n_boot)
+    in_tp, out_tp, in_tp_squares = halves(counts.tp[kept], squares.tp, rng, n_boot)
+    in_fp, out_fp, in_fp_squares = halves(counts.fp[kept], squares.fp, rng, n_boot)
     usable = (in_tp[0] > 0) & (in_fp[0] > 0)
     # Counted twice, half of the rows weigh as much as all of them: Wilson's bounds then mean what they mean there.
     bag = _table(2.0 * in_tp, 2.0 * in_fp)
@@ -64,7 +64,7 @@ def resample(
     )
 
 
-def _halves(
+def halves(
     passed: FloatArray, squares: FloatArray, rng: np.random.Generator, n_boot: int
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Split the rows of one class; return what passes every candidate in each half, (candidates, n_boot), and squared.

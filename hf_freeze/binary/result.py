@@ -66,6 +66,10 @@ class ThresholdResult:
         weighted_counts: (tp, fp, fn, tn) as sums of weights; None where rows had none and no prevalence was asked for.
         n_distinct: Number of different scores among them. n_ignored: number of rows left out, labelled -100 or of
             weight 0.
+        slope, intercept: The log-odds of a row are slope * margin + intercept. Not 1 and 0 where they were calibrated
+            or shifted to `at_prevalence`; no label depends on them.
+        calibrated, calibration: How, if at all, and the Brier score and expected calibration error out of bag, beside
+            those of the model's own probability ("..._uncalibrated"). calibration_doubt: what was done instead.
         positive: Id of the label that a row at or above the threshold gets.
         head: "probability" when the model returns probabilities, whose log-odds are the margin.
         status: "ok"; "predict_none", "predict_all", "constant", "anti_correlated" or "low_support" for what is unusual;
@@ -98,6 +102,11 @@ class ThresholdResult:
     auroc: float | None = None
     n_distinct: int = 0
     n_ignored: int = 0
+    slope: float = 1.0
+    intercept: float = 0.0
+    calibrated: Literal["temperature", "platt"] | None = None
+    calibration: Mapping[str, float] = field(default_factory=dict)
+    calibration_doubt: str = ""
     positive: int = 1
     head: Literal["logits", "probability"] = "logits"
     status: str = "given"
@@ -114,7 +123,12 @@ class ThresholdResult:
     @property
     def probability(self) -> float:
         """The threshold as a probability of the positive class, for display."""
-        return float(sigmoid(float(self.threshold)))
+        return float(sigmoid(self.log_odds(float(self.threshold))))
+
+    def log_odds(self, margin: Any) -> Any:
+        """Return the log-odds of the positive class at a margin, or at each of an array or tensor."""
+        plain = self.slope == 1.0 and self.intercept == 0.0
+        return margin if plain else self.slope * margin + self.intercept
 
     @property
     def n_pos(self) -> int:
@@ -152,7 +166,7 @@ class ThresholdResult:
     def to_dict(self) -> dict[str, Any]:
         """Return values for JSON, with the threshold as a probability as well, for human readers."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        values["constraints"] = dict(self.constraints)
+        values["constraints"], values["calibration"] = dict(self.constraints), dict(self.calibration)
         values["curve"] = None if self.curve is None else dict(vars(self.curve))
         values["positive"] = int(self.positive)
         return {"threshold": float(values.pop("threshold")), "probability": self.probability, **values}
@@ -223,6 +237,8 @@ def reasons_to_doubt(result: ThresholdResult) -> dict[str, str]:
         found["anti_correlated"] = (
             f"AUROC is {result.auroc:.3f}, below 0.5 by more than chance: is the positive label reversed?"
         )
+    if result.calibration_doubt:
+        found["calibration"] = result.calibration_doubt
     few_rows = _few_rows(result)
     if few_rows:
         found["low_support" if min(result.n_pos, result.n_neg) < _FEW_OF_A_CLASS else "few_positives"] = few_rows
@@ -367,10 +383,13 @@ _KINDS: Mapping[str, tuple[str, Any]] = {
     "weighted_counts": ("four numbers or None", _are(4)),
     **dict.fromkeys(("tp", "fp", "fn", "tn", "n_distinct", "n_ignored"), _COUNT),
     "auroc": _NUMBER,
+    "slope": ("a number above 0", lambda value: _is_finite(value) and value > 0.0),
+    "intercept": ("a finite number", _is_finite),
+    "calibrated": ('"temperature", "platt" or None', lambda value: value in (None, "temperature", "platt")),
+    "calibration": ("numbers by name", _is_rates),
     "positive": ("0 or 1", lambda value: _is_count(value) and value in (0, 1)),
     "head": ('"logits" or "probability"', lambda value: isinstance(value, str) and value in ("logits", "probability")),
-    "status": _TEXT,
-    "message": _TEXT,
+    **dict.fromkeys(("status", "message", "calibration_doubt"), _TEXT),
     "curve": ("four columns of numbers, of one length, or None", _is_curve),
 }
 

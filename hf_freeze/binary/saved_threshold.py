@@ -1,7 +1,8 @@
 """Save the threshold with the weights that it was tuned for, and read it back with them.
 
 Two places hold it. `decision_threshold.json`, next to the weights, has the whole result; a PEFT adapter folder has only
-that. `config.decision_threshold` has the margin alone and goes wherever the config goes. The config is written together
+that. `config.decision_threshold` has the margin (beside it: how probabilities follow from margins, and the share of
+positives tuned at) and goes wherever the config goes. The config is written together
 with the weights, so where the two disagree (the process was killed between weights and sidecar) the config is right.
 """
 
@@ -20,7 +21,8 @@ from hf_freeze.whole_files import write_text
 
 THRESHOLD_FILE = "decision_threshold.json"
 CONFIG_FILE = "config.json"
-_CONFIG_NAMES = ("decision_threshold", "decision_positive", "decision_head")
+_MAY_BE_LEFT_OUT = {"head": "logits", "prevalence": None, "slope": 1.0, "intercept": 0.0}
+_CONFIG_NAMES = ("decision_threshold", "decision_positive", *(f"decision_{name}" for name in _MAY_BE_LEFT_OUT))
 
 
 @contextmanager
@@ -169,7 +171,8 @@ def set_config_threshold(model: Any, result: ThresholdResult | None) -> None:
 
 def _config_entries(result: ThresholdResult) -> dict[str, Any]:
     entries = {"decision_threshold": float(result.threshold), "decision_positive": int(result.positive)}
-    return entries if result.head == "logits" else entries | {"decision_head": result.head}
+    others = {name: getattr(result, name) for name in _MAY_BE_LEFT_OUT}
+    return entries | {f"decision_{name}": value for name, value in others.items() if value != _MAY_BE_LEFT_OUT[name]}
 
 
 def _from_config_entries(config: dict[str, Any], where: str) -> ThresholdResult | None:

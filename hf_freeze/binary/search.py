@@ -13,11 +13,13 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_freeze.binary.calibration import Calibrate, Calibration, calibrated, check_calibrate
 from hf_freeze.binary.counts import FloatArray, ScoreCounts, count_scores
 from hf_freeze.binary.criterion import Criterion
 from hf_freeze.binary.labelled_rows import read_rows
 from hf_freeze.binary.margin import Head, refuse_probabilities
 from hf_freeze.binary.metric_values import MetricOfCounts
+from hf_freeze.binary.prevalence import log_odds_shift
 from hf_freeze.binary.resampling import Resamples, resample
 from hf_freeze.binary.result import (
     ThresholdCurve,
@@ -68,6 +70,7 @@ def tune_threshold(  # noqa: PLR0913 - one declaration of a search; all but two 
     confidence: float | None = None,
     at_prevalence: float | None = None,
     sample_weight: Any = None,
+    calibrate: Calibrate | None = None,
     select: Select = "exact",
     n_boot: int = 200,
     seed: int = 0,
@@ -96,6 +99,8 @@ def tune_threshold(  # noqa: PLR0913 - one declaration of a search; all but two 
         sample_weight: One weight per row, 0 or more, where rows do not stand for equally many: inverse sampling
             probabilities. Of rows of weight 0 nothing is read. Not for rows that were counted several times over:
             intervals and bounds hold for as many rows as there are, and fewer if their weights differ.
+        calibrate: "temperature" or "platt" fits probabilities to these rows, for `predict_binary` and the pipeline (see
+            `calibration.py`). Margins, labels and the threshold stay as they are.
         select: "exact" takes the best threshold; "bagged" the median of the re-tuned ones, which loses less on fresh
             rows when there are few positives.
         n_boot: Number of re-tunings. 0 skips them: no out-of-bag value and no intervals.
@@ -127,7 +132,9 @@ def tune_threshold(  # noqa: PLR0913 - one declaration of a search; all but two 
         max_fpr=max_fpr,
         confidence=confidence,
     )
-    search = ThresholdSearch(criterion=criterion, at_prevalence=at_prevalence, select=select, n_boot=n_boot, seed=seed)
+    search = ThresholdSearch(
+        criterion=criterion, at_prevalence=at_prevalence, calibrate=calibrate, select=select, n_boot=n_boot, seed=seed
+    )
     rows = read_rows(scores, labels, sample_weight, head=head)
     refuse_probabilities(rows.ranges, head=head)
     if rows.n_nan:
@@ -148,6 +155,7 @@ class ThresholdSearch:
 
     criterion: Criterion
     at_prevalence: float | None = None
+    calibrate: Calibrate | None = None
     select: Select = "exact"
     n_boot: int = 200
     seed: int = 0
@@ -156,6 +164,7 @@ class ThresholdSearch:
         """Raise `FreezeError` for settings that cannot be run."""
         if not (isinstance(self.select, str) and self.select in ("exact", "bagged")):
             raise FreezeError(f'Unknown select={short(self.select)}. Give "exact" or "bagged".')
+        check_calibrate(self.calibrate)
         if self.at_prevalence is not None and not (is_number(self.at_prevalence) and 0.0 < self.at_prevalence < 1.0):
             raise FreezeError(
                 f"at_prevalence={short(self.at_prevalence)} must be a share of positive rows between 0 and 1, such as "
@@ -174,6 +183,10 @@ class ThresholdSearch:
     def run(self, counts: ScoreCounts) -> ThresholdResult:
         """Tune on counted rows. Raises `ThresholdError` when a class is missing or no threshold is acceptable."""
         _require_both_classes(counts)
+        shift = 0.0
+        if self.at_prevalence is not None:
+            n_pos, n_neg = float(counts.rows.tp[0]), float(counts.rows.fp[0])
+            shift = log_odds_shift(self.at_prevalence, n_pos / (n_pos + n_neg))
         counts = counts.at_prevalence(self.at_prevalence)
         value = _acceptable_values(counts, self.criterion)
         first, last = _longest_plateau(counts, value)
@@ -190,7 +203,9 @@ class ThresholdSearch:
         result = replace(result, curve=_curve(counts, self.criterion, kept))
         if resamples is not None:
             result = _with_optimism(result, self.criterion, resamples)
-        result = replace(result, status=status_of(result))
+        result = replace(result, status=status_of(result), intercept=shift)
+        if self.calibrate is not None:
+            result = _with_calibration(result, calibrated(counts, self.calibrate, shift=shift, seed=self.seed))
         return replace(result, message=" ".join(reasons_to_doubt(result).values()))
 
     def _describe(self, counts: ScoreCounts, value: FloatArray, *, low: float, high: float) -> ThresholdResult:
@@ -199,8 +214,8 @@ class ThresholdSearch:
         tp, fp, fn, tn = (int(count) for count in counts.rows.table(candidate))
         weighted = None
         if counts.weighted_rows is not None:
-            tp_weight, fp_weight, fn_weight, tn_weight = (float(count) for count in counts.table(candidate))
-            weighted = (tp_weight, fp_weight, fn_weight, tn_weight)
+            w = counts.table(candidate)
+            weighted = float(w.tp), float(w.fp), float(w.fn), float(w.tn)
         return ThresholdResult(
             threshold=threshold,
             objective=self.criterion.name,
@@ -306,6 +321,17 @@ def _curve(counts: ScoreCounts, criterion: Criterion, kept: NDArray[np.intp]) ->
         tp=tuple(_whole(table.tp, counts).tolist()),
         fp=tuple(_whole(table.fp, counts).tolist()),
         value=tuple(value.tolist()),
+    )
+
+
+def _with_calibration(result: ThresholdResult, found: Calibration) -> ThresholdResult:
+    return replace(
+        result,
+        slope=found.slope,
+        intercept=found.intercept,
+        calibrated=found.method,
+        calibration=found.errors,
+        calibration_doubt=found.doubt or "",
     )
 
 

@@ -14,6 +14,7 @@ from hf_freeze.binary.saved_threshold import (
     threshold_saved_with_weights,
 )
 from hf_freeze.binary.served import logits_of, refuse_other_scores
+from hf_freeze.errors import FreezeError
 from hf_freeze.training.attributes import replaced
 
 if TYPE_CHECKING:
@@ -38,8 +39,27 @@ class ThresholdTrainerMixin(_Base):
         metrics = self.compute_metrics
         return metrics if isinstance(metrics, BinaryClassificationMetrics) else None
 
+    @property
+    def _weight_column(self) -> str | None:
+        return None if self._threshold_metrics is None else self._threshold_metrics.sample_weight
+
+    def _read_weights(self) -> None:
+        """Have the Trainer gather the weights with the labels, from all processes."""
+        if self._weight_column is not None and self._weight_column not in self.label_names:
+            self.label_names = [*self.label_names, self._weight_column]
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss as the Trainer does; the model does not get to see the weights of the metrics."""
+        return super().compute_loss(model, self._without_weights(inputs), *args, **kwargs)
+
+    def _without_weights(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        if self._weight_column not in inputs:
+            return inputs
+        return {name: value for name, value in inputs.items() if name != self._weight_column}
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, after a check of the metrics against the model and the eval sets."""
+        self._read_weights()
         if metrics := self._threshold_metrics:
             metrics.prepare(
                 self.model,
@@ -70,7 +90,10 @@ class ThresholdTrainerMixin(_Base):
     ) -> Any:
         """Predict; the threshold is applied, never tuned."""
         with self._phase(metric_key_prefix, in_training=False):
-            return super().predict(test_dataset, ignore_keys, metric_key_prefix, **kwargs)
+            output = super().predict(test_dataset, ignore_keys, metric_key_prefix, **kwargs)
+        if self._threshold_metrics is not None and output.label_ids is None:
+            self._threshold_metrics.warn_of_calls(output.predictions)
+        return output
 
     @contextmanager
     def _phase(self, metric_key_prefix: str, *, in_training: bool) -> Iterator[None]:
@@ -79,6 +102,7 @@ class ThresholdTrainerMixin(_Base):
             yield
             return
         metrics.read_names(self.model)
+        self._read_weights()
         # A threshold that the model was saved with is that of its weights until the first step.
         if metrics.result is None and self.state.global_step == 0 and (saved := threshold_of(self.model)):
             metrics.use(saved)
@@ -105,6 +129,14 @@ class ThresholdTrainerMixin(_Base):
         """Predict as the Trainer does, and keep the logits that the model itself gave."""
         if self._threshold_metrics is None:
             return super().prediction_step(model, inputs, *args, **kwargs)
+        labelled = [name for name in self.label_names if inputs.get(name) is not None]
+        if self._weight_column is not None and len(labelled) < len(self.label_names):
+            if labelled and labelled != [self._weight_column]:
+                raise FreezeError(
+                    f"sample_weight={self._weight_column!r}, but the rows have no such column. They have "
+                    f"{', '.join(sorted(inputs))}."
+                )
+            inputs = self._without_weights(inputs)
         with logits_of(model) as self._served:
             return super().prediction_step(model, inputs, *args, **kwargs)
 

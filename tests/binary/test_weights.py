@@ -9,7 +9,7 @@ from sklearn import metrics as sk
 from hf_freeze import FreezeError, ThresholdError, ThresholdResult, plot_threshold, tune_threshold
 from hf_freeze.binary.counts import Table, count_scores
 from hf_freeze.binary.criterion import effective_trials, wilson_bound
-from hf_freeze.binary.resampling import _halves
+from hf_freeze.binary.resampling import halves
 from tests.binary import brute_force
 
 pytestmark = pytest.mark.filterwarnings("ignore::hf_freeze.ThresholdWarning")
@@ -128,11 +128,11 @@ def test_what_is_promised_at_a_prevalence_is_what_is_got_there():
 
 
 @pytest.mark.parametrize("weights", [[2.0] * 8, [1.0, 9.0], [0.1, 0.2, 0.4, 5.0, 1.0, 1.0, 1.0]])
-def test_halves_of_weighted_rows_have_the_mean_and_the_variance_of_halves_drawn_row_by_row(weights):
+def testhalves_of_weighted_rows_have_the_mean_and_the_variance_ofhalves_drawn_row_by_row(weights):
     weights = np.array(weights)
     passed, squares = (np.array([values.sum(), 0.0]) for values in (weights, weights**2))
     drawn, left_out, in_squares = (
-        np.concatenate([_halves(passed, squares, np.random.default_rng(s), 200)[i][0] for s in range(200)])
+        np.concatenate([halves(passed, squares, np.random.default_rng(s), 200)[i][0] for s in range(200)])
         for i in range(3)
     )
     assert drawn.mean() == pytest.approx(weights.sum() / 2, rel=0.02)

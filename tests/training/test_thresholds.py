@@ -17,7 +17,9 @@ from hf_freeze import (
     FreezeTrainer,
     FreezeTrainingArguments,
     ThresholdResult,
+    ThresholdWarning,
     load_threshold,
+    tune_threshold,
 )
 from hf_freeze.binary.saved_threshold import THRESHOLD_FILE
 from tests.models import text_rows, tiny_bert
@@ -252,3 +254,43 @@ def test_a_broken_threshold_in_the_models_config_is_said_before_the_first_step(t
     with pytest.raises(FreezeError, match=r"The config of this Bert\w+ has a decision_threshold that cannot be used"):
         made.train()
     assert made.state.global_step == 0
+
+
+def weighted_rows(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [{**row, "weight": float(rng.exponential() + 0.1)} for row in text_rows(count, seed=seed)]
+
+
+def test_a_weight_column_reaches_the_metrics_and_not_the_model(tmp_path) -> None:
+    rows = weighted_rows(40)
+    metrics = metrics_for_tests(sample_weight="weight")
+    made = made_with(tmp_path, metrics, rows=weighted_rows(16))
+    made.eval_dataset = rows
+    seen = set()
+    made.model.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
+    made.train()
+    predicted = made.predict(rows)
+    assert "weight" not in seen
+    labels, weight = predicted.label_ids
+    assert weight == pytest.approx([row["weight"] for row in rows])
+    alone = tune_threshold(predicted.predictions, labels, sample_weight=weight, n_boot=0)
+    made.compute_metrics = again = metrics_for_tests(sample_weight="weight")
+    again((predicted.predictions, predicted.label_ids))
+    assert again.threshold == alone.threshold
+    assert metrics.result.weighted_counts is not None
+
+
+def test_rows_without_their_weight_column_are_refused_and_those_without_labels_predicted(tmp_path) -> None:
+    made = made_with(tmp_path, metrics_for_tests(sample_weight="weight"))
+    with pytest.raises(FreezeError, match=r"sample_weight='weight', but the rows have no such column. They have"):
+        made.evaluate()
+    unlabelled = [{k: v for k, v in row.items() if k != "labels"} for row in weighted_rows(8)]
+    assert made.predict(unlabelled).label_ids is None
+
+
+def test_predictions_without_labels_warn_when_far_more_are_called_positive_than_expected(tmp_path) -> None:
+    result = ThresholdResult(threshold=-1000.0, prevalence=0.1, tp=100, fp=20, fn=10, tn=870, value=0.8, status="ok")
+    made = made_with(tmp_path, BinaryClassificationMetrics(threshold=result))
+    unlabelled = [{k: v for k, v in row.items() if k != "labels"} for row in text_rows(64)]
+    with pytest.warns(ThresholdWarning, match="100 % of the 64 rows are called positive, where 12 %"):
+        made.predict(unlabelled)
