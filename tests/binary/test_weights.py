@@ -170,7 +170,11 @@ def test_a_limit_at_a_confidence_is_stricter_for_rare_positives():
     )
     assert plain.threshold == half.threshold < rare.threshold
     tp, fp, *_ = rare.counts
-    assert tp / (tp + fp) > 0.82
+    of_pos, of_neg = tp / rare.tp, fp / rare.fp
+    trials = (tp + fp) ** 2 / (of_pos * of_neg * (rare.tp + rare.fp))  # of a rate of the same variance
+    z = NormalDist().inv_cdf(0.95)
+    bound = wilson_bound(np.array([tp / (tp + fp) * trials]), np.array([trials]), z=-z)
+    assert bound == pytest.approx(0.8, abs=0.005)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5, np.nan, np.inf, True, "0.1", [0.1]])
