@@ -1,13 +1,18 @@
-"""The one definition of which column of a row, or field of a batch, is the label."""
+"""The one definition of which column of a row, or field of a batch, is the label, and where a data set keeps it."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from transformers.utils.generic import find_labels
 
 LABEL_COLUMNS = ("labels", "label", "label_ids", "targets", "target")
 """Names that are labels whatever the model: its own, those that collators turn into it, and those of custom models."""
+
+_ATTRIBUTES = ("labels", "label", "targets", "target", "label_ids", "y")
+"""Where data sets of one's own and torchvision's keep their labels."""
 
 
 def label_columns(model: Any = None, given: Iterable[str] = ()) -> tuple[str, ...]:
@@ -21,6 +26,30 @@ def label_columns(model: Any = None, given: Iterable[str] = ()) -> tuple[str, ..
     """
     own = () if model is None else _of_forward(model)
     return tuple(dict.fromkeys((*given, *own, *LABEL_COLUMNS)))
+
+
+def label_values(dataset: Any, names: Sequence[str]) -> Iterator[Sequence[Any]]:
+    """Yield what may be the labels of a data set, each a sequence with one entry per row."""
+    if hasattr(dataset, "column_names") and hasattr(dataset, "select_columns"):
+        for name in names:
+            if name in dataset.column_names:
+                yield dataset.with_format(None).select_columns([name])[:][name]
+    elif isinstance(dataset, (list, tuple)):
+        if dataset and isinstance(dataset[0], Mapping):
+            named = [name for name in names if name in dataset[0]]
+            yield from ([row.get(name) if isinstance(row, Mapping) else None for row in dataset] for name in named)
+    elif hasattr(dataset, "indices") and hasattr(dataset, "dataset"):  # torch's Subset
+        for column in label_values(dataset.dataset, names):
+            yield [column[index] for index in dataset.indices]
+    elif hasattr(dataset, "datasets") and hasattr(dataset, "cumulative_sizes"):  # torch's ConcatDataset
+        parts = [next(label_values(part, names), None) for part in dataset.datasets]
+        if all(part is not None for part in parts):
+            yield [value for part in parts if part is not None for value in part]
+    else:
+        found = [*reversed(getattr(dataset, "tensors", ())), *(getattr(dataset, name, None) for name in _ATTRIBUTES)]
+        for one in found:
+            if isinstance(one, (list, tuple, torch.Tensor, np.ndarray)):
+                yield one  # type: ignore[misc]  # a tensor has a length and rows
 
 
 def _of_forward(model: Any) -> list[str]:

@@ -8,15 +8,13 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 
 from hf_freeze.binary.labelled_rows import IGNORED_LABEL
+from hf_freeze.label_columns import label_values
 
 MOST_VALUES = 1_000_000
 MOST_ROWS_MADE = 64
 MOST_SECONDS = 0.3
-_ATTRIBUTES = ("labels", "label", "targets", "target", "label_ids", "y")
-"""Where data sets of one's own and torchvision's keep their labels."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def survey_labels(
     known = label_at(known_row)
     if known is None:
         return None
-    for column in _columns(dataset, names):
+    for column in label_values(dataset, names):
         if len(column) == len(dataset) and _same(_named(_plain(column[known_row]), ids), known):
             step = max(math.ceil(len(column) * _width(column[known_row]) / MOST_VALUES), 1)
             rows = range(0, len(column), step)
@@ -91,30 +89,6 @@ def survey_stream(rows: Iterable[Any], origin: str, label_of: Callable[[Any], An
     if not seen or seen[0] is None:
         return None
     return LabelSurvey(origin, None, len(seen), *_distinct(seen, range(len(seen)), {}), seen.__getitem__)
-
-
-def _columns(dataset: Any, names: Sequence[str]) -> Iterator[Sequence[Any]]:
-    """Yield what may be the labels of a data set, each a sequence with one entry per row."""
-    if hasattr(dataset, "column_names") and hasattr(dataset, "select_columns"):
-        for name in names:
-            if name in dataset.column_names:
-                yield dataset.with_format(None).select_columns([name])[:][name]
-    elif isinstance(dataset, (list, tuple)):
-        if dataset and isinstance(dataset[0], Mapping):
-            named = [name for name in names if name in dataset[0]]
-            yield from ([row.get(name) if isinstance(row, Mapping) else None for row in dataset] for name in named)
-    elif hasattr(dataset, "indices") and hasattr(dataset, "dataset"):  # torch's Subset
-        for column in _columns(dataset.dataset, names):
-            yield [column[index] for index in dataset.indices]
-    elif hasattr(dataset, "datasets") and hasattr(dataset, "cumulative_sizes"):  # torch's ConcatDataset
-        parts = [next(_columns(part, names), None) for part in dataset.datasets]
-        if all(part is not None for part in parts):
-            yield [value for part in parts if part is not None for value in part]
-    else:
-        found = [*reversed(getattr(dataset, "tensors", ())), *(getattr(dataset, name, None) for name in _ATTRIBUTES)]
-        for one in found:
-            if isinstance(one, (list, tuple, torch.Tensor, np.ndarray)):
-                yield one  # type: ignore[misc]  # a tensor has a length and rows
 
 
 def _plain(value: Any) -> Any:

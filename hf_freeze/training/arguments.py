@@ -13,6 +13,7 @@ from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.plan.given import as_plan
 from hf_freeze.plan.recipes import RECIPES
 from hf_freeze.plan.stages import AnyStage, Plateau, Settled, read_mapping, stage_from_dict, stage_to_dict
+from hf_freeze.training.given_weights import read_gamma, read_weights
 
 # HfArgumentParser takes a union with bool for a bool; a string is what a flag gives.
 if TYPE_CHECKING:
@@ -137,6 +138,24 @@ class FreezeArguments:
             "base."
         },
     )
+    class_weights: dict[str, float] | str | list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Weight the loss by class: 'balanced', one weight per class '[1, 5]', or by name '{\"spam\": 5}'; "
+            "classes that are not named weigh 1."
+        },
+    )
+    pos_weight: dict[str, float] | str | float | list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Train one logit, or several labels, by binary cross entropy in which positives weigh so much: 5, "
+            "or for several labels one weight each, as a list or by name."
+        },
+    )
+    focal_gamma: float | None = field(
+        default=None,
+        metadata={"help": "Train by the focal loss with this exponent, such as 2; class weights are its alpha."},
+    )
 
     def __post_init__(self) -> None:
         self.group_lrs = _read_group_lrs(self.group_lrs)
@@ -158,6 +177,9 @@ class FreezeArguments:
         if not isinstance(limit, int | float) or isinstance(limit, bool) or not limit > 0:
             raise PlanError(f"cache_frozen_max_gb={limit!r} is not a number of GB above 0, such as 20.")
         self.unfreeze_stages = _plain_stages(self.unfreeze_stages)
+        self.class_weights = read_weights(self.class_weights, "class_weights")
+        self.pos_weight = read_weights(self.pos_weight, "pos_weight")
+        self.focal_gamma = read_gamma(self.focal_gamma)
         parents = super()
         if hasattr(parents, "__post_init__"):
             parents.__post_init__()

@@ -13,6 +13,7 @@ from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.plan.given import PlanLike, as_plan
 from hf_freeze.selection.language import Selection
 from hf_freeze.training import checkpoint
+from hf_freeze.training.class_weights import refuse_unapplied
 from hf_freeze.training.freezing import set_trainable
 from hf_freeze.training.groups import refuse_groups_of_another_plan, refuse_left_out
 from hf_freeze.training.loss_scaling import CountProbe
@@ -98,6 +99,7 @@ class FreezeCallback(RunEvents, metaclass=ABCMeta):
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Freeze what never trains; what trains at any stage stays trainable until the optimizer holds it."""
+        refuse_unapplied(args)
         bound = self._training.bind(args, kwargs["model"])
         set_trainable(bound.model, bound.resolved.ever_trainable)
 
@@ -105,6 +107,7 @@ class FreezeCallback(RunEvents, metaclass=ABCMeta):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Freeze by the plan, once more: a `model_init` may have built the model anew."""
+        refuse_unapplied(args)
         self._random_states.forget()
         self._training.end()  # a run that broke off, as under auto_find_batch_size
         _put_first(self, last=self._random_states)

@@ -6,7 +6,8 @@ is the mean of each micro-batch, which the Trainer then sums over the window and
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,9 +30,7 @@ def ignores_count(loss_at: Callable[[torch.Tensor], torch.Tensor], model: nn.Mod
     """Tell whether the loss, a function of the count, stays the same when the count doubles. Leaves no trace."""
 
     def loss_aside(items: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad(), random_states_kept(), flags_kept(model):
-            for module in model.modules():
-                module.training = False
+        with torch.no_grad(), in_eval_mode(model):
             return loss_at(items)
 
     # Each from the same random state: a loss may draw random numbers in eval mode too.
@@ -175,3 +174,12 @@ class ScaledLossTrainerMixin(_Base):
 
     def _count_labels(self, batch: Mapping[str, Any]) -> torch.Tensor | None:
         return count_labels(batch, per_row=type(unwrap(self.model)).__name__.endswith("ForCTC"))
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put all modules into eval mode; flags and random states afterwards are those from before."""
+    with random_states_kept(), flags_kept(model):
+        for module in model.modules():
+            module.training = False
+        yield

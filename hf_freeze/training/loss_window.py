@@ -4,7 +4,7 @@ The Trainer adds up what `training_step` returns, and begins anew whenever it lo
 or in a private attribute, depending on its version; so the same sum is kept here beside it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,42 +19,79 @@ else:
 
 
 class LossWindowTrainerMixin(_Base):
-    """Logs, after a resume, the mean loss that the uninterrupted run would have logged."""
+    """Logs, after a resume, the mean loss that the uninterrupted run would have logged.
+
+    So for other losses that are noted in a step (`_note_loss`), which are logged beside it in the same way.
+    """
 
     @cached_property
     def _losses_since_logged(self) -> "LossWindow":
         return LossWindow()
 
+    @cached_property
+    def _others_since_logged(self) -> "dict[str, LossWindow]":
+        return {}
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Step as the Trainer does; the loss of a resumed run goes on where it was."""
-        loss = super().training_step(*args, **kwargs)
-        return self._losses_since_logged.add(
+        return self._add(self._losses_since_logged, super().training_step(*args, **kwargs))
+
+    def _note_loss(self, name: str, loss: torch.Tensor) -> None:
+        """Take in another loss of this micro-batch, to be logged as `name` in the way of the training loss."""
+        self._add(self._others_since_logged.setdefault(name, LossWindow()), loss)
+
+    def _add(self, window: "LossWindow", loss: torch.Tensor) -> torch.Tensor:
+        return window.add(
             loss,
             logged=self._globalstep_last_logged,
             step=self.state.global_step,
             skips_nan=self.args.logging_nan_inf_filter,
         )
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as the Trainer does, with what was noted beside the training loss."""
+        if "loss" in logs:
+            for name, window in self._others_since_logged.items():
+                steps = self.state.global_step - window.logged
+                if name not in logs and steps > 0:
+                    losses = self._of_each_process(window.total)
+                    logs[name] = sum(losses) / len(losses) / steps
+        super().log(logs, *args, **kwargs)
+
     def _loss_window(self) -> dict[str, Any]:
         """The training loss since it was last logged, per process: what a resumed run must add to."""
-        window = self._losses_since_logged
-        total = window.total if window.logged == self._globalstep_last_logged else 0.0
-        losses = torch.as_tensor(total, device=self.args.device).detach().reshape(1).float()
-        gathered = self.accelerator.gather(losses) if self.accelerator.num_processes > 1 else losses
-        return {"step": self.state.global_step, "logged": self._globalstep_last_logged, "losses": gathered.tolist()}
+        logged = self._globalstep_last_logged
+        losses = {
+            name: self._of_each_process(window.total if window.logged == logged else 0.0)
+            for name, window in {"losses": self._losses_since_logged, **self._others_since_logged}.items()
+        }
+        return {"step": self.state.global_step, "logged": logged, "losses": losses.pop("losses"), "others": losses}
+
+    def _of_each_process(self, total: torch.Tensor | float) -> list[float]:
+        own = torch.as_tensor(total, device=self.args.device).detach().reshape(1).float()
+        gathered: torch.Tensor = self.accelerator.gather(own) if self.accelerator.num_processes > 1 else own
+        losses: list[float] = gathered.tolist()
+        return losses
 
     def _begin_loss_window(self, saved: Mapping[str, Any]) -> None:
         """Begin at nought, or with what an interrupted run saved; comes right after the Trainer begins its own."""
         self._losses_since_logged.begin(self._globalstep_last_logged)
+        self._others_since_logged.clear()
         if not saved or saved["step"] != self.state.global_step:
             return
-        losses: list[float] = saved["losses"]
-        mean = sum(losses) / len(losses)
-        same_processes = len(losses) == self.accelerator.num_processes
-        own = losses[self.accelerator.process_index] if same_processes else mean
-        self._globalstep_last_logged = saved["logged"]
-        self._losses_since_logged.begin(saved["logged"], own)
-        self._total_loss_scalar -= mean  # the mean loss of this call counts its own steps only
+        logged: int = saved["logged"]
+        self._globalstep_last_logged = logged
+        self._losses_since_logged.begin(logged, self._own_of(saved["losses"]))
+        for name, losses in saved.get("others", {}).items():
+            self._others_since_logged[name] = LossWindow()
+            self._others_since_logged[name].begin(logged, self._own_of(losses))
+        # The mean loss of this call counts its own steps only.
+        self._total_loss_scalar -= sum(saved["losses"]) / len(saved["losses"])
+
+    def _own_of(self, losses: Sequence[float]) -> float:
+        """Return the loss of this process among those of all; their mean where there were more or fewer."""
+        own = self.accelerator.process_index if len(losses) == self.accelerator.num_processes else None
+        return sum(losses) / len(losses) if own is None else losses[own]
 
 
 @dataclass

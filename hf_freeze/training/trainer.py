@@ -30,7 +30,6 @@ from hf_freeze.training.groups import (
     refuse_unknown_options,
     with_parameters,
 )
-from hf_freeze.training.loss_scaling import ScaledLossTrainerMixin
 from hf_freeze.training.loss_window import LossWindowTrainerMixin
 from hf_freeze.training.merged_groups import trains_others, with_groups
 from hf_freeze.training.model_card import ModelCardTrainerMixin
@@ -43,6 +42,7 @@ from hf_freeze.training.setup import check_arguments, refuse_deepspeeds_own_opti
 from hf_freeze.training.thresholds import ThresholdTrainerMixin
 from hf_freeze.training.train_calls import while_training
 from hf_freeze.training.trained_only import TrainedOnlyTrainerMixin
+from hf_freeze.training.weighted_training import WeightedLossTrainerMixin, refuse_unfit_weights
 from hf_freeze.training.whole import has_optimizer, require_fitting, require_whole
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class FreezeTrainerMixin(
     LossWindowTrainerMixin,
     RandomStatesTrainerMixin,
     CachedFeaturesTrainerMixin,
-    ScaledLossTrainerMixin,
+    WeightedLossTrainerMixin,
     ThresholdTrainerMixin,
     ModelCardTrainerMixin,
     TrainedOnlyTrainerMixin,
@@ -65,7 +65,8 @@ class FreezeTrainerMixin(
 
     - freezes as `FreezeCallback` does, and proves it (`frozen_eval`, `verify_freeze`);
     - builds named optimizer groups, and logs `lr/<group>`, `stage` and `trainable_params`;
-    - makes the loss mean the same whatever the gradient accumulation and the number of processes;
+    - makes the loss mean the same whatever the gradient accumulation and the number of processes, weighted too
+      (`class_weights`, `pos_weight`, `focal_gamma`, with `unweighted_loss` logged beside it);
     - refuses to resume under another plan, and resumes bit-exactly under the same (a collator or a data set that draws
       random numbers draws others after a resume within an epoch, as in any Trainer; at the end of one, the same);
     - says in the model card what trained, by which plan, and how to apply the threshold;
@@ -115,6 +116,7 @@ class FreezeTrainerMixin(
             check_arguments(args)
             refuse_deepspeeds_own_optimizer(args)
             if is_final:
+                refuse_unfit_weights(self._settings, args, model, given.get("compute_loss_func"))
                 self._freezing.others_train = _may_bring_parameters(given)
                 self._hold_against(args, model)
         with naming_other_arguments(type(self), args):
@@ -122,6 +124,7 @@ class FreezeTrainerMixin(
         refuse_deepspeeds_own_optimizer(self.args)  # one that only `accelerate launch` knew of
         if isinstance(self.args, FreezeArguments):
             self._settings = self.args  # the Trainer may have copied them, or have them by another name than `args`
+        self._declare_weights()
         as_given, self._plan_as_it_is = self._plan_as_it_is, plan_as_it_is(self.model)
         self._read_arguments()
         others_train = self._freezing.others_train
