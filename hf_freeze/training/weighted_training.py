@@ -163,7 +163,12 @@ class WeightedLossTrainerMixin(ScaledLossTrainerMixin):
         if weighted is None or self._loss_is_checked or not bool((labels_in(inputs) != IGNORED).any()):
             return
         prepared = dict(self._prepare_inputs(dict(inputs)))
-        with torch.no_grad(), in_eval_mode(self.model), _problem_type_kept(self.model), self.compute_loss_context_manager():
+        with (
+            torch.no_grad(),
+            in_eval_mode(self.model),
+            _problem_type_kept(self.model),
+            self.compute_loss_context_manager(),
+        ):
             loss = self._loss_by(weighted, prepared)
             plain, squared, own = self._own_loss(weighted, prepared)
         if own is not None and not any(_is_near(own, one) for one in (plain, squared) if one is not None):
