@@ -11,7 +11,7 @@ import torch.distributed as dist
 from hf_freeze.training import settling
 from tests.ranks import process_group
 from tests.training.staged import trainer
-from tests.training.test_settled import FALLING, PLAN, stages
+from tests.training.test_settled import FALLING, PLAN, stages, still
 
 
 @process_group()
@@ -21,7 +21,11 @@ def main() -> None:
         growing = itertools.count(1.0)
         settling._distance = lambda before, now: next(growing)
     made = trainer(
-        Path(sys.argv[1]) / "run", plan=PLAN, log_grad_norms=True, **{**FALLING, "per_device_train_batch_size": 2}
+        Path(sys.argv[1]) / "run",
+        model=still(),
+        plan=PLAN,
+        log_grad_norms=True,
+        **{**FALLING, "per_device_train_batch_size": 2},
     )
     made.train()
     digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in made.model.parameters())).hexdigest()
