@@ -323,7 +323,7 @@ def _top_down(rule: TopDown, model_map: ModelMap) -> Iterator[Stage]:
 
 
 def _check_settling(timed: Sequence[Stage], stages: Sequence[frozenset[str]]) -> None:
-    """Refuse a stage that waits for what does not train to settle, or for what a plateau thaws or freezes as well."""
+    """Refuse a stage that waits for what does not train to settle, or for what a plateau unfreezes or freezes too."""
     moved = {
         stage.when: before ^ after
         for stage, before, after in zip(timed, stages, stages[1:], strict=False)

@@ -190,7 +190,7 @@ class FreezeProof:
             return
         is_on = named[flipped[0]].requires_grad
         same = [name for name in flipped if named[name].requires_grad is is_on]
-        found = "require a gradient while frozen" if is_on else "shall train but require no gradient any more"
+        found = "require a gradient while frozen" if is_on else "should train but no longer require a gradient"
         raise FreezeViolation(
             f"{_listing(same)} {found}. Something set requires_grad behind the plan's back since this stage began. "
             "Declare what trains, and from when on, as a stage of the plan."

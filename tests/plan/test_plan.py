@@ -134,7 +134,7 @@ def test_a_folder_is_no_plan_file(tmp_path):
     [({}, "none"), ({"epoch": 1, "step": 5}, "epoch and step"), ({"step": 0, "fraction": 0.5}, "step and")],
 )
 def test_a_stage_has_exactly_one_time(times, found):
-    with pytest.raises(PlanError, match=f"exactly one of epoch, step, fraction and plateau; this one has {found}"):
+    with pytest.raises(PlanError, match=f"exactly one of epoch, step.*this one has {found}"):
         Stage(**times, unfreeze="all")
 
 
