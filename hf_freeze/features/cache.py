@@ -191,9 +191,9 @@ class FeatureCache:
             frontier = find_frontier(self._model, probes, feature_set.roots)
             _refuse_train_mode(self._model, frontier)
             how: dict[str, Any] = {"shared": feature_set.shared, "computed_in": feature_set.computed_in}
-            check_still(self._model, frontier, forward, batches=probes, **how)
+            captured = check_still(self._model, frontier, forward, batches=probes, **how)
             labels = feature_set.labels
-            read = reads_labels(self._model, frontier, forward, batch=probes[0], labels=labels)
+            read = reads_labels(self._model, frontier, forward, batch=probes[0], labels=labels, captured=captured)
             self._cuts[key] = _Cut(frontier, read, seconds_per_row(self._model, frontier, feature_set))
         return self._cuts[key]
 

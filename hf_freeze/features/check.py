@@ -1,6 +1,6 @@
 """Whether stored features are what the model computes now."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -26,10 +26,11 @@ def check_still(
     batches: tuple[Batch, Batch],
     shared: int,
     computed_in: torch.dtype | None = None,
-) -> None:
+) -> dict[int, torch.Tensor]:
     """Hold rows that two batches share, at their ends, against each other, under other random numbers.
 
-    Raises `CacheRefused` where the frozen part is random, or where a row depends on the others of its batch.
+    Return what was captured of the first batch. Raises `CacheRefused` where the frozen part is random, or where a row
+    depends on the others of its batch.
     """
     with untouched(model), captures(model, [frontier]) as capture:
         seen = []
@@ -48,6 +49,8 @@ def check_still(
             raise CacheRefused(
                 f"what {key} returns for a row depends on the other rows of its batch or on their padding"
             )
+    first_seen: dict[int, torch.Tensor] = seen[0]
+    return first_seen
 
 
 def training_dropout(model: nn.Module, frontier: Frontier) -> list[str]:
@@ -65,15 +68,27 @@ def _named(names: Sequence[str]) -> str:
 
 
 def reads_labels(
-    model: nn.Module, frontier: Frontier, forward: Forward, *, batch: Batch, labels: Collection[str]
+    model: nn.Module,
+    frontier: Frontier,
+    forward: Forward,
+    *,
+    batch: Batch,
+    labels: Collection[str],
+    captured: Mapping[int, torch.Tensor] | None = None,
 ) -> bool:
-    """Tell whether other labels make other features, as where a decoder's inputs are made of them."""
+    """Tell whether other labels make other features: a decoder reads them, or they tell how long a row is.
+
+    `captured` are the features of `batch`, as `check_still` returns them, where they are known.
+    """
+    if any(layout.positions in labels for _, _, layout in frontier.columns.values()):
+        return True
     given = [name for name in labels if isinstance(batch.tensors.get(name), torch.Tensor)]
     if len(given) < sum(batch.tensors.get(name) is not None for name in labels):
         return True
     with untouched(model), captures(model, [frontier]) as capture:
-        set_seed(1)
-        expected = capture(forward, batch)[0]
+        if captured is None:
+            set_seed(1)
+            captured = capture(forward, batch)[0]
         for changed in (_other_values, _ignored_elsewhere) if given else ():
             others = {name: changed(batch.tensors[name]) for name in given}
             set_seed(1)
@@ -81,8 +96,8 @@ def reads_labels(
                 found = capture(forward, Batch({**batch.tensors, **others}))[0]
             except (RuntimeError, ValueError, IndexError, CacheRefused):
                 return True
-            same_shapes = all(found[column].shape == value.shape for column, value in expected.items())
-            if not same_shapes or any(_difference(found[column], value) > 0 for column, value in expected.items()):
+            same_shapes = all(found[column].shape == value.shape for column, value in captured.items())
+            if not same_shapes or any(_difference(found[column], value) > 0 for column, value in captured.items()):
                 return True
     return False
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import transformers
+import xxhash
 from torch import nn
 
 from hf_freeze.features.frontier import Frontier
@@ -71,7 +72,7 @@ def short(parts: Mapping[str, str]) -> str:
 
 def digest_weights(model: nn.Module, frontier: Frontier) -> str:
     """Digest every frozen parameter, and every buffer of the frozen prefix, bit by bit."""
-    digest = hashlib.sha256()
+    digest = xxhash.xxh3_128()
     modules = frontier.watched(model)
     prefix = {id(part) for key in frontier.answers for part in modules[key.name].modules()}
     for name, module in model.named_modules():
@@ -103,9 +104,9 @@ def _serialized(table: pa.Table) -> pa.Buffer:
     return sink.getvalue()
 
 
-def _bytes(tensor: torch.Tensor) -> bytes:
+def _bytes(tensor: torch.Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().view(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def _update(digest: "hashlib._Hash", value: Any) -> None:

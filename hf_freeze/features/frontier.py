@@ -152,6 +152,13 @@ class _SeenLeaf:
     gradient: torch.Tensor | None = None
     read: bool = False
 
+    def given(self, arguments: Sequence[torch.Tensor]) -> Any:
+        """Return what stands in its place: a copy, since the rest of the model may write into what it gets."""
+        if self.passed is not None:
+            return arguments[self.passed]
+        value = self.value if self.leaf is None else self.leaf
+        return value.clone() if isinstance(value, torch.Tensor) else value
+
 
 @dataclass
 class _SeenCall:
@@ -162,36 +169,29 @@ class _SeenCall:
 
 def _look(model: nn.Module, batch: Batch, roots: DifferentiableOutputs) -> dict[CallKey, _SeenCall]:
     modules = wholly_frozen(model)
-    prefix: set[CallKey] = set()
+    seen: dict[CallKey, _SeenCall] = {}
 
     def note(call: Call) -> Any:
         moved = any(tensor.requires_grad for tensor in tensors_of((call.args, call.kwargs)))
         with torch.set_grad_enabled(moved):
             output = call.run()
         if not any(tensor.requires_grad for tensor in tensors_of(output)):
-            prefix.add(call.key)
+            arguments = tensors_of((call.args, call.kwargs))
+            leaves, spec = pytree.tree_flatten(output)
+            seen[call.key] = _SeenCall([_fresh(leaf, arguments) for leaf in leaves], _paths(output), spec)
         return output
 
     with torch.enable_grad(), intercepted(model, modules, note) as interception:
         roots(batch.inputs())
         _refuse_second_pass(interception)
-    if not prefix:
+    if not seen:
         raise CacheRefused("no module in front of what trains is frozen as a whole")
-    seen: dict[CallKey, _SeenCall] = {}
 
     def replace(call: Call) -> Any:
-        if call.key not in prefix:
+        if (known := seen.get(call.key)) is None:
             return call.run()
-        with torch.no_grad():
-            output = call.run()
-        leaves, spec = pytree.tree_flatten(output)
         arguments = tensors_of((call.args, call.kwargs))
-        seen[call.key] = _SeenCall([_fresh(leaf, arguments) for leaf in leaves], _paths(output), spec)
-        return pytree.tree_unflatten(
-            # A copy, since the rest of the model may write into what it gets, which a leaf does not admit.
-            [part.value if part.leaf is None else part.leaf.clone() for part in seen[call.key].leaves],
-            spec,
-        )
+        return pytree.tree_unflatten([part.given(arguments) for part in known.leaves], known.spec)
 
     with torch.enable_grad(), intercepted(model, modules, replace):
         _read_gradients(list(roots(batch.inputs())), seen)
@@ -215,7 +215,7 @@ def _fresh(value: Any, arguments: Sequence[torch.Tensor]) -> _SeenLeaf:
         if value is argument:
             return _SeenLeaf(value, passed=position)
     if not value.is_floating_point():
-        return _SeenLeaf(value, read=True)  # no gradient would tell
+        return _SeenLeaf(value.clone(), read=True)  # no gradient would tell
     return _SeenLeaf(value, leaf=value.detach().clone().requires_grad_())
 
 

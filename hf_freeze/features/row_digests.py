@@ -63,21 +63,22 @@ def digest_rows(
     flat = dict(_leaves(inputs))
     spans = _spans_of_masks(flat, rows)
     lengths = [span.stops - span.starts for span in spans.values()]
-    digests = np.zeros((rows, WIDTH + 4), np.int64)
+    fixed, padded, of_labels = (np.zeros((rows, 2), np.int64) for _ in range(3))
+    numbers = np.zeros((rows, 3), np.int64)
     for name in [name for name in flat if name in labels]:
         span = _span_of_labels(flat[name])
-        digests[:, 2:4] += _digest(name, flat.pop(name), rows, span)
+        of_labels += _digest(name, flat.pop(name), rows, span)
         lengths += [] if span is None else [span.stops]
     for name, value, span in _interleaved(flat, spans):
         found = _digest(name, value, rows, span)
-        digests[:, WIDTH:-2] += found
-        digests[:, :2] += _digest(name, value, rows, None) if span is not None and name in flat else found
+        padded += found
+        fixed += _digest(name, value, rows, None) if span is not None and name in flat else found
     if lengths:
-        digests[:, WIDTH - 1] = lengths[0] if len(lengths) == 1 else np.max(lengths, axis=0)
+        numbers[:, 0] = lengths[0] if len(lengths) == 1 else np.max(lengths, axis=0)
     for span in spans.values():
-        digests[:, -2] += span.starts
-    digests[:, -1] = set_number
-    return torch.from_numpy(digests)
+        numbers[:, 1] += span.starts
+    numbers[:, 2] = set_number
+    return torch.from_numpy(np.concatenate([fixed, of_labels, numbers[:, :1], padded, numbers[:, 1:]], axis=1))
 
 
 def read_as(digests: torch.Tensor, *, fixed_widths: bool) -> torch.Tensor:
@@ -107,9 +108,8 @@ def _leaves(inputs: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{name}.")
         elif isinstance(value, torch.Tensor):
-            value = value.detach().cpu()
-            known = value.dtype not in _UNKNOWN_TO_NUMPY
-            yield f"{prefix}{name}", value.numpy() if known else value.contiguous().view(torch.int16).numpy()
+            value = value.contiguous().view(torch.int16) if value.dtype in _UNKNOWN_TO_NUMPY else value
+            yield f"{prefix}{name}", value.numpy(force=True)
         else:
             yield f"{prefix}{name}", value
 
@@ -194,14 +194,14 @@ def _digest(name: str, value: Any, rows: int, span: _Span | None) -> Keys:
     if isinstance(value, np.ndarray) and value.ndim and len(value) == rows and value.dtype.kind in "biufc":
         shape = value.shape[1 if span is None else 2 :]
         seed = _seed(f"{name} {value.dtype.str} {shape}")
-        width = value.nbytes // rows
-        starts = np.arange(0, rows * width, width) if width else np.zeros(rows, np.int64)
-        stops = starts + width
+        value = np.ascontiguousarray(value)
         if span is not None:
-            step = width // max(span.length, 1)
-            starts, stops = starts + span.starts * step, starts + span.stops * step
-        flat = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
-        found = [_hash(flat[start:stop], seed) for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+            ends = zip(span.starts.tolist(), span.stops.tolist(), strict=True)
+            found = [_hash(row[start:stop], seed) for row, (start, stop) in zip(value, ends, strict=True)]
+        else:
+            width = value.nbytes // rows
+            flat = value.reshape(-1).view(np.uint8).data
+            found = [_hash(flat[row * width : row * width + width], seed) for row in range(rows)]
     elif isinstance(value, list | tuple) and len(value) == rows:
         seed = _seed(f"{name} list")
         found = [_hash(_bytes_of(part), seed) for part in value]
