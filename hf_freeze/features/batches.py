@@ -93,12 +93,24 @@ class Digesting:
             return batch
         try:
             digests = digest_rows(batch, self.labels, set_number=self.number)
-        except Exception:  # whatever a batch holds, the run without features could go on
-            return batch
-        if isinstance(batch, MutableMapping):
+            if not isinstance(batch, MutableMapping):
+                return {**batch, ROWS: digests}
             batch[ROWS] = digests
-            return batch
-        return {**batch, ROWS: digests}
+        except Exception:  # whatever a batch holds or refuses to hold, the run without features could go on
+            pass
+        return batch
+
+
+def without_digests(batch: Mapping[str, Any]) -> tuple[Any, torch.Tensor | None]:
+    """Return a batch as the collator made it, of its own type where that lets go of a key, and the digests."""
+    digests: torch.Tensor | None = batch.get(ROWS)
+    if digests is None:
+        return batch, None
+    try:
+        del batch[ROWS]  # type: ignore[attr-defined]  # of a mapping that cannot, as `ModelOutput`, a copy is made
+    except Exception:
+        return {name: value for name, value in batch.items() if name != ROWS}, digests
+    return batch, digests
 
 
 @dataclass

@@ -76,12 +76,10 @@ def reads_labels(
     labels: Collection[str],
     captured: Mapping[int, torch.Tensor] | None = None,
 ) -> bool:
-    """Tell whether other labels make other features: a decoder reads them, or they tell how long a row is.
+    """Tell whether other labels make other features, as where a decoder's inputs are made of them.
 
     `captured` are the features of `batch`, as `check_still` returns them, where they are known.
     """
-    if any(layout.positions in labels for _, _, layout in frontier.columns.values()):
-        return True
     given = [name for name in labels if isinstance(batch.tensors.get(name), torch.Tensor)]
     if len(given) < sum(batch.tensors.get(name) is not None for name in labels):
         return True

@@ -12,9 +12,10 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_freeze.features.batches import ROWS, Digesting, Source
+from hf_freeze.features.batches import ROWS, Digesting, Source, without_digests
 from hf_freeze.features.cache import CacheSettings, Demand, FeatureCache
 from hf_freeze.features.errors import CacheRefused
+from hf_freeze.features.ranks import reason
 from hf_freeze.features.row_digests import set_number_of
 from hf_freeze.features.sets import FeatureSet
 from hf_freeze.no_trace import random_states_kept
@@ -92,8 +93,7 @@ class CachedFeaturesTrainerMixin(_Base):
         if not isinstance(inputs, Mapping):  # TRL's GRPO is handed prompts, and makes the batch of them itself
             yield inputs
             return
-        digests = inputs.get(ROWS)
-        inputs = {key: value for key, value in inputs.items() if key != ROWS} if digests is not None else inputs
+        inputs, digests = without_digests(inputs)
         if self._cache is None or not self._cache.kept:
             yield inputs
             return
@@ -163,8 +163,8 @@ class CachedFeaturesTrainerMixin(_Base):
                 continue
             try:
                 feature_set = self._feature_set(name, state)
-            except CacheRefused as refusal:
-                refused[name] = str(refusal)
+            except Exception as error:  # a loader that the run itself may never build
+                refused[name] = reason(error)
                 continue
             demands = [Demand(count, stage, self._as_in(stage)) for stage, count in passes.items()]
             sets.append((feature_set, demands))

@@ -94,6 +94,33 @@ class DrawingLoader(FreezeTrainer):
         return DataLoader(self.train_dataset, batch_size=5, sampler=order, collate_fn=Pad())
 
 
+class ReadsByAttribute(FreezeTrainer):
+    """A loss that reads a batch as what the collator made of it."""
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        assert inputs.input_ids.shape == inputs.attention_mask.shape
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+class LoaderFailsFirst(FreezeTrainer):
+    """An evaluation that is not ready when training begins."""
+
+    calls = 0
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        self.calls += 1
+        if self.args.output_dir.endswith("cached") and self.calls == 1:
+            raise OSError("not there yet")
+        return super().get_eval_dataloader(eval_dataset)
+
+
+class Closed(dict):
+    """A batch that takes no other key."""
+
+    def __setitem__(self, name, value):
+        raise TypeError("closed")
+
+
 class OwnPlainBatches(FreezeTrainer):
     """A list of the user's own batches instead of a loader."""
 
@@ -227,6 +254,11 @@ ODD = {
     "in place in the frozen part": Odd(
         case=Case(InFrozen, rows=partial(images, size=4), collate=hf.default_data_collator), trainable="out"
     ),
+    "batches read by attribute": Odd(
+        NONE, Case(bert, collate=lambda rows: hf.BatchEncoding(Pad()(rows))), given={"trainer": ReadsByAttribute}
+    ),
+    "batches that take no other key": Odd(NONE, Case(bert, collate=lambda rows: Closed(Pad()(rows)))),
+    "a loader that fails at first": Odd(TRAINING, given={"trainer": LoaderFailsFirst}),
     "in place between two frozen parts": Odd(
         case=Case(BetweenFrozen, rows=partial(images, size=4), collate=hf.default_data_collator), trainable="out"
     ),

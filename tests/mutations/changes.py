@@ -270,6 +270,24 @@ FEATURES = [
         "features/odd_runs::an_odd_run_ends_where_one_without_features_does[in place between two frozen parts]",
     ),
     change(
+        "features/batches.py",
+        "        del batch[ROWS]  #",
+        "        raise TypeError  #",
+        "features/odd_runs::an_odd_run_ends_where_one_without_features_does[batches read by attribute]",
+    ),
+    change(
+        "features/batches.py",
+        "        except Exception:  # whatever a batch holds or refuses to hold,",
+        "        except KeyError:  #",
+        "features/odd_runs::an_odd_run_ends_where_one_without_features_does[batches that take no other key]",
+    ),
+    change(
+        "training/cached_features.py",
+        "            except Exception as error:  # a loader that the run itself may never build",
+        "            except CacheRefused as error:",
+        "features/odd_runs::an_odd_run_ends_where_one_without_features_does[a loader that fails at first]",
+    ),
+    change(
         "training/cached_features.py",
         "        with random_states_kept():\n            self._cache.enter",
         "        if True:\n            self._cache.enter",
