@@ -10,10 +10,11 @@ from typing import Any
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
+from transformers.utils import CHAT_TEMPLATE_DIR, SAFE_WEIGHTS_INDEX_NAME, logging
 
 from hf_freeze.errors import FreezeError
 from hf_freeze.training.load_trained import load_trained
+from hf_freeze.training.snapshot import STAGE_BEST_NAME
 from hf_freeze.training.trained_file import TRAINED_NAME, Base, holds_trained_only, read_base
 from hf_freeze.whole_files import whole_folder
 
@@ -25,6 +26,7 @@ _NOT_OF_THE_MODEL = (
     SCHEDULER_NAME,
     SCALER_NAME,
     TRAINER_STATE_NAME,
+    STAGE_BEST_NAME,
 )
 
 
@@ -43,14 +45,15 @@ def merge_trained(
             Nothing is then written.
     """
     folder, out = Path(folder), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(out.iterdir()) or out.samefile(".")):
         raise FreezeError(f"{str(out)!r} exists. Give a new folder to write the whole model to.")
     model = load_whole(folder, base)
-    with whole_folder(out) as unfinished:
+    with whole_folder(out.resolve()) as unfinished:
         model.save_pretrained(unfinished)
-        for path in folder.iterdir():
-            if path.is_file() and path.name not in _NOT_OF_THE_MODEL and not path.name.startswith("rng_state"):
-                shutil.copy(path, unfinished)
+        for path in filter(_is_of_the_model, folder.iterdir()):
+            shutil.copy(path, unfinished)
+        if (templates := folder / CHAT_TEMPLATE_DIR).is_dir():
+            shutil.copytree(templates, unfinished / CHAT_TEMPLATE_DIR, dirs_exist_ok=True)
         _say_no_more_how_to_load(unfinished / "README.md")
     return out
 
@@ -76,6 +79,12 @@ def load_whole(folder: str | os.PathLike[str], base: str | os.PathLike[str] | No
         model = _load_base(model_class, name, folder, dtype=described.dtype, revision=revision)
     load_trained(model, folder)
     return model
+
+
+def _is_of_the_model(path: Path) -> bool:
+    left_by_a_killed_save = path.name.startswith(".") and path.suffix == ".tmp"
+    of_the_run = path.name in _NOT_OF_THE_MODEL or path.name.startswith("rng_state")
+    return path.is_file() and not of_the_run and not left_by_a_killed_save
 
 
 def _say_no_more_how_to_load(card: Path) -> None:
@@ -109,7 +118,8 @@ def _load_base(
     except Exception as error:  # the hub, the files and the code of a model can each fail in their own way
         raise FreezeError(
             f"The base {name!r} of {str(folder)!r} cannot be loaded ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]}). Was it moved? Give its folder or hub name as base (--base)."
+            f"{' '.join(str(error).split())[:300]}). Was it moved? Give its folder or hub name as base (--base), or "
+            "load it as you did for training, and call hf_freeze.load_trained(model, folder)."
         ) from error
     return model
 

@@ -117,9 +117,10 @@ class TrainedOnlyTrainerMixin(_Base):
         self._what_trained().load(folder, from_start=self._from_start())
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        trained = Path(checkpoint_folder) / TRAINED_NAME
-        if self.is_world_process_zero() and trained.exists():
-            shutil.copy(trained, str(self.args.output_dir))
+        trained, run_folder = Path(checkpoint_folder) / TRAINED_NAME, Path(str(self.args.output_dir))
+        if self._leaves_out and self.is_world_process_zero() and trained.exists():
+            _clear(run_folder)  # whole weights of an earlier run would be uploaded, and read first
+            shutil.copy(trained, run_folder)
         super()._push_from_checkpoint(checkpoint_folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -159,20 +160,26 @@ class _NotesWhatTrains(TrainerCallback):
 
 def how_to_load(base: Base) -> str:
     """Say in a model card how to load a folder that holds only what trained."""
-    name = base.model_class.rpartition(".")[2]
+    module, _, name = base.model_class.rpartition(".")
     source = repr(base.name or "path/to/the/base")
     revision = f", revision={base.revision!r}" if base.revision else ""
+    merge, imports, build = "", "", f"...  # the {name} that training began with, with its weights"
+    if module.startswith("transformers."):
+        merge = (
+            "Write the whole model, for\n`from_pretrained` and `pipeline`, with `hf-freeze merge FOLDER OUT`, or load"
+        )
+        imports = f"from transformers import AutoConfig, {name}\n"
+        build = f"{name}.from_pretrained({source}, config=AutoConfig.from_pretrained(folder){revision})"
     return f"""{HOW_TO_LOAD}
 
-`{TRAINED_NAME}` holds the tensors that trained; the others are those of the base, {source}. Write the whole model, for
-`from_pretrained` and `pipeline`, with `hf-freeze merge FOLDER OUT`, or load it into the base:
+`{TRAINED_NAME}` holds the tensors that trained; the others are those of the base, {source}. {merge or "Load"} it into \
+the base:
 
 ```python
 from hf_freeze import load_trained
-from transformers import AutoConfig, {name}
-
+{imports}
 folder = "path/to/this/folder"
-model = {name}.from_pretrained({source}, config=AutoConfig.from_pretrained(folder){revision})
+model = {build}
 load_trained(model, folder)
 ```
 """

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
 
@@ -320,7 +321,10 @@ class FreezeTrainerMixin(
         self._freezing.note_loss_window(self._loss_window())
         if self.args.should_save:
             run_folder = self._get_output_dir(kwargs.get("trial", args[1] if len(args) > 1 else None))
-            self._freezing.save_stage_best(Path(run_folder) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            folder = Path(run_folder) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            # Over an older checkpoint: with its state, what a killed save leaves would pass for a whole one.
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+            self._freezing.save_stage_best(folder)
         super()._save_checkpoint(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertForSequenceClassification
 
-from hf_freeze import FreezeError, PlanError, load_trained, merge_trained
+from hf_freeze import FreezeError, FreezeTrainer, PlanError, load_trained, merge_trained
 from hf_freeze.training.trained_file import TRAINED_NAME
 from tests.models import tiny_bert, tiny_distilbert, tiny_roberta
 from tests.training.staged import trainer
@@ -162,3 +162,20 @@ def test_a_missing_file_is_named_with_the_checkpoint_before(folder, base) -> Non
     made = trainer(folder.parent, model=classifier(base), plan=TWO, save_trained_only=True, max_steps=4)
     with pytest.raises(FreezeError, match="checkpoint-4' is not whole: .*no file of weights.*newest.*checkpoint-3"):
         made.train(resume_from_checkpoint=str(folder))
+
+
+@pytest.mark.parametrize("only", [True, False])
+def test_a_save_over_an_older_checkpoint_that_breaks_off_does_not_pass_for_it(
+    tmp_path, base, only, monkeypatch
+) -> None:
+    trained(tmp_path / "run", base, plan=HEAD, max_steps=2, only=only)
+
+    def broken(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(FreezeTrainer, "_save_optimizer_and_scheduler", broken)
+    with pytest.raises(OSError, match="No space left"):
+        trained(tmp_path / "run", base, plan=HEAD, max_steps=2, only=only, seed=1, save_steps=2)
+    monkeypatch.undo()
+    with pytest.raises(FreezeError, match="checkpoint-2' is not whole: 'trainer_state.json'.*checkpoint-1'"):
+        trained(tmp_path / "run", base, plan=HEAD, max_steps=3, only=only, resume=tmp_path / "run" / "checkpoint-2")

@@ -9,10 +9,11 @@ import torch
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from transformers import AutoModelForSequenceClassification, Trainer
 
-from hf_freeze import FreezeError, UnsupportedSetupError, load_trained, merge_trained
+from hf_freeze import FreezeError, FreezePlan, UnsupportedSetupError, load_trained, merge_trained
 from hf_freeze.reporting.cli import main
 from hf_freeze.training.trained_file import TRAINED_NAME
-from tests.models import tiny_bert
+from hf_freeze.training.trained_only import how_to_load
+from tests.models import tiny_bert, tiny_custom
 from tests.trainers.kinds import tokenizer
 from tests.training.staged import trainer
 from tests.training.trained_runs import HEAD, base_folder, classifier, same, trained
@@ -40,6 +41,15 @@ def test_the_card_says_once_how_to_load_it_and_the_code_in_it_runs(tmp_path, bas
     assert "## What trained" in merged
 
 
+def test_the_card_of_a_module_of_ones_own_says_what_can_be_done(tmp_path) -> None:
+    made = trainer(tmp_path / "run", model=tiny_custom(), plan=FreezePlan(trainable="out"), save_trained_only=True)
+    card = how_to_load(made._what.base)
+    assert "BackboneWithHead" in card
+    assert "transformers" not in card
+    assert "merge" not in card
+    compile(card.partition("```python\n")[2].partition("```")[0], "card", "exec")
+
+
 def test_what_trained_is_in_the_folder_that_is_pushed(tmp_path, base, monkeypatch) -> None:
     made = trained(tmp_path / "run", base, plan=HEAD, max_steps=1)
     uploaded = []
@@ -51,6 +61,44 @@ def test_what_trained_is_in_the_folder_that_is_pushed(tmp_path, base, monkeypatc
     made._push_from_checkpoint(str(tmp_path / "run" / "checkpoint-1"))
     assert TRAINED_NAME in uploaded
     assert "model.safetensors" not in uploaded
+
+
+def test_whole_weights_of_an_earlier_run_are_not_pushed_along(tmp_path, base, monkeypatch) -> None:
+    trained(tmp_path / "run", base, only=False, plan=HEAD, max_steps=1).save_model()
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    made = trained(tmp_path / "run", base, plan=HEAD, max_steps=1)
+    monkeypatch.setattr(Trainer, "_push_from_checkpoint", lambda self, folder: None)
+    made._push_from_checkpoint(str(tmp_path / "run" / "checkpoint-1"))
+    assert same(classifier_from(merge_trained(tmp_path / "run", tmp_path / "merged")), made.model) == []
+
+
+def classifier_from(folder: Path):
+    return AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def test_merging_copies_what_belongs_to_the_model_and_no_more(tmp_path, base) -> None:
+    trained(tmp_path / "run", base, plan=HEAD, max_steps=1)
+    folder = tmp_path / "run" / "checkpoint-1"
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool.jinja").touch()
+    (folder / ".trained.safetensors.7.tmp").touch()
+    (folder / "stage_best.safetensors").touch()
+    merged = merge_trained(folder, tmp_path / "merged")
+    names = {str(path.relative_to(merged)) for path in merged.rglob("*") if path.is_file()}
+    of_the_model = {"config.json", "model.safetensors", "training_args.bin"}
+    assert names == {*of_the_model, "additional_chat_templates/tool.jinja"}
+
+
+def test_merging_goes_through_a_link_and_refuses_the_working_folder(tmp_path, base, monkeypatch) -> None:
+    trained(tmp_path / "run", base, plan=HEAD, max_steps=1)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "linked")
+    merge_trained(tmp_path / "run" / "checkpoint-1", tmp_path / "link")
+    assert (tmp_path / "linked" / "model.safetensors").exists()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(FreezeError, match="'.' exists. Give a new folder"):
+        merge_trained(tmp_path / "run" / "checkpoint-1", ".")
 
 
 def test_the_commands_read_such_a_folder(tmp_path, base, capsys) -> None:
