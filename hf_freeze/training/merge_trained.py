@@ -10,7 +10,8 @@ from typing import Any
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.utils import CHAT_TEMPLATE_DIR, SAFE_WEIGHTS_INDEX_NAME, logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
+from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
 from hf_freeze.errors import FreezeError
 from hf_freeze.training.load_trained import load_trained
