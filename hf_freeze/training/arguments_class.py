@@ -1,9 +1,9 @@
-"""Which arguments class belongs to a Trainer class."""
+"""Which arguments class belongs to a Trainer class, and what the arguments of its constructor are called."""
 
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,3 +57,13 @@ def _lookup(base: type, name: str) -> Iterator[type[TrainingArguments]]:
         found = getattr(sys.modules.get(".".join(parts[:depth])), name, None)
         if isinstance(found, type) and issubclass(found, TrainingArguments):
             yield found
+
+
+def by_name(trainer: type, mixin: type, positional: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the arguments of a Trainer's constructor as the first class behind `mixin` that has `args` does."""
+    for cls in trainer.__mro__[trainer.__mro__.index(mixin) + 1 :]:
+        parameters = list(inspect.signature(cls).parameters.values()) if "__init__" in vars(cls) else []
+        places = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+        if "args" in places:
+            return {**dict(zip(places, positional, strict=False)), **named}
+    return dict(named)

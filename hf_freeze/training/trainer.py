@@ -1,8 +1,7 @@
 """`FreezeTrainer`: the Hugging Face Trainer with a freeze plan. `FreezeTrainerMixin` gives the same to any subclass."""
 
-import inspect
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from hf_freeze.plan.given import PlanLike, as_plan
 from hf_freeze.private.check import require_private
 from hf_freeze.training import checkpoint
 from hf_freeze.training.arguments import FreezeArguments
-from hf_freeze.training.arguments_class import naming_other_arguments
+from hf_freeze.training.arguments_class import by_name, naming_other_arguments
 from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.cached_features import CachedFeaturesTrainerMixin, CacheFeatures
 from hf_freeze.training.callbacks import FreezeCallback
@@ -96,45 +95,50 @@ class FreezeTrainerMixin(
 
     def __init__(self, *positional: Any, freeze_plan: PlanLike | None = None, **kwargs: Any) -> None:
         require_private()
-        if not isinstance(self, Trainer):
-            raise UnsupportedSetupError(
-                f"{type(self).__name__} is no transformers.Trainer, to which FreezeTrainerMixin adds a freeze plan: "
-                f"class {type(self).__name__}(FreezeTrainerMixin, Trainer)."
-            )
+        _require_trainer(self)
         given = by_name(type(self), FreezeTrainerMixin, positional, kwargs)
-        model: Any = given.get("model")
-        args: Any = given.get("args")
-        self._settings = args if isinstance(args, FreezeArguments) else FreezeArguments()
         self._given_plan = None if freeze_plan is None else as_plan(freeze_plan, argument="freeze_plan")
-        # With a path, a model_init or a peft_config, the Trainer builds the model that trains.
-        is_final = isinstance(model, nn.Module) and given.get("peft_config") is None
-        self._plan_as_it_is = plan_as_it_is(model) if is_final else FreezePlan(trainable="all")
-        self._freezing = PlannedTraining(self._declared_plan())
-        self._read_arguments()
         self._starts_optimizer_anew = False
         _refuse_second_callback(given.get("callbacks") or ())
-        if args is not None:
-            check_arguments(args)
-            refuse_deepspeeds_own_optimizer(args)
-            if is_final:
-                refuse_unfit_weights(self._settings, args, model, given.get("compute_loss_func"))
-                self._freezing.others_train = _may_bring_parameters(given)
-                self._hold_against(args, model)
-        with naming_other_arguments(type(self), args):
+        self._look_at(given)
+        with naming_other_arguments(type(self), given.get("args")):
             super().__init__(*positional, **kwargs)
         refuse_deepspeeds_own_optimizer(self.args)  # one that only `accelerate launch` knew of
         if isinstance(self.args, FreezeArguments):
             self._settings = self.args  # the Trainer may have copied them, or have them by another name than `args`
         self._declare_weights()
-        as_given, self._plan_as_it_is = self._plan_as_it_is, plan_as_it_is(self.model)
-        self._read_arguments()
-        others_train = self._freezing.others_train
+        as_given, others_train = self._plan_as_it_is, self._freezing.others_train
+        self._declare_for(self.model)
         if as_given != self._plan_as_it_is or others_train:  # the Trainer froze some, or knows what trains beside it
             self._freezing.unbind(others_train=others_train and self._trains_others())
         bound = self._hold_against(self.args, self.model)
         self.add_callback(TrainerEvents(self._freezing, bind=self._bind, begin_loss_window=self._begin_loss_window))
         self.add_callback(CacheFeatures(self))
         set_trainable(self.model, bound.resolved.names[0])
+
+    def _look_at(self, given: Mapping[str, Any]) -> None:
+        """Refuse what is wrong in the arguments of the constructor, as far as they tell, before anything is written."""
+        model: Any = given.get("model")
+        args: Any = given.get("args")
+        self._settings = args if isinstance(args, FreezeArguments) else FreezeArguments()
+        # With a path, a model_init or a peft_config, the Trainer builds the model that trains.
+        is_final = isinstance(model, nn.Module) and given.get("peft_config") is None
+        self._plan_as_it_is = plan_as_it_is(model) if is_final else FreezePlan(trainable="all")
+        self._freezing = PlannedTraining(self._declared_plan())
+        self._read_arguments()
+        if args is None:
+            return
+        check_arguments(args)
+        refuse_deepspeeds_own_optimizer(args)
+        if is_final:
+            refuse_unfit_weights(self._settings, args, model, given.get("compute_loss_func"))
+            self._freezing.others_train = _may_bring_parameters(given)
+            self._hold_against(args, model)
+
+    def _declare_for(self, model: nn.Module) -> None:
+        """Read the arguments, and what requires a gradient in `model` now, which is the plan where none is declared."""
+        self._plan_as_it_is = plan_as_it_is(model)
+        self._read_arguments()
 
     def _read_arguments(self) -> None:
         """Take the plan and its settings from the arguments, which a hyperparameter search changes between runs."""
@@ -168,6 +172,7 @@ class FreezeTrainerMixin(
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Build the model, and hold the plan and the groups against it at once."""
         model: nn.Module = super().call_model_init(trial)
+        self._declare_for(model)
         self._hold_against(self.args, model)
         return model
 
@@ -240,6 +245,8 @@ class FreezeTrainerMixin(
                 f"{type(self).__name__} has lost its FreezeCallback, which begins the stages of its plan: something "
                 "removed it. Leave it there; to train without a plan, use a Trainer of transformers."
             )
+        if self.model_init is None:
+            self._declare_for(self.model)
         if resume_from_checkpoint:
             self._check_same_plan(resume_from_checkpoint)
         else:
@@ -380,14 +387,13 @@ TrainerEvents.__name__ = STATE_KEY
 FreezeCallback.register(TrainerEvents)
 
 
-def by_name(trainer: type, mixin: type, positional: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
-    """Name the arguments of a Trainer's constructor as the first class behind `mixin` that has `args` does."""
-    for cls in trainer.__mro__[trainer.__mro__.index(mixin) + 1 :]:
-        parameters = list(inspect.signature(cls).parameters.values()) if "__init__" in vars(cls) else []
-        places = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
-        if "args" in places:
-            return {**dict(zip(places, positional, strict=False)), **named}
-    return dict(named)
+def _require_trainer(self: object) -> None:
+    if not isinstance(self, Trainer):
+        name = type(self).__name__
+        raise UnsupportedSetupError(
+            f"{name} is no transformers.Trainer, to which FreezeTrainerMixin adds a freeze plan: "
+            f"class {name}(FreezeTrainerMixin, Trainer)."
+        )
 
 
 def _may_bring_parameters(given: Mapping[str, Any]) -> bool:

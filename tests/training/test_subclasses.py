@@ -119,14 +119,12 @@ def test_a_copy_of_a_callback_declares_the_same_and_has_neither_model_nor_run(tm
     assert moved(before, trainer.model) == HEAD
 
 
-def test_a_freeze_trainer_can_be_copied_while_it_trains(tmp_path):
+def test_a_copy_of_a_freeze_trainer_that_trains_has_no_run(tmp_path):
     trainer = freeze_trainer(tiny_bert(), tmp_path, trainable=["head"])
-    copies = []
-    trainer.add_callback(AtStep(lambda model, optimizer: copies.append(copy.deepcopy(trainer))))
+    stages = []
+    trainer.add_callback(AtStep(lambda model, optimizer: stages.append(copy.deepcopy(trainer).freeze_stage)))
     trainer.train()
-    (twin,) = copies
-    assert twin.freeze_stage is None
-    assert twin.resolved_plan.fingerprint == trainer.resolved_plan.fingerprint
+    assert stages == [None]
 
 
 # Nobody begins a run

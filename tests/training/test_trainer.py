@@ -540,6 +540,30 @@ def test_one_sample_goes_through_the_trained_model(tmp_path):
         assert model(**text_batch(1)).logits.shape == (1, 2)
 
 
+def test_without_a_plan_what_is_frozen_after_construction_stays_frozen(tmp_path):
+    model = tiny_bert()
+    trainer = freeze_trainer(model, tmp_path)
+    before = weights(model)
+    model.bert.requires_grad_(False)
+    trainer.train()
+    assert moved(before, model) == HEAD
+
+
+def test_without_a_plan_each_model_of_model_init_trains_what_requires_gradients_in_it(tmp_path):
+    layers = iter([3, 2, 4])
+
+    def model_init():
+        model = tiny_bert(layers=next(layers))
+        model.bert.embeddings.requires_grad_(False)
+        return model
+
+    trainer = freeze_trainer(None, tmp_path, model_init=model_init)
+    for _ in range(2):
+        trainer.train()
+        trains = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+        assert trains == names(trainer.model, "bert.encoder", "bert.pooler", "classifier")
+
+
 def test_without_a_plan_what_was_frozen_before_stays_frozen(tmp_path):
     model = tiny_bert()
     freeze(model, "backbone")
