@@ -1,6 +1,7 @@
 """suggest_layers: features of every depth in one pass, a probe at each, one standard error, and the plan that follows."""
 
 import dataclasses
+import random
 
 import numpy as np
 import pytest
@@ -271,3 +272,10 @@ def test_the_picture_marks_the_depth(tmp_path):
     names = [text.get_text() for text in axes.get_legend().get_texts()]
     assert "depth 1 suffices" in names
     assert "best: depth 2" in names
+
+
+def test_random_states_are_afterwards_what_they_were():
+    before = random.getstate(), str(np.random.get_state()), torch.get_rng_state()
+    suggest_layers(models.tiny_bert(), text_rows(40), show_progress=False)
+    assert (random.getstate(), str(np.random.get_state())) == before[:2]
+    assert torch.equal(torch.get_rng_state(), before[2])

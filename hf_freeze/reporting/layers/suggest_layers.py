@@ -10,6 +10,7 @@ from torch import nn
 from hf_freeze.errors import FreezeError
 from hf_freeze.features.batches import Source
 from hf_freeze.features.extraction import by_length
+from hf_freeze.no_trace import random_states_kept
 from hf_freeze.reporting.layers.class_labels import Labels
 from hf_freeze.reporting.layers.depth_features import depth_features, find_reader
 from hf_freeze.reporting.layers.labelled_batches import LabelledBatches, refuse_unfit_dataset
@@ -26,6 +27,7 @@ from hf_freeze.selection.model_map import map_model
 _SAMPLE = 16  # rows: two would often have the labels of their column by chance, where a collator makes its own
 
 
+@random_states_kept()
 def suggest_layers(
     model: nn.Module,
     dataset: Any,
