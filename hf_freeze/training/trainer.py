@@ -1,13 +1,13 @@
 """`FreezeTrainer`: the Hugging Face Trainer with a freeze plan. `FreezeTrainerMixin` gives the same to any subclass."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sized
+from collections.abc import Collection, Iterable, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
@@ -36,12 +36,11 @@ from hf_freeze.training.model_card import ModelCardTrainerMixin
 from hf_freeze.training.planned_training import STATE_KEY, PlannedTraining
 from hf_freeze.training.random_states import RandomStatesTrainerMixin
 from hf_freeze.training.run import FreezeSettings
-from hf_freeze.training.run_events import RunEvents
 from hf_freeze.training.schedule import continue_schedule
 from hf_freeze.training.setup import check_arguments, refuse_deepspeeds_own_optimizer, uses_deepspeed
 from hf_freeze.training.thresholds import ThresholdTrainerMixin
-from hf_freeze.training.train_calls import while_training
 from hf_freeze.training.trained_only import TrainedOnlyTrainerMixin
+from hf_freeze.training.trainer_events import TrainerEvents
 from hf_freeze.training.weighted_training import WeightedLossTrainerMixin, refuse_unfit_weights
 from hf_freeze.training.whole import has_optimizer, require_fitting, require_whole
 
@@ -347,44 +346,6 @@ class FreezeTrainerMixin(
 
 class FreezeTrainer(FreezeTrainerMixin, Trainer):
     """The Hugging Face Trainer with a freeze plan; every argument beside `freeze_plan` is the Trainer's."""
-
-
-class TrainerEvents(RunEvents):
-    """The events of a FreezeTrainer, which itself makes the groups, looks at checkpoints and saves."""
-
-    def __init__(
-        self,
-        training: PlannedTraining,
-        *,
-        bind: Callable[[], object],
-        begin_loss_window: Callable[[Mapping[str, Any]], None],
-    ) -> None:
-        super().__init__(training)
-        self._bind = bind
-        self._begin_loss_window = begin_loss_window
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Freeze by the plan, and go on with the loss of an interrupted run."""
-        training = self._training
-        training.end()  # a run that broke off, as under auto_find_batch_size
-        self._bind()  # a subclass may build its optimizer without asking for the groups
-        training.begin(
-            args,
-            state,
-            kwargs["optimizer"],
-            resumed=training.resumed_run(args, state),
-            batches=kwargs.get("train_dataloader"),
-            is_running=while_training(self),
-        )
-        self._begin_loss_window(training.saved_loss_window(state) if state.global_step else {})
-
-
-# By this name trainer_state.json holds its state, so that each kind of Trainer knows a checkpoint of the other.
-TrainerEvents.__name__ = STATE_KEY
-# Who looks for the callback that follows the plan finds it in every Trainer.
-FreezeCallback.register(TrainerEvents)
 
 
 def _require_trainer(self: object) -> None:
