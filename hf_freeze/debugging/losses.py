@@ -46,6 +46,8 @@ def explain(inspected: InspectedModel, logits: torch.Tensor, labels: torch.Tenso
         candidates = list(_candidates(inspected, z, y, hints))
     except (RuntimeError, ValueError, IndexError):
         candidates = []
+    if candidates and (weighted := getattr(inspected.trainer, "weighted_loss", None)) is not None:
+        candidates.append(LossCandidate(str(weighted), float(weighted.of(z, y).loss)))
     tolerance = (3e-2 if _is_half(inspected, logits) else 1e-3) * abs(value) + 1e-5
     fitting = [candidate for candidate in candidates if abs(candidate.value - value) <= tolerance]
     sound = [candidate for candidate in fitting if candidate.fault is None]

@@ -9,6 +9,7 @@ from hf_freeze.debugging.look import Look
 from hf_freeze.debugging.new_head import check_head
 from hf_freeze.debugging.passes import out_of_range
 from hf_freeze.debugging.sample_check import Check, CheckName
+from hf_freeze.debugging.weighted_losses import check_weights
 
 Need: TypeAlias = Callable[[Look], bool]
 
@@ -130,6 +131,9 @@ def _loss(look: Look) -> Check | None:
     if look.loss_error is not None and look.own_dtype is not None and look.own_dtype.status == "ok":
         return losses.raises_in_loss(look.loss_error)
     if found is not None:
+        assert look.label is not None
+        if (unweighted := check_weights(look.runner, look.batch, look.label)) is not None:
+            return unweighted
         return losses.check_loss(inspected, found, binary=look.is_binary, warned=look.scored.warned)
     taken = inspected.trainer is not None or look.scored.loss is not None
     if look.label_counts and taken and look.loss is None:

@@ -12,6 +12,7 @@ from hf_freeze.binary.result import ThresholdResult
 from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.training.attributes import replaced
 from hf_freeze.training.planned_training import PlannedTraining
+from hf_freeze.training.weighted_loss import SHIFTED
 from hf_freeze.whole_files import write_text
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ class ModelCardTrainerMixin(_Base):
         metrics = self.compute_metrics
         tuned = metrics.result if isinstance(metrics, BinaryClassificationMetrics) else None
         written = card.read_text(encoding="utf-8").partition(f"\n{_HEADING}\n")[0].rstrip()
-        write_text(card, f"{written}\n\n{_HEADING}\n\n{section(resolved, tuned)}")
+        weighted = getattr(self, "weighted_loss", None)
+        loss = "" if weighted is None else f"\n### The loss\n\nThe loss was the {weighted}. {SHIFTED}\n"
+        write_text(card, f"{written}\n\n{_HEADING}\n\n{section(resolved, tuned)}{loss}")
 
 
 def section(resolved: ResolvedPlan, tuned: ThresholdResult | None) -> str:

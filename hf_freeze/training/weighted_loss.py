@@ -19,6 +19,10 @@ from hf_freeze.errors import UnsupportedSetupError
 from hf_freeze.training.class_weights import LossWeights
 
 IGNORED = -100
+SHIFTED = (
+    "Weights shift the probabilities: a label that weighs more is called more often than it occurs. A tuned threshold "
+    'takes that into account; probabilities do again with BinaryClassificationMetrics(calibrate="platt").'
+)
 
 
 class RowLosses(NamedTuple):

@@ -24,15 +24,9 @@ from hf_freeze.training.attributes import replaced
 from hf_freeze.training.class_weights import balanced_weights, resolve_weights
 from hf_freeze.training.given_weights import BALANCED
 from hf_freeze.training.loss_scaling import ScaledLossTrainerMixin, in_eval_mode
-from hf_freeze.training.weighted_loss import IGNORED, RowLosses, WeightedLoss, divided, logits_in
+from hf_freeze.training.weighted_loss import IGNORED, SHIFTED, RowLosses, WeightedLoss, divided, logits_in
 
 logger = logging.getLogger(__name__)
-
-
-SHIFTED = (
-    "Weights shift the probabilities: a label that weighs more is called more often than it occurs. A tuned threshold "
-    'takes that into account; probabilities do again with BinaryClassificationMetrics(calibrate="platt").'
-)
 
 
 class WeightedLossTrainerMixin(ScaledLossTrainerMixin):
@@ -152,9 +146,9 @@ class WeightedLossTrainerMixin(ScaledLossTrainerMixin):
             output: Any = super().evaluation_loop(*args, **kwargs)
             sums = RowLosses(*torch.stack(self._evaluated).sum(0)) if self._evaluated else None
         prefix = kwargs.get("metric_key_prefix", args[4] if len(args) > 4 else "eval")
-        if sums is not None and f"{prefix}_loss" in output.metrics:
-            output.metrics[f"{prefix}_loss"] = float(sums.loss)
-            output.metrics[f"{prefix}_unweighted_loss"] = float(sums.plain_loss)
+        name, plain = ("_".join((prefix, kind)) for kind in ("loss", "unweighted_loss"))
+        if sums is not None and name in output.metrics:
+            output.metrics.update({name: float(sums.loss), plain: float(sums.plain_loss)})
         return output
 
     def _check_loss(self, inputs: Mapping[str, Any]) -> None:

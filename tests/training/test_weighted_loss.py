@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils.data import ConcatDataset, IterableDataset, Subset
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
-from hf_freeze import FreezeCallback, FreezeError, FreezeTrainer, FreezeTrainingArguments
+from hf_freeze import FreezeCallback, FreezeError, FreezeTrainer, FreezeTrainingArguments, debug_sample
 from hf_freeze.errors import PlanError, UnsupportedSetupError
 from hf_freeze.training.class_weights import LossWeights
 from hf_freeze.training.weighted_loss import WeightedLoss
@@ -544,3 +544,39 @@ def test_a_plain_trainer_that_would_ignore_weights_is_refused(tmp_path):
     args = arguments(tmp_path, class_weights=CLASS_WEIGHTS)
     with pytest.raises(UnsupportedSetupError, match="this Trainer would ignore it"):
         Trainer(bert(), args, train_dataset=text_rows(), callbacks=[FreezeCallback(trainable="head")])
+
+
+def test_the_model_card_and_the_log_say_that_probabilities_are_shifted(tmp_path, caplog):
+    trainer = run(bert, tmp_path, 16)
+    trainer.create_model_card()
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    for said in (card, caplog.text):
+        assert "cross entropy with class weights {LABEL_0: 1, LABEL_1: 5}. Weights shift the probabilities" in said
+        assert "calibrate" in said
+
+
+# --- debug_sample
+
+
+@pytest.mark.parametrize("build", [bert, one_logit, tokens, several_labels], ids=lambda build: build.__name__)
+def test_debug_sample_finds_the_weighted_loss_of_a_row_right(tmp_path, build):
+    rows = [row for row in rows_for(build) if row["labels"] != -100]
+    for declared in (WEIGHTS[build], {**WEIGHTS[build], "focal_gamma": 2.0}):
+        trainer = freeze_trainer(build(), tmp_path, rows=rows, **declared)
+        found = debug_sample(trainer, dataset="train", index=0)["loss"]
+        assert found.status == "ok", found.message
+        assert " with " in found.message
+
+
+class Unweighted(FreezeTrainer):
+    """Loses the weights on the way: a compute_loss of its own."""
+
+    compute_loss = OwnLoss.compute_loss
+
+
+def test_debug_sample_names_weights_that_are_not_applied(tmp_path):
+    forgetful = freeze_trainer(bert(), tmp_path, trainer=Unweighted, class_weights=CLASS_WEIGHTS)
+    plain = Trainer(bert(), arguments(tmp_path, class_weights=CLASS_WEIGHTS), train_dataset=text_rows())
+    for trainer, said in ((forgetful, "It is the loss without weights"), (plain, "Trainer does not apply it")):
+        found = debug_sample(trainer, dataset="train", index=1)["loss"]
+        assert (found.status, said in found.message) == ("failed", True), found.message
