@@ -3,13 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hf_freeze.binary import metric_values
-from hf_freeze.binary.counts import FloatArray, Table
+from hf_freeze.binary.counts import FloatArray
 from hf_freeze.binary.metric_values import MetricOfCounts, ratio
 from hf_freeze.binary.result import is_number, short
 from hf_freeze.errors import FreezeError
@@ -39,8 +38,8 @@ class Criterion:
         beta: For "fbeta": recall weighs beta times as much as precision.
         costs: For "cost": `{"fp": ..., "fn": ...}`. The value is minus the mean cost per row.
         min_precision, min_recall, max_fpr: Limits in [0, 1] that an acceptable threshold keeps.
-        confidence: The limits must hold at their one-sided Wilson bound (Wilson, 1927) at this confidence, and not only
-            at the observed rate.
+        confidence: The limits must hold on fresh rows with this probability, and not only on the rows themselves: see
+            `risk_control.py`.
 
     Raises:
         FreezeError: For values out of range, and settings without effect on each other.
@@ -164,84 +163,20 @@ class Criterion:
         """Return the finite value to report when no threshold is acceptable: 0, or the cost of every row wrong."""
         return self.value_of((0.0, n_neg, n_pos, 0.0)) if self.objective == "cost" else 0.0
 
-    def reached(
-        self,
-        tp: FloatArray,
-        fp: FloatArray,
-        fn: FloatArray,
-        tn: FloatArray,
-        *,
-        confidence: float | None,
-        squares: Table | None = None,
-    ) -> dict[str, FloatArray]:
-        """Return the rate that each constraint limits: the observed one, or its Wilson bound at `confidence`.
-
-        `squares`: the sums of the squared weights behind the counts, where these are sums of weights.
-        """
-        z = 0.0 if confidence is None else NormalDist().inv_cdf(confidence)
-        ways = {  # successes, failures, and the direction of the bound
-            "min_precision": ("tp", "fp", -z),
-            "min_recall": ("tp", "fn", -z),
-            "max_fpr": ("fp", "tn", z),
+    def reached(self, tp: FloatArray, fp: FloatArray, fn: FloatArray, tn: FloatArray) -> dict[str, FloatArray]:
+        """Return the observed rate that each constraint limits."""
+        rates = {
+            "min_precision": metric_values.precision(tp, fp, fn, tn),
+            "min_recall": metric_values.recall(tp, fp, fn, tn),
+            "max_fpr": ratio(fp, fp + tn),
         }
-        counts = Table(tp, fp, fn, tn)
-        rates: dict[str, FloatArray] = {}
-        for name in self.constraints:
-            success, failure, deviations = ways[name]
-            successes: FloatArray = getattr(counts, success)
-            trials: FloatArray = successes + getattr(counts, failure)
-            if squares is not None and deviations:
-                effective = effective_trials(counts, squares, success=success, failure=failure)
-                successes, trials = ratio(successes, trials) * effective, effective
-            rates[name] = wilson_bound(successes, trials, z=deviations)
-        return rates
+        return {name: rates[name] for name in self.constraints}
 
-    def feasible(
-        self,
-        tp: FloatArray,
-        fp: FloatArray,
-        fn: FloatArray,
-        tn: FloatArray,
-        *,
-        confidence: float | None,
-        squares: Table | None = None,
-    ) -> NDArray[np.bool_]:
-        """Return where all constraints hold."""
-        rounding = 0.0 if squares is None else 1e-12  # of sums of weights: 9 of 10 rows must be 0.9 whatever they weigh
+    def feasible(self, tp: FloatArray, fp: FloatArray, fn: FloatArray, tn: FloatArray) -> NDArray[np.bool_]:
+        """Return where all constraints hold on the rows themselves, whatever the confidence."""
+        rounding = 1e-12  # of sums of weights: 9 of 10 rows must be 0.9 whatever they weigh
         holds = np.ones(tp.shape, dtype=bool)
-        for name, rate in self.reached(tp, fp, fn, tn, confidence=confidence, squares=squares).items():
+        for name, rate in self.reached(tp, fp, fn, tn).items():
             limit = self.constraints[name]
             holds &= rate <= limit + rounding if name == "max_fpr" else rate >= limit - rounding
         return holds
-
-
-def effective_trials(counts: Table, squares: Table, *, success: str, failure: str) -> FloatArray:
-    """Return how many rows of equal weight would tell as much of a rate as these weighted ones do.
-
-    That is the number of rows over the design effect (Kish, 1965), the effective sample size that Korn and Graubard
-    (1998) put into intervals of a rate. The variance of the weighted rate is the linearised one, because weights depend
-    on the class here: Kish's shortcut, the squared sum over the sum of squares, takes them for independent of success,
-    and at 1 % of positives it makes a precision several times as certain as it is. With sums s and f of the weights of
-    successes and failures, and S and F of their squares, it is (s + f)^2 / (f S / s + s F / f).
-    """
-
-    def mean_weight(kind: str) -> FloatArray:  # weighted by itself; that of the whole class where no row is left
-        whole = ("tp", "fn") if kind in ("tp", "fn") else ("fp", "tn")
-        of_class = ratio(sum(getattr(squares, k) for k in whole), sum(getattr(counts, k) for k in whole))
-        total = getattr(counts, kind)
-        return np.where(total > 0, ratio(getattr(squares, kind), total), of_class)
-
-    s, f = getattr(counts, success), getattr(counts, failure)
-    return ratio((s + f) ** 2, f * mean_weight(success) + s * mean_weight(failure))
-
-
-def wilson_bound(successes: FloatArray, trials: FloatArray, *, z: float) -> FloatArray:
-    """Return the end of Wilson's score interval `z` standard deviations from the rate: below for z < 0 (Wilson, 1927).
-
-    Without any trial nothing is known: 0 below, 1 above.
-    """
-    rate = ratio(successes, trials)
-    if z == 0.0:
-        return rate
-    spread = z * np.sqrt(rate * (1.0 - rate) * trials + z * z / 4.0)
-    return np.where(trials > 0, (successes + z * z / 2.0 + spread) / (trials + z * z), float(z > 0))

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from hf_freeze.binary.counts import FloatArray, ScoreCounts, Table
 from hf_freeze.binary.criterion import Criterion
 from hf_freeze.binary.metric_values import ratio
+from hf_freeze.binary.risk_control import RiskControl
+from hf_freeze.binary.smoothing import Smoothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,20 +37,32 @@ class Resamples:
 
 
 def resample(
-    counts: ScoreCounts, criterion: Criterion, *, kept: NDArray[np.intp], tuned: int, n_boot: int, seed: int
+    counts: ScoreCounts,
+    criterion: Criterion,
+    *,
+    kept: NDArray[np.intp],
+    tuned: int,
+    control: RiskControl | None = None,
+    smoothing: Smoothing | None = None,
+    n_boot: int,
+    seed: int,
 ) -> Resamples:
-    """Re-tune on `n_boot` random halves, among the candidates `kept`. All rows together chose `tuned`, one of them."""
+    """Re-tune on `n_boot` random halves, among the candidates `kept`. All rows together chose `tuned`, one of them.
+
+    `control`: the test of a confidence, whose candidates are among those kept. `smoothing`: of the counts at these.
+    """
     rng = np.random.default_rng(seed)
     squares = counts.table_of_squares(kept) or counts.table(kept)
-    in_tp, out_tp, in_tp_squares = halves(counts.tp[kept], squares.tp, rng, n_boot)
-    in_fp, out_fp, in_fp_squares = halves(counts.fp[kept], squares.fp, rng, n_boot)
+    in_tp, out_tp = halves(counts.tp[kept], squares.tp, rng, n_boot)
+    in_fp, out_fp = halves(counts.fp[kept], squares.fp, rng, n_boot)
     usable = (in_tp[0] > 0) & (in_fp[0] > 0)
-    # Counted twice, half of the rows weigh as much as all of them: Wilson's bounds then mean what they mean there.
+    # Counted twice, half of the rows weigh as much as all of them: a confidence then means what it means there.
     bag = _table(2.0 * in_tp, 2.0 * in_fp)
-    in_squares = None if counts.squares is None else _table(2.0 * in_tp_squares, 2.0 * in_fp_squares)
     value = criterion.value(*bag)
     values_at_tuned = value[np.searchsorted(kept, tuned)].copy()
-    value[~criterion.feasible(*bag, confidence=criterion.confidence, squares=in_squares)] = -np.inf
+    if smoothing is not None:
+        value = criterion.value(*smoothing.table(bag.tp, bag.fp))
+    value[~(criterion.feasible(*bag) if control is None else control.passed(bag, kept))] = -np.inf
     best = value.max(axis=0)
     usable &= np.isfinite(best)
     chosen = _middle_of_first_plateau(value, best)
@@ -66,11 +80,8 @@ def resample(
 
 def halves(
     passed: FloatArray, squares: FloatArray, rng: np.random.Generator, n_boot: int
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Split the rows of one class; return what passes every candidate in each half, (candidates, n_boot), and squared.
-
-    The third is the sum of the squared weights behind the first.
-    """
+) -> tuple[FloatArray, FloatArray]:
+    """Split the rows of one class; return what passes every candidate in each half, (candidates, n_boot)."""
     rows, weight = _rows_of_one_weight(passed[:-1] - passed[1:], squares[:-1] - squares[1:], rng)
     n_draws = (n_boot + 1) // 2
     # One n per row of the table: the generator prepares its sampler once for each n.
@@ -78,7 +89,7 @@ def halves(
     both = np.concatenate([first, rows[:, None] - first], axis=1) * weight[:, None]
     drawn = _from_the_top(both)
     left_out = np.roll(drawn, n_draws, axis=1)
-    return drawn[:, :n_boot], left_out[:, :n_boot], _from_the_top(both * weight[:, None])[:, :n_boot]
+    return drawn[:, :n_boot], left_out[:, :n_boot]
 
 
 def _rows_of_one_weight(

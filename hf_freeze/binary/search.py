@@ -30,9 +30,11 @@ from hf_freeze.binary.result import (
     short,
     status_of,
 )
+from hf_freeze.binary.risk_control import RiskControl
+from hf_freeze.binary.smoothing import Smoothing
 from hf_freeze.errors import FreezeError
 
-Select: TypeAlias = Literal["exact", "bagged"]
+Select: TypeAlias = Literal["exact", "bagged", "smoothed"]
 
 RESOLUTION = 256
 """The curve and the re-tunings look at about this many candidates: more changed neither optimism nor interval."""
@@ -91,8 +93,9 @@ def tune_threshold(  # noqa: PLR0913 - one declaration of a search; all but two 
         min_precision: Limit in [0, 1] that the threshold must keep, as are the next two.
         min_recall: The same, for recall.
         max_fpr: The same, for the share of negative rows that are called positive.
-        confidence: The limits must hold at their one-sided Wilson bound (Wilson, 1927) at this confidence, such as
-            0.95, and not only at the observed rate.
+        confidence: The limits must hold on fresh rows with this probability, such as 0.95, although the threshold was
+            chosen by looking at these ones (learn then test: see `risk_control.py` for method and sources). Not
+            together with `sample_weight`.
         at_prevalence: The share of positives where the model will run, in (0, 1). Threshold, value, intervals and
             probabilities are those to expect there: the rows of each class are weighted to make up this share. The
             scores of a class are taken to be distributed there as they are here.
@@ -101,8 +104,9 @@ def tune_threshold(  # noqa: PLR0913 - one declaration of a search; all but two 
             intervals and bounds hold for as many rows as there are, and fewer if their weights differ.
         calibrate: "temperature" or "platt" fits probabilities to these rows, for `predict_binary` and the pipeline (see
             `calibration.py`). Margins, labels and the threshold stay as they are.
-        select: "exact" takes the best threshold; "bagged" the median of the re-tuned ones, which loses less on fresh
-            rows when there are few positives.
+        select: "exact" takes the best threshold; "bagged" the median of the re-tuned ones; "smoothed" the best by
+            counts that are smoothed over the scores (see `smoothing.py`). Few positives lose less on fresh rows by
+            the second, and least by the third.
         n_boot: Number of re-tunings. 0 skips them: no out-of-bag value and no intervals.
         seed: Of the random halves.
         head: How `scores` are read, as in `binary_margin`.
@@ -162,8 +166,8 @@ class ThresholdSearch:
 
     def __post_init__(self) -> None:
         """Raise `FreezeError` for settings that cannot be run."""
-        if not (isinstance(self.select, str) and self.select in ("exact", "bagged")):
-            raise FreezeError(f'Unknown select={short(self.select)}. Give "exact" or "bagged".')
+        if not (isinstance(self.select, str) and self.select in ("exact", "bagged", "smoothed")):
+            raise FreezeError(f'Unknown select={short(self.select)}. Give "exact", "bagged" or "smoothed".')
         check_calibrate(self.calibrate)
         if self.at_prevalence is not None and not (is_number(self.at_prevalence) and 0.0 < self.at_prevalence < 1.0):
             raise FreezeError(
@@ -183,17 +187,29 @@ class ThresholdSearch:
     def run(self, counts: ScoreCounts) -> ThresholdResult:
         """Tune on counted rows. Raises `ThresholdError` when a class is missing or no threshold is acceptable."""
         _require_both_classes(counts)
+        if self.criterion.confidence is not None and counts.weighted_rows is not None:
+            raise FreezeError(
+                "confidence= is a statement about rows drawn alike, and sample_weight= says that they were not. Leave "
+                "one of them out; at_prevalence= goes with a confidence."
+            )
         shift = 0.0
         if self.at_prevalence is not None:
             n_pos, n_neg = float(counts.rows.tp[0]), float(counts.rows.fp[0])
             shift = log_odds_shift(self.at_prevalence, n_pos / (n_pos + n_neg))
         counts = counts.at_prevalence(self.at_prevalence)
-        value = _acceptable_values(counts, self.criterion)
+        control = None if self.criterion.confidence is None else RiskControl.of(counts, self.criterion)
+        value = _acceptable_values(counts, self.criterion, control)
         first, last = _longest_plateau(counts, value)
         kept = counts.thinned(RESOLUTION, keep=first)
-        resamples = None
+        tried = kept if control is None else np.union1d(kept, control.tested)
+        smoothing, resamples = None, None
+        if self.select == "smoothed":
+            smoothing = Smoothing.at(counts, tried)
+            smooth = self.criterion.value(*smoothing.table(counts.tp[tried], counts.fp[tried]))
+            first = last = int(tried[np.where(value[tried] > -np.inf, smooth, -np.inf).argmax()])
         if self.n_boot:
-            resamples = resample(counts, self.criterion, kept=kept, tuned=first, n_boot=self.n_boot, seed=self.seed)
+            settings: Any = {"control": control, "smoothing": smoothing, "n_boot": self.n_boot, "seed": self.seed}
+            resamples = resample(counts, self.criterion, kept=tried, tuned=first, **settings)
             if self.select == "bagged" and len(resamples.thresholds):
                 median = counts.candidate_at(float(np.median(resamples.thresholds)))
                 acceptable = np.flatnonzero(value > -np.inf)
@@ -246,7 +262,7 @@ def _require_both_classes(counts: ScoreCounts) -> None:
         )
 
 
-def _acceptable_values(counts: ScoreCounts, criterion: Criterion) -> FloatArray:
+def _acceptable_values(counts: ScoreCounts, criterion: Criterion, control: RiskControl | None) -> FloatArray:
     """Return the objective at every candidate: minus infinity where a constraint fails or the threshold is infinite.
 
     Works in blocks that fit the processor's cache, because the objective makes many passes over its arrays.
@@ -256,12 +272,13 @@ def _acceptable_values(counts: ScoreCounts, criterion: Criterion) -> FloatArray:
         block = slice(start, start + _BLOCK)
         table = counts.table(block)
         value[block] = criterion.value(*table)
-        if criterion.constraints:
-            squares = counts.table_of_squares(block)
-            value[block][~criterion.feasible(*table, confidence=criterion.confidence, squares=squares)] = -np.inf
+        if criterion.constraints and control is None:
+            value[block][~criterion.feasible(*table)] = -np.inf
+    if control is not None:
+        value[~control.passed(counts.table(slice(None)))] = -np.inf
     value[~counts.reachable()] = -np.inf
     if not (value > -np.inf).any():
-        raise _no_threshold(counts, criterion)
+        raise _no_threshold(counts, criterion, control)
     return value
 
 
@@ -269,27 +286,24 @@ def _n_rows(counts: ScoreCounts) -> int:
     return int(counts.rows.tp[0] + counts.rows.fp[0])
 
 
-def _no_threshold(counts: ScoreCounts, criterion: Criterion) -> FreezeError:
+def _no_threshold(counts: ScoreCounts, criterion: Criterion, control: RiskControl | None) -> FreezeError:
     """Return the error that says, for each constraint, how close a threshold can come to it."""
-    reachable = counts.reachable()
-    table, squares = counts.table(slice(None)), counts.table_of_squares(slice(None))
-    if (reachable & criterion.feasible(*table, confidence=criterion.confidence, squares=squares)).any():
+    reachable, table = counts.reachable(), counts.table(slice(None))
+    observed_rates_do = bool((reachable & criterion.feasible(*table)).any())
+    if observed_rates_do and (control is None or (reachable & control.passed(table)).any()):
         return FreezeError(f"objective {criterion.name!r} is not finite at any threshold that keeps the constraints.")
     wanted, best = [], []
-    for name, rate in criterion.reached(*table, confidence=criterion.confidence, squares=squares).items():
+    for name, rate in criterion.reached(*table).items():
         extreme = rate[reachable].min() if name == "max_fpr" else rate[reachable].max()
         wanted.append(f"{name}={criterion.constraints[name]:g}")
         best.append(f"{extreme:.4g} for {name}")
-    observed_rates_do = bool((reachable & criterion.feasible(*table, confidence=None, squares=squares)).any())
-    status, advice = (
-        ("infeasible_at_confidence", "The observed rates keep it: tune on more rows, or lower the confidence.")
-        if observed_rates_do
-        else ("infeasible", "Relax a constraint, or train a better model.")
-    )
-    bound = "" if criterion.confidence is None else f" as a Wilson bound at confidence {criterion.confidence:g}"
+    status, where, advice = "infeasible", "", "Relax a constraint, or train a better model."
+    if observed_rates_do and control is not None:
+        status, where = "infeasible_at_confidence", f" with confidence {criterion.confidence:g}"
+        advice = f"{control.how_to_show_more()} Tune on more rows, or lower the confidence."
     return ThresholdError(
         status,
-        f"No threshold keeps {' and '.join(wanted)}{bound} on these {_n_rows(counts)} rows. "
+        f"No threshold keeps {' and '.join(wanted)}{where} on these {_n_rows(counts)} rows. "
         f"The best that each can reach alone: {', '.join(best)}. {advice}",
     )
 

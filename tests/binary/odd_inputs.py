@@ -125,7 +125,7 @@ ODD_SETTINGS = [
     ],
     *[({"n_boot": value}, "n_boot=.*(whole number|negative|more than)") for value in (-1, 1.5, "200", None, True, 10**9)],
     *[({"seed": value}, "seed=.*(whole number|negative)") for value in (-1, 0.5, "0", None, True, [1])],
-    *[({"select": value}, 'select=.*"exact" or "bagged"') for value in (None, "best", 1, ["exact"])],
+    *[({"select": value}, 'select=.*"exact", "bagged" or "smoothed"') for value in (None, "best", 1, ["exact"])],
     *[({"head": value}, "head=.*'auto', 'logits', 'probability'") for value in (None, "sigmoid", 1, ["auto"], np.array([1, 2]))],
 ]  # fmt: skip
 

@@ -337,7 +337,7 @@ DEGENERATE = {
         np.arange(200.0),
         np.arange(200) >= 140,
         {"min_precision": 0.8, "min_recall": 0.95, "confidence": 0.99},
-        "Wilson bound at confidence 0.99",
+        "with confidence 0.99",
     ),
 }
 

@@ -7,8 +7,7 @@ import pytest
 from sklearn import metrics as sk
 
 from hf_freeze import FreezeError, ThresholdError, ThresholdResult, plot_threshold, tune_threshold
-from hf_freeze.binary.counts import Table, count_scores
-from hf_freeze.binary.criterion import effective_trials, wilson_bound
+from hf_freeze.binary.counts import count_scores
 from hf_freeze.binary.resampling import halves
 from tests.binary import brute_force
 
@@ -131,35 +130,13 @@ def test_what_is_promised_at_a_prevalence_is_what_is_got_there():
 def testhalves_of_weighted_rows_have_the_mean_and_the_variance_ofhalves_drawn_row_by_row(weights):
     weights = np.array(weights)
     passed, squares = (np.array([values.sum(), 0.0]) for values in (weights, weights**2))
-    drawn, left_out, in_squares = (
+    drawn, left_out = (
         np.concatenate([halves(passed, squares, np.random.default_rng(s), 200)[i][0] for s in range(200)])
-        for i in range(3)
+        for i in range(2)
     )
     assert drawn.mean() == pytest.approx(weights.sum() / 2, rel=0.02)
     assert drawn.var() == pytest.approx((weights**2).sum() / 4, rel=0.06)
-    assert in_squares.mean() == pytest.approx((weights**2).sum() / 2, rel=0.1)
     assert drawn + left_out == pytest.approx(weights.sum())
-
-
-def test_a_precision_bound_at_a_rare_prevalence_covers_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    at_pos, at_neg, called_of_pos, called_of_neg = 0.1, 1.2, 0.8, 0.01  # 1,000 positives and 5,000 negatives
-    tp, fp = rng.binomial(1000, called_of_pos, 20_000), rng.binomial(5000, called_of_neg, 20_000)
-    tp, fp = tp.astype(float), fp.astype(float)
-    truth = at_pos * 1000 * called_of_pos / (at_pos * 1000 * called_of_pos + at_neg * 5000 * called_of_neg)
-    counts = Table(at_pos * tp, at_neg * fp, at_pos * (1000 - tp), at_neg * (5000 - fp))
-    squares = Table(at_pos**2 * tp, at_neg**2 * fp, at_pos**2 * (1000 - tp), at_neg**2 * (5000 - fp))
-    trials = effective_trials(counts, squares, success="tp", failure="fp")
-    bound = wilson_bound(counts.tp / (counts.tp + counts.fp) * trials, trials, z=-NormalDist().inv_cdf(0.95))
-    assert (bound <= truth).mean() == pytest.approx(0.95, abs=0.015)
-
-
-def test_rows_of_one_weight_are_as_many_trials_as_there_are():
-    counts = Table(*(np.array([3.0, 0.0, 5.0, 0.0]) * 7 for _ in range(4)))
-    squares = Table(*(count * 7 for count in counts))
-    for success, failure in (("tp", "fp"), ("tp", "fn"), ("fp", "tn")):
-        trials = effective_trials(counts, squares, success=success, failure=failure)
-        assert trials == pytest.approx([6.0, 0.0, 10.0, 0.0])
 
 
 def test_a_limit_at_a_confidence_is_stricter_for_rare_positives():
@@ -224,7 +201,7 @@ def test_rows_of_weight_0_and_of_label_minus_100_may_have_any_score_and_any_weig
 def test_weights_of_any_size_give_finite_figures(heavy, light, share):
     scores, labels, _ = overlapping(200)
     weights = np.where(np.arange(200) % 7 == 0, heavy, light)
-    found = tune_threshold(scores, labels, sample_weight=weights, at_prevalence=share, min_recall=0.1, confidence=0.6)
+    found = tune_threshold(scores, labels, sample_weight=weights, at_prevalence=share, min_recall=0.1)
     assert np.isfinite([found.value, found.auroc, found.prevalence, *found.counts]).all()
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import numpy as np
 import pytest
 
 from hf_freeze import ThresholdWarning, tune_threshold
@@ -13,6 +14,7 @@ from hf_freeze.reporting.comparison.verdicts import (
     interval,
     is_better,
     recall_collapsed,
+    wilson_bound,
 )
 from tests.reporting.compared import evaluation, run
 
@@ -300,3 +302,11 @@ def test_a_low_recall_of_a_short_run_is_put_down_to_its_length():
     long = Comparison(runs=[of(50), run("good")]).verdicts
     assert any(sentence.startswith("Recall collapsed in 'probe'") for sentence in long)
     assert not any("short" in sentence for sentence in [*long, *Comparison(runs=[run()]).verdicts])
+
+
+def test_wilson_bounds_are_those_of_the_literature():
+    nine_of_ten, ten, z = np.array([9.0]), np.array([10.0]), 1.959964
+    assert wilson_bound(nine_of_ten, ten, z=-z)[0] == pytest.approx(0.59585, abs=1e-5)
+    assert wilson_bound(nine_of_ten, ten, z=z)[0] == pytest.approx(0.98212, abs=1e-5)
+    assert wilson_bound(np.zeros(1), np.zeros(1), z=-z)[0] == 0.0
+    assert wilson_bound(np.zeros(1), np.zeros(1), z=z)[0] == 1.0

@@ -10,8 +10,8 @@ from statistics import fmean
 
 import numpy as np
 
-from hf_freeze.binary.criterion import wilson_bound
-from hf_freeze.binary.metric_values import recall_below_accuracy
+from hf_freeze.binary.counts import FloatArray
+from hf_freeze.binary.metric_values import ratio, recall_below_accuracy
 from hf_freeze.reporting.comparison.runs import Evaluation, Run
 
 SHORT = 50
@@ -217,3 +217,13 @@ def _seconds(run: Run) -> float:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.4g} %" if share < 0.9999 else "over 99.99 %"
+
+
+def wilson_bound(successes: FloatArray, trials: FloatArray, *, z: float) -> FloatArray:
+    """Return the end of Wilson's score interval `z` standard deviations from the rate: below for z < 0 (Wilson, 1927).
+
+    Without any trial nothing is known: 0 below, 1 above.
+    """
+    rate = ratio(successes, trials)
+    spread = z * np.sqrt(rate * (1.0 - rate) * trials + z * z / 4.0)
+    return np.where(trials > 0, (successes + z * z / 2.0 + spread) / (trials + z * z), float(z > 0))
