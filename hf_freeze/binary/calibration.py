@@ -133,8 +133,8 @@ def _out_of_bag(counts: ScoreCounts, *, method: Calibrate, shift: float, seed: i
     everywhere = np.arange(len(counts.tp))
     squares = counts.table_of_squares(everywhere) or counts.table(everywhere)
     rng = np.random.default_rng(seed)
-    in_tp, out_tp, _ = halves(counts.tp, squares.tp, rng, 2 * n_draws)
-    in_fp, out_fp, _ = halves(counts.fp, squares.fp, rng, 2 * n_draws)
+    in_tp, out_tp = halves(counts.tp, squares.tp, rng, 2 * n_draws)
+    in_fp, out_fp = halves(counts.fp, squares.fp, rng, 2 * n_draws)
     n_rows = (float(counts.rows.tp[0]) / 2, float(counts.rows.fp[0]) / 2)
     found: list[dict[str, float]] = []
     for bag, left_out in zip(zip(in_tp.T, in_fp.T, strict=True), zip(out_tp.T, out_fp.T, strict=True), strict=True):

@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 from transformers import TextClassificationPipeline
 
 from hf_freeze.binary.labelled_rows import PositiveLabel
-from hf_freeze.binary.margin import Head, binary_margin
+from hf_freeze.binary.margin import Head, binary_margin, is_batches, is_of_tokens, take_logits
 from hf_freeze.binary.result import ThresholdResult, as_result, short, sigmoid
 from hf_freeze.binary.saved_threshold import load_threshold, set_config_threshold
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
@@ -47,7 +47,8 @@ def predict_binary(
         head: As in `binary_margin`. By default as the result was tuned: one tuned on probabilities reads probabilities.
 
     Returns:
-        Torch tensors for a torch tensor, otherwise numpy arrays. A row whose margin is NaN is labelled negative.
+        Torch tensors for a torch tensor, otherwise numpy arrays; (n, T) for logits of tokens. A row whose
+        margin is NaN is labelled negative.
 
     Raises:
         FreezeError: For logits that are not binary, and a threshold that is not a finite number.
@@ -60,6 +61,8 @@ def predict_binary(
     if head == "auto" and tuned.head == "probability":
         head = "probability"
     margin = binary_margin(logits, positive=positive, head=head)
+    if not is_batches(logits) and is_of_tokens(taken := take_logits(logits)):
+        margin = margin.reshape(taken.shape[:2])
     log_odds = tuned.log_odds if positive == tuned.positive else as_result(0.0).log_odds
     is_positive = margin >= float(np.float32(tuned.threshold))
     if isinstance(margin, torch.Tensor):

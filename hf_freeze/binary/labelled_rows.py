@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_freeze.binary.margin import Head, ValueRange, as_numpy, is_batches, read_array, read_margin, take_logits
+from hf_freeze.binary.margin import (
+    Head,
+    ValueRange,
+    as_numpy,
+    is_batches,
+    is_of_tokens,
+    read_array,
+    read_margin,
+    take_logits,
+)
 from hf_freeze.binary.result import ThresholdResult, check_class_id, short
 from hf_freeze.errors import FreezeError
 
@@ -63,8 +72,10 @@ def read_rows(
     """Reduce a model's outputs and their labels, in any form that `binary_margin` and `binary_labels` read.
 
     Rows labelled -100 do not count, nor do those of weight 0. With head="auto" the outputs are taken for logits:
-    `refuse_probabilities` judges all batches of a set together.
+    `refuse_probabilities` judges all batches of a set together. Logits of tokens (n, T, 2) take labels (n, T), and each
+    token that is not labelled -100 is a row.
     """
+    logits, labels, n_left_out = _tokens_as_rows(logits, labels)
     read, seen = read_margin(logits, positive=positive, head=head)
     margin = as_numpy(read)
     is_positive, counted = binary_labels(labels, positive=positive, label2id=label2id)
@@ -78,7 +89,28 @@ def read_rows(
     if n_ignored:
         margin, is_positive = margin[counted], is_positive[counted]
         weight = None if weight is None else weight[counted]
-    return EvaluatedRows(margin, is_positive, n_ignored, (seen,), weight)
+    return EvaluatedRows(margin, is_positive, n_ignored + n_left_out, (seen,), weight)
+
+
+def _tokens_as_rows(logits: Any, labels: Any) -> tuple[Any, Any, int]:
+    """Return the logits and labels of the tokens that count, and how many do not; other rows as they are.
+
+    Tokens that do not count are left out before anything looks at their logits: where the Trainer put batches of
+    different lengths together, it filled those up with -100.
+    """
+    if is_batches(logits) and is_batches(labels) and len(logits) == len(labels):
+        parts = [_tokens_as_rows(*pair) for pair in zip(logits, labels, strict=True)]
+        return [part[0] for part in parts], [part[1] for part in parts], sum(part[2] for part in parts)
+    if is_batches(logits) or not is_of_tokens(taken := take_logits(logits)):
+        return logits, labels, 0
+    tokens, ids = as_numpy(taken), read_array(take_logits(labels), "Labels")
+    if ids.shape != tokens.shape[:2]:
+        raise FreezeError(
+            f"Logits of shape {tokens.shape} are those of tokens, but the labels have shape {ids.shape}. Give one "
+            f"label per token, {tokens.shape[:2]}, and {IGNORED_LABEL} for those that do not count."
+        )
+    counts = ids != IGNORED_LABEL
+    return tokens[counts], ids[counts], int(ids.size - counts.sum())
 
 
 def join_rows(batches: Sequence[EvaluatedRows]) -> EvaluatedRows:

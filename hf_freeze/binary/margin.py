@@ -26,9 +26,10 @@ def binary_margin(logits: Any, *, positive: int = 1, head: Head = "auto") -> Any
     """Return one margin per row: how far the positive class is ahead of the other, in logit units.
 
     Args:
-        logits: The outputs, of shape (n, 2), (n, 1) or (n,): a torch tensor, a numpy array or nested lists of numbers.
-            A dict or a `ModelOutput` gives its "logits", a tuple its first array of one or two dimensions, and a list
-            of arrays is read as a list of batches. Half precision is upcast before the subtraction.
+        logits: The outputs, of shape (n, 2), (n, 1) or (n,), or of tokens (n, T, 2) or (n, T, 1): a torch tensor, a
+            numpy array or nested lists of numbers. A dict or a `ModelOutput` gives its "logits", a tuple its first
+            array of one or two dimensions (else the first of tokens), and a list of arrays is read as a list of
+            batches. Half precision is upcast before the subtraction.
         positive: Id of the positive class, 0 or 1.
         head: "auto" expects logits and refuses values that are clearly probabilities: 32 rows or more, of two columns
             that sum to one, or of one column that stays in [0, 1] and spreads over more than half of it. "logits"
@@ -36,7 +37,7 @@ def binary_margin(logits: Any, *, positive: int = 1, head: Head = "auto") -> Any
             class 1) and returns their log-odds.
 
     Returns:
-        (n,) float32: a torch tensor on the same device for a torch tensor, otherwise a numpy array.
+        (n,) float32, of tokens (n * T,): a torch tensor on the same device for a torch tensor, otherwise a numpy array.
 
     Raises:
         FreezeError: For any other number of columns, values that are not real numbers, and probabilities where logits
@@ -135,7 +136,10 @@ def is_batches(values: Any) -> bool:
 
 
 def take_logits(output: Any) -> Any:
-    """Pick the logits out of what a model returned: "logits" by name, else the first array of one or two dimensions."""
+    """Pick the logits out of what a model returned: "logits" by name, else the first array of one or two dimensions.
+
+    Where there is none, the first of three dimensions with a last one of 1 or 2 has those of tokens.
+    """
     if isinstance(output, Mapping):
         if output.get("logits") is not None:
             return output["logits"]
@@ -145,8 +149,16 @@ def take_logits(output: Any) -> Any:
     for value in output:
         if 1 <= getattr(value, "ndim", 0) <= 2:
             return value
+    for value in output:
+        if is_of_tokens(value):
+            return value
     found = [tuple(getattr(value, "shape", ())) or type(value).__name__ for value in output]
     raise FreezeError(f"None of {found} is an array of one or two dimensions. Pass the logits themselves.")
+
+
+def is_of_tokens(logits: Any) -> bool:
+    """Return whether this is an array of one or two logits per token, (n, T, 1) or (n, T, 2)."""
+    return getattr(logits, "ndim", 0) == 3 and logits.shape[2] in (1, 2)
 
 
 def _two_dimensional(values: Any) -> Any:
@@ -164,9 +176,12 @@ def _two_dimensional(values: Any) -> Any:
         columns = columns if columns.dtype == "float64" else columns.astype(np.float32)
     if columns.ndim == 1:
         columns = columns[:, None]
+    if is_of_tokens(columns):
+        columns = columns.reshape(-1, columns.shape[2])
     if columns.ndim != 2 or columns.shape[1] not in (1, 2):
         raise FreezeError(
-            f"Logits of shape {tuple(columns.shape)} are not binary. A binary head gives (n, 2), (n, 1) or (n,); "
+            f"Logits of shape {tuple(columns.shape)} are not binary. A binary head gives (n, 2), (n, 1) or (n,), "
+            "or that of tokens (n, T, 2) or (n, T, 1); "
             "a single threshold cannot separate more than two classes."
         )
     return columns

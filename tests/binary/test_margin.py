@@ -60,7 +60,7 @@ def test_the_other_class_may_be_the_positive_one():
 
 
 @pytest.mark.parametrize(
-    "logits", [np.zeros((4, 3)), torch.zeros(4, 7), np.zeros((4, 0)), np.float64(1.0), np.zeros((2, 2, 2))]
+    "logits", [np.zeros((4, 3)), torch.zeros(4, 7), np.zeros((4, 0)), np.float64(1.0), np.zeros((2, 2, 3))]
 )
 def test_logits_that_are_not_binary_are_an_error(logits):
     with pytest.raises(FreezeError, match=r"Logits of shape .* are not binary"):
