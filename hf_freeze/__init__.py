@@ -6,10 +6,13 @@ from hf_freeze.binary.inference import (
     fold_threshold_into_head,
     predict_binary,
 )
+from hf_freeze.binary.label_thresholds import LabelThresholds, MultiLabelPrediction, predict_multi_label
 from hf_freeze.binary.margin import binary_margin
 from hf_freeze.binary.metrics import BinaryClassificationMetrics
+from hf_freeze.binary.multi_label import MultiLabelMetrics
+from hf_freeze.binary.multi_label_pipeline import MultiLabelPipeline
 from hf_freeze.binary.result import ThresholdResult, ThresholdWarning
-from hf_freeze.binary.saved_threshold import load_threshold, save_threshold
+from hf_freeze.binary.saved_threshold import load_label_thresholds, load_threshold, save_threshold
 from hf_freeze.binary.search import ThresholdError, tune_threshold
 from hf_freeze.debugging.report import SampleReport
 from hf_freeze.debugging.sample import debug_sample
@@ -67,7 +70,11 @@ __all__ = [
     "FreezeTrainerMixin",
     "FreezeTrainingArguments",
     "FreezeViolation",
+    "LabelThresholds",
     "LayerSuggestion",
+    "MultiLabelMetrics",
+    "MultiLabelPipeline",
+    "MultiLabelPrediction",
     "PlanError",
     "Plateau",
     "Preview",
@@ -89,6 +96,7 @@ __all__ = [
     "fold_threshold_into_head",
     "freeze",
     "freezing",
+    "load_label_thresholds",
     "load_thawed",
     "load_threshold",
     "load_trained",
@@ -100,6 +108,7 @@ __all__ = [
     "plot_plan",
     "plot_threshold",
     "predict_binary",
+    "predict_multi_label",
     "preview",
     "recipes",
     "save_thawed",

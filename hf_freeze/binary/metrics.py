@@ -1,9 +1,8 @@
 """Binary classification as `compute_metrics=` of any Trainer, with a threshold that is tuned only where it may be."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -12,15 +11,16 @@ from hf_freeze.binary.calibration import Calibrate
 from hf_freeze.binary.counts import ScoreCounts, count_scores
 from hf_freeze.binary.criterion import Criterion
 from hf_freeze.binary.labelled_rows import EvaluatedRows, PositiveLabel, join_rows, labels_and_weights, read_rows
-from hf_freeze.binary.margin import Head, as_numpy, check_head, read_margin, refuse_probabilities
+from hf_freeze.binary.margin import Head, as_numpy, read_margin, refuse_probabilities
 from hf_freeze.binary.metric_values import MetricOfCounts, finite, metrics_at
 from hf_freeze.binary.prevalence import calls_far_from_tuned, labels_far_from_tuned
-from hf_freeze.binary.result import ThresholdResult, as_result, reasons_to_doubt, short, warn_once_per_run
+from hf_freeze.binary.result import ThresholdResult, as_result, reasons_to_doubt, short
 from hf_freeze.binary.search import Select, ThresholdError, ThresholdSearch
+from hf_freeze.binary.tuning_phase import TunedMetrics
 from hf_freeze.errors import FreezeError
 
 
-class BinaryClassificationMetrics:
+class BinaryClassificationMetrics(TunedMetrics):
     """Compute the metrics of a binary classifier at its decision threshold; tune that threshold in validation.
 
     Pass an instance as `compute_metrics=`. Every value is a finite float, the same on every process. Where an
@@ -100,27 +100,17 @@ class BinaryClassificationMetrics:
             n_boot=n_boot,
             seed=seed,
         )
-        check_head(head)
+        super().__init__(tune_on=tune_on, head=head)
         self.extra = metric_values.check_extra(extra)
         self._label = PositiveLabel(positive, id2label)
-        self._head: Head = head
-        if not isinstance(tune_on, str):
-            raise FreezeError(f"tune_on={tune_on!r} must be the name of an eval set.")
         if not isinstance(sample_weight, str | None):
             raise FreezeError(f"sample_weight={short(sample_weight)} must be the name of a column of the eval set.")
         self.sample_weight = sample_weight
         """The label column that has a weight for each row, if there is one."""
-        self._tune_on = tune_on
-        self._frozen = False
-        self._forced: bool | None = None  # by tuning() or applying()
-        self._allowed = True  # by the Trainer, if there is one that knows
         self._threshold: float | ThresholdResult | None = None
-        self._batches: list[EvaluatedRows] = []
-        self._warned: set[str] = set()
         if threshold is None or (isinstance(threshold, str) and threshold != "tune"):
             raise FreezeError(f'Unknown threshold={threshold!r}. Give "tune", a margin, or a ThresholdResult.')
         self.is_given = not isinstance(threshold, str)
-        """Whether the threshold was given at construction: then no checkpoint replaces it."""
         if not isinstance(threshold, str):
             self.use(threshold)
             self.freeze()
@@ -139,29 +129,6 @@ class BinaryClassificationMetrics:
             return ThresholdResult(threshold=self._threshold, positive=self._label.id, head=self._known_head)
         return self._threshold
 
-    @property
-    def head(self) -> Head:
-        """How the model's outputs are read, as in `binary_margin`."""
-        return self._head
-
-    @property
-    def _known_head(self) -> Literal["logits", "probability"]:
-        return "probability" if self._head == "probability" else "logits"
-
-    @property
-    def tunes(self) -> bool:
-        """Whether an evaluation that runs now tunes the threshold.
-
-        `freeze()` decides before `tuning()` and `applying()`, and these before the Trainer's `evaluation()`.
-        """
-        if self._frozen:
-            return False
-        return self._allowed if self._forced is None else self._forced
-
-    def freeze(self) -> None:
-        """End tuning: from now on the threshold is applied."""
-        self._frozen = True
-
     def use(self, threshold: float | ThresholdResult | None) -> None:
         """Replace the threshold in use, as after loading a checkpoint; None forgets it. Tuning goes on as before.
 
@@ -176,64 +143,6 @@ class BinaryClassificationMetrics:
         elif threshold is not None:
             threshold = float(np.float32(as_result(threshold).threshold))
         self._threshold = threshold
-
-    def tuning(self) -> AbstractContextManager[None]:
-        """Tune on whatever is evaluated inside this context. Raises `FreezeError` after `freeze()`."""
-        return self._forced_to(True)
-
-    def applying(self) -> AbstractContextManager[None]:
-        """Apply the threshold to whatever is evaluated inside this context."""
-        return self._forced_to(False)
-
-    @contextmanager
-    def _forced_to(self, tune: bool) -> Iterator[None]:
-        if tune and self._frozen:
-            raise FreezeError("The threshold was frozen: freeze() ended tuning. Use a new BinaryClassificationMetrics.")
-        before, self._forced = self._forced, tune
-        try:
-            yield
-        finally:
-            self._forced = before
-
-    @contextmanager
-    def evaluation(self, metric_key_prefix: str = "eval", *, in_training: bool) -> Iterator[None]:
-        """Enclose one evaluation of one set: it tunes only if `in_training` and the set is the one to tune on.
-
-        `metric_key_prefix` is the Trainer's: "eval", "eval_<name>", "test". Rows left over from an evaluation that was
-        aborted halfway are dropped.
-        """
-        self._batches.clear()
-        is_tuning_set = metric_key_prefix in (self._tune_on, f"eval_{self._tune_on}")
-        before, self._allowed = self._allowed, in_training and is_tuning_set
-        try:
-            yield
-        finally:
-            self._allowed = before
-
-    def prepare(self, model: Any, *, eval_sets: Sequence[str] | None = None, own_loss: bool = False) -> None:
-        """Take the label names from the model's config, and check its head and `tune_on`, before training.
-
-        Args:
-            model: The model that will be evaluated.
-            eval_sets: The keys of `eval_dataset` when that is a dict.
-            own_loss: Whether another loss than the model's own trains it.
-
-        Raises:
-            FreezeError: For a head that is not binary, and a `tune_on` that is not among the eval sets.
-        """
-        if not self._frozen:
-            self._check_tune_on(eval_sets)
-        self.read_names(model)
-        if not own_loss and (text := _trains_as_regression(getattr(model, "config", None))):
-            self._warn({"regression": text})
-
-    def _check_tune_on(self, eval_sets: Sequence[str] | None) -> None:
-        if eval_sets is None and self._tune_on != "eval":
-            raise FreezeError(f'tune_on={self._tune_on!r}, but the eval set has no name. Leave tune_on="eval".')
-        if eval_sets is not None and self._tune_on not in eval_sets:
-            raise FreezeError(
-                f"tune_on={self._tune_on!r} is not among the eval sets {list(eval_sets)}. Name one of them."
-            )
 
     def read_names(self, model: Any) -> None:
         """Take the label names from the model's config. Raises `FreezeError` for a head that is not binary."""
@@ -250,25 +159,18 @@ class BinaryClassificationMetrics:
 
         return BinaryClassificationMetric(self)
 
-    def __call__(self, eval_pred: Any, compute_result: bool | None = None) -> dict[str, float]:
-        """Return the metrics of an `EvalPrediction` (or of a pair of logits and labels).
-
-        With `batch_eval_metrics=True` the Trainer passes `compute_result`: batches are kept as one margin and one class
-        per row until it is True, and until then the dict is empty.
-        """
-        logits, labels = _logits_and_labels(eval_pred)
+    def _read(self, logits: Any, labels: Any) -> EvaluatedRows:
         labels, weight = labels_and_weights(labels, self.sample_weight)
-        rows = read_rows(
+        return read_rows(
             logits, labels, weight, positive=self._label.id, head=self._head, label2id=self._label.label2id
         )
-        if compute_result is not None:
-            self._batches.append(rows)
-            if not compute_result:
-                return {}
-            rows = join_rows(self._batches)
-            self._batches.clear()
-        refuse_probabilities(rows.ranges, head=self._head)
-        return self._metrics_of(rows)
+
+    def _join(self, batches: Sequence[EvaluatedRows]) -> EvaluatedRows:
+        return join_rows(batches)
+
+    def _warn_of_regression(self, config: Any) -> None:
+        if text := _trains_as_regression(config):
+            self._warn({"regression": text})
 
     def warn_of_calls(self, logits: Any) -> None:
         """Warn when far more or fewer of these rows, which have no labels, are called positive than was expected."""
@@ -278,6 +180,7 @@ class BinaryClassificationMetrics:
                 self._warn({"calls": text})
 
     def _metrics_of(self, rows: EvaluatedRows) -> dict[str, float]:
+        refuse_probabilities(rows.ranges, head=self._head)
         if rows.n_nan:
             text = f"{rows.n_nan} of {len(rows.margin)} scores are NaN: every metric is reported as 0. Did it diverge?"
             self._warn({"nonfinite": text})
@@ -367,12 +270,6 @@ class BinaryClassificationMetrics:
             self._warn({"extra": f"Extra metrics {left_out} are left out, because they are not single numbers."})
         return found
 
-    def _warn(self, texts: Mapping[str, str]) -> None:
-        for kind, text in texts.items():
-            if kind not in self._warned:
-                self._warned.add(kind)
-                warn_once_per_run(text)
-
 
 def _trains_as_regression(config: Any) -> str | None:
     """Return a warning when a head of one output will be trained with the squared error."""
@@ -383,12 +280,3 @@ def _trains_as_regression(config: Any) -> str | None:
         'logit and its sigmoid not a probability. Use num_labels=2, or problem_type="multi_label_classification" with '
         "float labels of shape (n, 1)."
     )
-
-
-def _logits_and_labels(eval_pred: Any) -> tuple[Any, Any]:
-    if isinstance(eval_pred, tuple) and len(eval_pred) == 2:
-        return eval_pred
-    try:
-        return eval_pred.predictions, eval_pred.label_ids
-    except AttributeError:
-        raise FreezeError(f"Give an EvalPrediction or a pair (logits, labels), not {short(eval_pred)}.") from None

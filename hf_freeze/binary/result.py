@@ -193,7 +193,9 @@ class ThresholdResult:
 
     def save(self, path: str | Path) -> None:
         """Write the result as JSON, one line per field, whole or not at all."""
-        lines = [f"  {json.dumps(name)}: {json.dumps(value, default=_plain)}" for name, value in self.to_dict().items()]
+        lines = [
+            f"  {json.dumps(name)}: {json.dumps(value, default=as_plain)}" for name, value in self.to_dict().items()
+        ]
         write_text(Path(path), "{\n" + ",\n".join(lines) + "\n}\n")
 
     @classmethod
@@ -359,7 +361,7 @@ def _is_rates(value: Any) -> bool:
     return isinstance(value, Mapping) and all(map(_is_float, value.values()))
 
 
-def _plain(number: Any) -> int | float:
+def as_plain(number: Any) -> int | float:
     """Return a number of numpy's as one that JSON knows."""
     return int(number) if isinstance(number, numbers.Integral) else float(number)
 

@@ -10,11 +10,13 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from hf_freeze.binary.label_thresholds import LabelThresholds
 from hf_freeze.binary.result import ThresholdResult, read_json_object, short, warn_once_per_run
 from hf_freeze.errors import FreezeError
 from hf_freeze.whole_files import write_text
@@ -23,11 +25,16 @@ THRESHOLD_FILE = "decision_threshold.json"
 CONFIG_FILE = "config.json"
 _MAY_BE_LEFT_OUT = {"head": "logits", "prevalence": None, "slope": 1.0, "intercept": 0.0}
 _CONFIG_NAMES = ("decision_threshold", "decision_positive", *(f"decision_{name}" for name in _MAY_BE_LEFT_OUT))
+_LABELS_NAME = "decision_thresholds"
+_ALL_NAMES = (*_CONFIG_NAMES, _LABELS_NAME, "decision_labels")  # a config sorts its entries, so their order is one
+
+Saved: TypeAlias = ThresholdResult | LabelThresholds
+"""What is saved with weights: the threshold of one label, or of several."""
 
 
 @contextmanager
 def threshold_saved_with_weights(
-    result: ThresholdResult | None, folder: str | Path, *, model: Any = None, should_save: bool = True
+    result: Saved | None, folder: str | Path, *, model: Any = None, should_save: bool = True
 ) -> Iterator[None]:
     """Enclose the writing of weights into `folder`, so that no threshold outlives the weights that it was tuned for.
 
@@ -50,13 +57,11 @@ def threshold_saved_with_weights(
         _write_result(result, Path(folder))
 
 
-def save_threshold(
-    result: ThresholdResult, folder: str | Path, *, model: Any = None, should_save: bool = True
-) -> Path | None:
+def save_threshold(result: Saved, folder: str | Path, *, model: Any = None, should_save: bool = True) -> Path | None:
     """Write the threshold next to weights that are already in `folder`.
 
     Args:
-        result: What `tune_threshold` or `load_threshold` returned.
+        result: What `tune_threshold` or `load_threshold` returned, or `LabelThresholds`.
         folder: Where the weights are. A config.json in it gets the threshold as well.
         model: A model whose config gets the threshold as well, for the next `save_pretrained`.
         should_save: Whether this process writes files, as `args.should_save`.
@@ -74,7 +79,7 @@ def save_threshold(
     ...     print(written.name, load_threshold(folder).threshold)
     decision_threshold.json -0.5
     """
-    if not isinstance(result, ThresholdResult):
+    if not isinstance(result, ThresholdResult | LabelThresholds):
         raise FreezeError(
             f"{short(result)} is not a ThresholdResult. Give what tune_threshold or load_threshold returned."
         )
@@ -91,7 +96,7 @@ def save_threshold(
         return None
     _write_result(result, folder)
     if config is not None:
-        config = {name: value for name, value in config.items() if name not in _CONFIG_NAMES}
+        config = {name: value for name, value in config.items() if name not in _ALL_NAMES}
         config |= _config_entries(result)
         write_text(config_file, json.dumps(config, indent=2, sort_keys=True) + "\n")
     return folder / THRESHOLD_FILE
@@ -109,6 +114,21 @@ def load_threshold(model_or_dir: Any) -> ThresholdResult:
     Raises:
         FreezeError: When there is none (margin 0 is a choice for the caller to make), or the file is damaged.
     """
+    found = _load(model_or_dir)
+    if isinstance(found, LabelThresholds):
+        raise FreezeError(f"The thresholds found are of several labels, {found.labels}. Use load_label_thresholds.")
+    return found
+
+
+def load_label_thresholds(model_or_dir: Any) -> LabelThresholds:
+    """Return the thresholds of several labels that were saved with a model. As `load_threshold` for that of one."""
+    found = _load(model_or_dir)
+    if not isinstance(found, LabelThresholds):
+        raise FreezeError("The threshold found is of one label, not of several. Use load_threshold.")
+    return found
+
+
+def _load(model_or_dir: Any) -> Saved:
     if isinstance(model_or_dir, (str, os.PathLike)):
         found = find_threshold(Path(model_or_dir))
         if found is None:
@@ -126,13 +146,13 @@ def load_threshold(model_or_dir: Any) -> ThresholdResult:
     return found
 
 
-def find_threshold(folder: str | Path) -> ThresholdResult | None:
+def find_threshold(folder: str | Path) -> Saved | None:
     """Return the threshold in a saved folder, or None when it was saved without one. For code that resumes a run."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FreezeError(f"{folder} is not a folder. For a model on the Hub, load it and pass the model.")
     sidecar, config_file = folder / THRESHOLD_FILE, folder / CONFIG_FILE
-    complete = ThresholdResult.load(sidecar) if os.path.lexists(sidecar) else None
+    complete = _load_sidecar(sidecar) if os.path.lexists(sidecar) else None
     in_config = None
     if os.path.lexists(config_file):
         in_config = _from_config_entries(read_json_object(config_file), str(config_file))
@@ -148,34 +168,44 @@ def find_threshold(folder: str | Path) -> ThresholdResult | None:
     return in_config
 
 
-def threshold_of(model: Any) -> ThresholdResult | None:
+def _load_sidecar(path: Path) -> Saved:
+    several = "labels" in read_json_object(path)
+    return LabelThresholds.load(path) if several else ThresholdResult.load(path)
+
+
+def threshold_of(model: Any) -> Saved | None:
     """Return the threshold in a loaded model's config, or None. Raises `FreezeError` when it is broken."""
     config = getattr(model, "config", None)
-    entries = {name: getattr(config, name, None) for name in _CONFIG_NAMES}
+    entries = {name: getattr(config, name, None) for name in _ALL_NAMES}
     return _from_config_entries(entries, f"The config of this {type(model).__name__}")
 
 
-def set_config_threshold(model: Any, result: ThresholdResult | None) -> None:
+def set_config_threshold(model: Any, result: Saved | None) -> None:
     """Set the threshold in the model's config, so that `save_pretrained` writes it; None removes it."""
     config = getattr(model, "config", None)
     if config is None:
         return
     entries = {} if result is None else _config_entries(result)
     with suppress(AttributeError):  # a config that takes no attributes, such as a dict, is not saved with the weights
-        for name in _CONFIG_NAMES:
+        for name in _ALL_NAMES:
             if name in entries:
                 setattr(config, name, entries[name])
             elif hasattr(config, name):
                 delattr(config, name)
 
 
-def _config_entries(result: ThresholdResult) -> dict[str, Any]:
+def _config_entries(result: Saved) -> dict[str, Any]:
+    if isinstance(result, LabelThresholds):
+        several = {_LABELS_NAME: result.margins, "decision_labels": result.labels}
+        return several if result.head == "logits" else several | {"decision_head": result.head}
     entries = {"decision_threshold": float(result.threshold), "decision_positive": int(result.positive)}
     others = {name: getattr(result, name) for name in _MAY_BE_LEFT_OUT}
     return entries | {f"decision_{name}": value for name, value in others.items() if value != _MAY_BE_LEFT_OUT[name]}
 
 
-def _from_config_entries(config: dict[str, Any], where: str) -> ThresholdResult | None:
+def _from_config_entries(config: dict[str, Any], where: str) -> Saved | None:
+    if config.get(_LABELS_NAME) is not None:
+        return _labels_from_config(config, where)
     if config.get("decision_threshold") is None:
         return None
     entries = {name.removeprefix("decision_"): config.get(name) for name in _CONFIG_NAMES}
@@ -185,15 +215,31 @@ def _from_config_entries(config: dict[str, Any], where: str) -> ThresholdResult 
         raise FreezeError(f"{where} has a decision_threshold that cannot be used. {error}") from error
 
 
-def _decision(result: ThresholdResult) -> tuple[Any, ...]:
+def _labels_from_config(config: dict[str, Any], where: str) -> LabelThresholds:
+    head: Any = config.get("decision_head") or "logits"
+    try:
+        bare = LabelThresholds(config[_LABELS_NAME])
+        order = config.get("decision_labels")
+        if not isinstance(order, list | tuple) or sorted(map(str, order)) != sorted(bare.labels):
+            raise FreezeError(f"decision_labels={short(order)} must be its labels in the order of the logits.")
+        return LabelThresholds({name: replace(bare[name], head=head) for name in order})
+    except FreezeError as error:
+        raise FreezeError(f"{where} has {_LABELS_NAME} that cannot be used. {error}") from error
+
+
+def _decision(result: Saved) -> tuple[Any, ...]:
+    if isinstance(result, LabelThresholds):
+        return tuple((name, *_decision(one)) for name, one in result.by_label.items())
     return np.float32(result.threshold), result.positive, result.head
 
 
-def _said(result: ThresholdResult) -> str:
+def _said(result: Saved) -> str:
+    if isinstance(result, LabelThresholds):
+        return short(result.margins)
     class_of_probabilities = " of probabilities" if result.head == "probability" else ""
     return f"{result.threshold:.6g} for class {result.positive}{class_of_probabilities}"
 
 
-def _write_result(result: ThresholdResult, folder: Path) -> None:
+def _write_result(result: Saved, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     result.save(folder / THRESHOLD_FILE)

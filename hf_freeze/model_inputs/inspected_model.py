@@ -202,4 +202,5 @@ def _threshold(given: Any, trainer: Any, model: nn.Module) -> ThresholdResult | 
     result = getattr(getattr(trainer, "compute_metrics", None), "result", None)
     if isinstance(result, ThresholdResult):
         return result
-    return threshold_of(model)
+    found = threshold_of(model)
+    return found if isinstance(found, ThresholdResult) else None

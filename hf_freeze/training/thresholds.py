@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer
 
-from hf_freeze.binary.metrics import BinaryClassificationMetrics
 from hf_freeze.binary.saved_threshold import (
     find_threshold,
     set_config_threshold,
@@ -14,6 +13,7 @@ from hf_freeze.binary.saved_threshold import (
     threshold_saved_with_weights,
 )
 from hf_freeze.binary.served import logits_of, refuse_other_scores
+from hf_freeze.binary.tuning_phase import TunedMetrics
 from hf_freeze.errors import FreezeError
 from hf_freeze.training.attributes import replaced
 
@@ -35,9 +35,9 @@ class ThresholdTrainerMixin(_Base):
     _served: Sequence[Any] = ()
 
     @property
-    def _threshold_metrics(self) -> BinaryClassificationMetrics | None:
+    def _threshold_metrics(self) -> TunedMetrics | None:
         metrics = self.compute_metrics
-        return metrics if isinstance(metrics, BinaryClassificationMetrics) else None
+        return metrics if isinstance(metrics, TunedMetrics) else None
 
     @property
     def _weight_column(self) -> str | None:
@@ -119,7 +119,8 @@ class ThresholdTrainerMixin(_Base):
         def checked(logits: Any, labels: Any) -> Any:
             given = logits if preprocess is None else preprocess(logits, labels)
             served, self._served = [*self._served] or [logits], ()
-            refuse_other_scores(given, served, head=head, preprocessed=preprocess is not None)
+            own = [metrics.one_by_one(logits) for logits in served]
+            refuse_other_scores(metrics.one_by_one(given), own, head=head, preprocessed=preprocess is not None)
             return given
 
         with replaced(self, preprocess_logits_for_metrics=checked):
