@@ -213,6 +213,30 @@ BINARY = [
         "is_positive.astype(np.int64)",
         "binary/inference::labels_are_ids_also_when_class_0_is_the_positive_one",
     ),
+    change(
+        "binary/risk_control.py",
+        "        lost = np.where(passed[candidate], lost, at_hand[candidate])",
+        "        lost = lost * 0.0",
+        "binary/risk_control::what_passes_is_what_passes_by_the_definition",
+    ),
+    change(
+        "binary/resampling.py",
+        "criterion.feasible(*bag) if control is None else control.passed(bag, kept)",
+        "criterion.feasible(*bag)",
+        "binary/risk_control::retunings_are_held_to_the_same_confidence",
+    ),
+    change(
+        "binary/labelled_rows.py",
+        "return tokens[counts], ids[counts], int(ids.size - counts.sum())",
+        "return tokens.reshape(-1, tokens.shape[2]), ids.reshape(-1), 0",
+        "binary/tokens::padding_hides_neither_probabilities_nor_is_it_taken_for_one",
+    ),
+    change(
+        "binary/saved_threshold.py",
+        "for name in order})",
+        "for name in bare.labels})",
+        "binary/multi_label::thresholds_are_saved_by_name_with_every_checkpoint_and_read_back",
+    ),
 ]
 FEATURES = [
     change(
