@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from hf_freeze.binary.margin import Head, as_numpy, is_batches, read_array, read_margin, refuse_probabilities
-from hf_freeze.binary.result import ThresholdResult, as_plain, is_number, read_json_object, short, sigmoid
+from hf_freeze.binary.result import ThresholdResult, plain, is_number, read_json_object, short, sigmoid
 from hf_freeze.errors import FreezeError
 from hf_freeze.whole_files import write_text
 
@@ -73,7 +73,7 @@ class LabelThresholds:
 
     def save(self, path: str | Path) -> None:
         """Write the thresholds as JSON, one line per label, whole or not at all."""
-        lines = [f"    {json.dumps(n)}: {json.dumps(r.to_dict(), default=as_plain)}" for n, r in self.by_label.items()]
+        lines = [f"    {json.dumps(n)}: {json.dumps(r.to_dict(), default=plain)}" for n, r in self.by_label.items()]
         write_text(Path(path), '{\n  "labels": {\n' + ",\n".join(lines) + "\n  }\n}\n")
 
     @classmethod

@@ -15,6 +15,7 @@ from hf_freeze.binary.margin import Head, as_numpy, read_margin, refuse_probabil
 from hf_freeze.binary.metric_values import MetricOfCounts, finite, metrics_at
 from hf_freeze.binary.prevalence import calls_far_from_tuned, labels_far_from_tuned
 from hf_freeze.binary.result import ThresholdResult, as_result, reasons_to_doubt, short
+from hf_freeze.binary.risk_control import refuse_row_weights
 from hf_freeze.binary.search import Select, ThresholdError, ThresholdSearch
 from hf_freeze.binary.tuning_phase import TunedMetrics
 from hf_freeze.errors import FreezeError
@@ -105,6 +106,8 @@ class BinaryClassificationMetrics(TunedMetrics):
         self._label = PositiveLabel(positive, id2label)
         if not isinstance(sample_weight, str | None):
             raise FreezeError(f"sample_weight={short(sample_weight)} must be the name of a column of the eval set.")
+        if sample_weight is not None:
+            refuse_row_weights(criterion)
         self.sample_weight = sample_weight
         """The label column that has a weight for each row, if there is one."""
         self._threshold: float | ThresholdResult | None = None

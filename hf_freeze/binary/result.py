@@ -193,9 +193,7 @@ class ThresholdResult:
 
     def save(self, path: str | Path) -> None:
         """Write the result as JSON, one line per field, whole or not at all."""
-        lines = [
-            f"  {json.dumps(name)}: {json.dumps(value, default=as_plain)}" for name, value in self.to_dict().items()
-        ]
+        lines = [f"  {json.dumps(name)}: {json.dumps(value, default=plain)}" for name, value in self.to_dict().items()]
         write_text(Path(path), "{\n" + ",\n".join(lines) + "\n}\n")
 
     @classmethod
@@ -361,7 +359,7 @@ def _is_rates(value: Any) -> bool:
     return isinstance(value, Mapping) and all(map(_is_float, value.values()))
 
 
-def as_plain(number: Any) -> int | float:
+def plain(number: Any) -> int | float:
     """Return a number of numpy's as one that JSON knows."""
     return int(number) if isinstance(number, numbers.Integral) else float(number)
 

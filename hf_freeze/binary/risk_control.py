@@ -26,9 +26,19 @@ from scipy.special import betainc
 
 from hf_freeze.binary.counts import FloatArray, ScoreCounts, Table
 from hf_freeze.binary.criterion import Criterion
+from hf_freeze.errors import FreezeError
 
 _STEP = 1.02  # finer steps would gain under 1 % of recall
 _FIRST_START = 0.8  # of the level; the rest is for starts at twice as many rows, four times as many, and so on
+
+
+def refuse_row_weights(criterion: Criterion) -> None:
+    """Raise `FreezeError` when the constraints have a confidence: the tests take rows that were drawn alike."""
+    if criterion.confidence is not None:
+        raise FreezeError(
+            "confidence= is a statement about rows drawn alike, and sample_weight= says that they were not. Leave one "
+            "of them out; at_prevalence= goes with a confidence."
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ from hf_freeze.binary.result import (
     short,
     status_of,
 )
-from hf_freeze.binary.risk_control import RiskControl
+from hf_freeze.binary.risk_control import RiskControl, refuse_row_weights
 from hf_freeze.binary.smoothing import Smoothing
 from hf_freeze.errors import FreezeError
 
@@ -187,11 +187,8 @@ class ThresholdSearch:
     def run(self, counts: ScoreCounts) -> ThresholdResult:
         """Tune on counted rows. Raises `ThresholdError` when a class is missing or no threshold is acceptable."""
         _require_both_classes(counts)
-        if self.criterion.confidence is not None and counts.weighted_rows is not None:
-            raise FreezeError(
-                "confidence= is a statement about rows drawn alike, and sample_weight= says that they were not. Leave "
-                "one of them out; at_prevalence= goes with a confidence."
-            )
+        if counts.weighted_rows is not None:
+            refuse_row_weights(self.criterion)
         shift = 0.0
         if self.at_prevalence is not None:
             n_pos, n_neg = float(counts.rows.tp[0]), float(counts.rows.fp[0])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 
-from hf_freeze import FreezeError, ThresholdError, tune_threshold
+from hf_freeze import BinaryClassificationMetrics, FreezeError, ThresholdError, tune_threshold
 from hf_freeze.binary.counts import count_scores
 from hf_freeze.binary.criterion import Criterion
 from hf_freeze.binary.risk_control import RiskControl
@@ -175,3 +175,5 @@ def test_a_confidence_holds_at_another_prevalence_and_refuses_weights_of_single_
     assert broken / 150 <= 0.1 + (0.1 * 0.9 / 150) ** 0.5
     with pytest.raises(FreezeError, match="sample_weight= says that they were not"):
         tune_threshold(np.arange(60.0), np.arange(60) > 29, sample_weight=np.ones(60) * 2, **limits)
+    with pytest.raises(FreezeError, match="sample_weight= says that they were not"):
+        BinaryClassificationMetrics(sample_weight="weight", min_precision=0.8, confidence=0.9)
