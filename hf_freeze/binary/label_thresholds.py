@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from hf_freeze.binary.margin import Head, as_numpy, is_batches, read_array, read_margin, refuse_probabilities
-from hf_freeze.binary.result import ThresholdResult, plain, is_number, read_json_object, short, sigmoid
+from hf_freeze.binary.result import ThresholdResult, is_number, plain, read_json_object, short, sigmoid
 from hf_freeze.errors import FreezeError
 from hf_freeze.whole_files import write_text
 
