@@ -189,7 +189,11 @@ def test_no_two_files_have_one_name() -> None:
 def private_names(tree: ast.Module) -> tuple[set[str], set[str]]:
     """The names with a leading underscore that a module defines, and those that it reads, also as a string."""
     defined, read = set(), set()
+    # f"{prefix}_loss" reads no attribute.
+    pieces = {id(piece) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for piece in node.values}
     for node in ast.walk(tree):
+        if id(node) in pieces:
+            continue
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             defined.add(node.name)
         elif isinstance(node, ast.Name | ast.Attribute):
@@ -203,7 +207,9 @@ def private_names(tree: ast.Module) -> tuple[set[str], set[str]]:
 
 
 def test_a_private_name_is_seen_in_every_form() -> None:
-    code = "from a import _one\nb._two\ngetattr(c, '_three')\n_four()\n__all__ = [b.__dict__]\nself._five = 0"
+    code = (
+        "from a import _one\nb._two\ngetattr(c, '_three')\n_four()\n__all__ = [b.__dict__]\nself._five = 0\nf'{d}_six'"
+    )
     assert private_names(ast.parse(code)) == ({"_five"}, {"_one", "_two", "_three", "_four"})
 
 
