@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from hf_freeze.features.batches import Batch
 from hf_freeze.features.check import check_replay, check_still, check_stored, reads_labels
-from hf_freeze.features.cost import Estimate, in_bytes, saves_time, seconds_per_row, stored_bytes
+from hf_freeze.features.cost import Estimate, in_bytes, net_gain, seconds_per_row, stored_bytes
 from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.extraction import CHANGING, Work, extract
 from hf_freeze.features.fingerprint import fingerprint, short
@@ -99,7 +99,10 @@ class FeatureCache:
     def enter(
         self, sets: Sequence[tuple[FeatureSet, Sequence[Demand]]], refused: Mapping[str, str] | None = None
     ) -> None:
-        """Make the features ready that the first of each set's demands needs, and on the way those of the others.
+        """Make the features ready that the first of each set's demands needs, and on the way those of later stages.
+
+        Demands of earlier stages are for what is frozen now as it was then. Where their features lie ready and serve
+        better than the first's would, computing those included, they stay in use.
 
         Where a set is refused, its rows go through the whole model, and the reason is logged; `refused` has the reasons
         for sets that were refused before.
@@ -160,13 +163,19 @@ class FeatureCache:
             self._kept.pop(name).replay.remove()
 
     def _prepared(self, feature_set: FeatureSet, demands: Sequence[Demand]) -> tuple[_Kept | None, _StoreJob]:
-        first, *later = demands
+        first, *others = demands
         plan = self._planned(feature_set, first)
-        plans = [plan, *filter(None, (self._planned_ahead(feature_set, demand) for demand in later))]
-        worth_it = self._ranks.of_main(saves_time([plan.estimate for plan in plans])) or self._settings.always
-        for each in plans:
+        planned = [plan, *filter(None, (self._planned_otherwise(feature_set, demand) for demand in others))]
+        plans = [each for each in planned if each.demand.stage >= first.stage]
+        for each in planned:
             logger.debug("Stage %d, %s: %s.", each.demand.stage, spoken(feature_set.name), each.estimate)
-        if not worth_it:
+        gain = net_gain([each.estimate for each in plans])
+        stored = [each for each in planned if each.demand.stage < first.stage and each.estimate.stored]
+        before = max(stored, key=lambda each: each.estimate.saved_seconds, default=None)
+        keeps_old = before is not None and before.estimate.saved_seconds > max(gain, 0.0)
+        if before is not None and self._ranks.of_main(keeps_old) and not self._settings.always:
+            plan, plans, gain = before, [before], before.estimate.saved_seconds
+        if not (self._ranks.of_main(gain > 0) or self._settings.always):
             return None, plan
         plans = plans[: self._ranks.of_main(self._ranks.together(lambda: self._number_that_fits(plans)))]
         self._compute(feature_set, plans)
@@ -220,7 +229,7 @@ class FeatureCache:
         )
         return _StoreJob(demand, Work(cut.frontier, store, keys, cut.reads_labels, self._settings.dtype), estimate)
 
-    def _planned_ahead(self, feature_set: FeatureSet, demand: Demand) -> _StoreJob | None:
+    def _planned_otherwise(self, feature_set: FeatureSet, demand: Demand) -> _StoreJob | None:
         try:
             return self._planned(feature_set, demand)
         except CacheRefused:

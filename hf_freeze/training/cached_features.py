@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,6 +168,9 @@ class CachedFeaturesTrainerMixin(_Base):
                 refused[name] = reason(error)
                 continue
             demands = [Demand(count, stage, self._as_in(stage)) for stage, count in passes.items()]
+            now = demands[0]
+            earlier = self._like_before(now.stage)
+            demands += [replace(now, stage=stage, as_in_stage=self._as_in(stage)) for stage in earlier]
             sets.append((feature_set, demands))
         return sets, refused
 
@@ -185,6 +189,11 @@ class CachedFeaturesTrainerMixin(_Base):
                 kept[stage] = lengths[stage]
             trained |= resolved.names[stage]
         return kept
+
+    def _like_before(self, stage: int) -> list[int]:
+        """Return the earlier stages whose frozen part nothing has changed since, so that their features still hold."""
+        names = self._freezing.required_bound.resolved.names
+        return [early for early in range(stage) if frozenset().union(*names[early : stage + 1]) <= names[early]]
 
     def _steps_per_evaluation(self, steps_per_epoch: float) -> float:
         strategy = str(getattr(self.args.eval_strategy, "value", self.args.eval_strategy))

@@ -16,7 +16,7 @@ from torch import nn
 
 from hf_freeze import FreezeTrainer, PlanError
 from hf_freeze.features import cache, check, store
-from hf_freeze.features.cost import Estimate, saves_time
+from hf_freeze.features.cost import Estimate, net_gain
 from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.store import Column, FeatureStore
 from tests import models
@@ -453,11 +453,11 @@ def estimate(**given):
 
 
 def test_stages_are_weighed_together_and_what_is_stored_costs_nothing():
-    assert saves_time([estimate()])
-    assert not saves_time([estimate(passes=1.0)])
-    assert saves_time([estimate(passes=1.0), estimate(passes=1.0, row_seconds=0.008)])
-    assert saves_time([estimate(passes=1.0, stored=True)])
-    assert not saves_time([estimate(cached_row_seconds=0.02)])
+    assert net_gain([estimate()]) > 0
+    assert net_gain([estimate(passes=1.0)]) < 0
+    assert net_gain([estimate(passes=1.0), estimate(passes=1.0, row_seconds=0.008)]) > 0
+    assert net_gain([estimate(passes=1.0, stored=True)]) > 0
+    assert net_gain([estimate(cached_row_seconds=0.02)]) < 0
 
 
 def test_a_batch_with_other_lengths_than_stored_is_refused(tmp_path):

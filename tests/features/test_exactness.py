@@ -91,6 +91,21 @@ def test_one_pass_serves_all_stages_whose_frozen_part_does_not_change_before_the
     assert passes == [1] * 6  # what trained in one stage is frozen in the next
 
 
+def test_features_of_the_stage_before_stay_in_use_where_others_would_not_pay(tmp_path, monkeypatch):
+    """A stage that freezes one layer more for its last quarter of an epoch: the features below that layer still hold."""
+    passes = []
+    monkeypatch.setattr(
+        cache, "extract", lambda *args, **kwargs: (passes.append(len(args[2])), extract(*args, **kwargs))
+    )
+    given = {"trainable": ("head", "layers[-2:]"), "stages": [Stage(epoch=2.75, freeze="layers[-2]")]}
+    plain = run(CASES["bert"], tmp_path / "plain", cache=False, **given)
+    with kept_sets() as kept:
+        cached = run(CASES["bert"], tmp_path / "cached", cache_frozen_always=False, **given)
+    assert kept == [["training", "evaluation"]] * 2
+    assert passes == [1, 1]
+    assert_same(plain, cached)
+
+
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing\\w*. is deprecated")
 @pytest.mark.parametrize("side", ["left", pytest.param("right", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
