@@ -23,6 +23,7 @@ from hf_freeze.training.backends import is_sharded
 from hf_freeze.training.base_model import transformers_models
 from hf_freeze.training.merge_trained import HOW_TO_LOAD, load_whole
 from hf_freeze.training.planned_training import PlannedTraining
+from hf_freeze.training.setup import is_whole, uses_deepspeed
 from hf_freeze.training.trained_file import (
     TRAINED_NAME,
     Base,
@@ -61,7 +62,7 @@ class TrainedOnlyTrainerMixin(_Base):
             kwargs["model"] = load_whole(kwargs["model"])
         super().__init__(*positional, **kwargs)
         if self._leaves_out:
-            _refuse_split_weights(self)
+            refuse_split_checkpoints(self._settings, self.args, self.model)
             refuse_unsaved(self.model)
             if self.model_init is None:
                 self._what_trained()
@@ -219,10 +220,14 @@ def refuse_unsaved(model: nn.Module) -> None:
         )
 
 
-def _refuse_split_weights(trainer: TrainedOnlyTrainerMixin) -> None:
-    name = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP" if trainer.is_fsdp_enabled else "Tensor parallelism"
-    sharded = any(map(is_sharded, trainer.model.parameters()))
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or sharded:
+def refuse_split_checkpoints(settings: FreezeArguments, args: TrainingArguments, model: Any) -> None:
+    """Raise `UnsupportedSetupError` where only what trained would be saved of weights that are kept in pieces."""
+    module = unwrap(model) if isinstance(model, nn.Module) else None  # a path
+    if not settings.save_trained_only or isinstance(module, PeftModel):
+        return
+    sharded = module is not None and any(map(is_sharded, module.parameters()))
+    if sharded or not is_whole(args):
+        name = "DeepSpeed" if uses_deepspeed(args) else "Tensor parallelism" if is_whole(args) else "FSDP"
         raise UnsupportedSetupError(
             f"save_trained_only=True: {name} writes all weights into its own checkpoints, in pieces that only it can "
             "read, and resumes from those. Leave it out, or train with DistributedDataParallel."

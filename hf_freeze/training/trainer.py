@@ -39,7 +39,7 @@ from hf_freeze.training.run import FreezeSettings
 from hf_freeze.training.schedule import continue_schedule
 from hf_freeze.training.setup import check_arguments, refuse_deepspeeds_own_optimizer, uses_deepspeed
 from hf_freeze.training.thresholds import ThresholdTrainerMixin
-from hf_freeze.training.trained_only import TrainedOnlyTrainerMixin
+from hf_freeze.training.trained_only import TrainedOnlyTrainerMixin, refuse_split_checkpoints
 from hf_freeze.training.trainer_events import TrainerEvents
 from hf_freeze.training.weighted_training import WeightedLossTrainerMixin, refuse_unfit_weights
 from hf_freeze.training.whole import has_optimizer, require_fitting, require_whole
@@ -129,6 +129,8 @@ class FreezeTrainerMixin(
             return
         check_arguments(args)
         refuse_deepspeeds_own_optimizer(args)
+        if given.get("peft_config") is None and given.get("model_init") is None:  # else it may be one of PEFT
+            refuse_split_checkpoints(self._settings, args, model)
         if is_final:
             refuse_unfit_weights(self._settings, args, model, given.get("compute_loss_func"))
             self._freezing.others_train = _may_bring_parameters(given)

@@ -1,21 +1,21 @@
 """What is uploaded, said in the model card, and typed in a shell about folders of `save_trained_only`."""
 
 import shutil
-from functools import wraps
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from transformers import AutoModelForSequenceClassification, Trainer
 
-from hf_freeze import FreezeError, FreezePlan, UnsupportedSetupError, load_trained, merge_trained
+from hf_freeze import FreezeError, FreezePlan, FreezeTrainer, UnsupportedSetupError, load_trained, merge_trained
 from hf_freeze.reporting.cli import main
 from hf_freeze.training.trained_file import TRAINED_NAME
 from hf_freeze.training.trained_only import how_to_load
 from tests.models import tiny_bert, tiny_custom
 from tests.trainers.kinds import tokenizer
-from tests.training.staged import trainer
+from tests.training.staged import arguments, trainer
 from tests.training.trained_runs import HEAD, base_folder, classifier, same, trained
 
 
@@ -117,24 +117,18 @@ def test_the_commands_read_such_a_folder(tmp_path, base, capsys) -> None:
     assert main(["merge", folder, str(tmp_path / "again"), "--base", str(tmp_path / "moved")]) == 0
 
 
-REFUSED = {
-    "DeepSpeed": (lambda made: setattr(made, "is_deepspeed_enabled", True), "DeepSpeed writes all weights"),
-    "FSDP": (lambda made: setattr(made, "is_fsdp_enabled", True), "FSDP writes all weights"),
-}
+FSDP = {"fsdp": "full_shard", "fsdp_config": {"version": 2}}
 
 
-@pytest.mark.parametrize("kind", REFUSED)
-def test_weights_in_pieces_are_refused_in_the_constructor(tmp_path, monkeypatch, kind) -> None:
-    before = Trainer.__init__
-
-    @wraps(before)
-    def built(self, *args, **kwargs):
-        before(self, *args, **kwargs)
-        REFUSED[kind][0](self)
-
-    monkeypatch.setattr(Trainer, "__init__", built)
-    with pytest.raises(UnsupportedSetupError, match=REFUSED[kind][1]):
-        trainer(tmp_path, save_trained_only=True)
+@pytest.mark.parametrize("kind", ["DeepSpeed", "FSDP"])
+@pytest.mark.parametrize("built", [True, False], ids=["model", "path"])
+def test_weights_in_pieces_are_refused_in_the_constructor(tmp_path, base, kind, built) -> None:
+    args = arguments(tmp_path / "run", save_trained_only=True, **(FSDP if kind == "FSDP" else {}))
+    if kind == "DeepSpeed":
+        args.deepspeed_plugin = SimpleNamespace(deepspeed_config={}, selected=True)
+    with pytest.raises(UnsupportedSetupError, match=f"{kind} writes all weights"):
+        FreezeTrainer(classifier(base) if built else str(base), args, freeze_plan=HEAD)
+    assert not (tmp_path / "run").exists()
 
 
 def test_adapters_without_a_peft_model_are_refused(tmp_path) -> None:
