@@ -113,8 +113,17 @@ class CachedFeaturesTrainerMixin(_Base):
             self._count_parameters = cache(self.model.num_parameters)
         if self._cache is None:
             self._cache = FeatureCache(self.model, self._cache_settings())
+        if self._waits_for_a_frozen_part():
+            self._cache.leave()
+            return
         with random_states_kept():
             self._cache.enter(*self._sets(state))
+
+    def _waits_for_a_frozen_part(self) -> bool:
+        """Tell whether everything trains in this stage, and something will be frozen in a later one."""
+        resolved, stage = self._freezing.required_bound.resolved, self._freezing.stage
+        everything = frozenset(resolved.model_map.parts)
+        return stage is not None and resolved.stages[stage] == everything and resolved.stages[-1] != everything
 
     def _leave_stage(self) -> None:
         if self._cache is not None:

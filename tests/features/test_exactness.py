@@ -129,3 +129,13 @@ def test_what_the_trainer_is_told_besides_changes_nothing(tmp_path, side, given)
         cached = run(case, tmp_path / "cached", trainable=case.last, **given)
     assert kept == [["training", "evaluation"]]
     assert_same(plain, cached, rtol=3e-2 if "bf16" in given else 1e-5)
+
+
+def test_a_stage_in_which_everything_trains_waits_for_the_next_without_a_word(tmp_path, caplog):
+    given = {"trainable": "all", "stages": [Stage(epoch=1, freeze=["embeddings", "layers[:2]"])]}
+    plain = run(CASES["bert"], tmp_path / "plain", cache=False, **given)
+    with kept_sets() as kept:
+        cached = run(CASES["bert"], tmp_path / "cached", **given)
+    assert kept == [["training", "evaluation"]]
+    assert not [record for record in caplog.records if "No features are cached" in record.getMessage()]
+    assert_same(plain, cached)
