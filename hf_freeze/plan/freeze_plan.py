@@ -197,6 +197,16 @@ class ResolvedPlan:
             factors.append(factors[-1] if stage.lr_factor is None else stage.lr_factor)
         return tuple(factors)
 
+    @property
+    def forgets(self) -> bool:
+        """Whether the optimizer's state of what freezes is ever released."""
+        return any(stage.forget for stage in self.timed)
+
+    def forgotten(self, stage: int) -> frozenset[str]:
+        """Return the canonical names of what loses its optimizer state where `stage` begins."""
+        forgets = stage > 0 and self.timed[stage - 1].forget
+        return self.stages[stage - 1] - self.stages[stage] if forgets else frozenset()
+
     @cached_property
     def fingerprint(self) -> str:
         """Return a digest of what trains when; two spellings of one plan share it."""
@@ -210,6 +220,8 @@ class ResolvedPlan:
             chosen = ", ".join(compress(texts, map(names.__contains__, ever)))
             digest.update(f"{', ' if index else '['}[{json.dumps(when)}, [{chosen}]]".encode())
         digest.update(b"]")
+        if self.forgets:
+            digest.update(json.dumps([stage.forget for stage in self.timed]).encode())
         return digest.hexdigest()[:16]
 
     @cached_property
@@ -261,6 +273,11 @@ def resolve(plan: FreezePlan, model: "nn.Module", *, others_train: bool = False)
             raise PlanError(
                 f"The stage at {stage.when} changes nothing: unfreeze={stage.unfreeze!r}, freeze={stage.freeze!r}, and "
                 "the parameters are so already or stay frozen because the model handed in had them frozen. Remove it."
+            )
+        if stage.forget and not stages[-1] - after:
+            raise PlanError(
+                f"The stage at {stage.when} has forget=True, and freezes nothing that trains before it "
+                f"(freeze={stage.freeze!r}): there is no state to release. Leave forget out."
             )
         if not others_train:
             _refuse_nothing(after, plan, f"from {stage.when}", model_map)

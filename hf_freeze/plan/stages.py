@@ -114,6 +114,7 @@ class Stage:
         freeze: What is frozen from then on.
         lr_factor: What every learning rate is multiplied with from then on; None keeps the factor of the stage before,
             which is 1 at the start.
+        forget: Release the optimizer's state of what the stage freezes. What is unfrozen again then starts fresh.
 
     Raises:
         PlanError: Without a time or with several, with neither `unfreeze` nor `freeze`, or for a time or a factor out
@@ -129,6 +130,7 @@ class Stage:
     unfreeze: Selection | None = None
     freeze: Selection | None = None
     lr_factor: float | None = None
+    forget: bool = False
 
     def __post_init__(self) -> None:
         given = [name for name in _TIMES if getattr(self, name) is not None]
@@ -141,6 +143,11 @@ class Stage:
             raise PlanError(f"A stage says what to unfreeze, what to freeze, or both; this one says neither: {self!r}.")
         if self.settled is not None and self.freeze is None:
             raise PlanError(f"A stage with settled= starts when what it freezes has settled; give freeze=: {self!r}.")
+        if not isinstance(self.forget, bool) or (self.forget and self.freeze is None):
+            raise PlanError(
+                f"{self!r}: forget is True or False, and releases the optimizer's state of what the stage freezes; "
+                "with forget=True give freeze=."
+            )
         if not self._has_a_valid_time():
             raise PlanError(
                 f"{self!r}: a fraction lies between 0 and 1, an epoch or a step is not negative; a step is a whole "
@@ -281,6 +288,7 @@ def stage_to_dict(stage: AnyStage) -> dict[str, Any]:
     if isinstance(stage, BottomUp):
         return {"bottom_up": asdict(stage)}
     changes = {"unfreeze": plain(stage.unfreeze), "freeze": plain(stage.freeze), "lr_factor": stage.lr_factor}
+    changes["forget"] = stage.forget or None
     return {**stage.time, **{name: value for name, value in changes.items() if value is not None}}
 
 

@@ -27,6 +27,7 @@ from hf_freeze.training.backends import (
     uses_master_weights,
 )
 from hf_freeze.training.bound_plan import BoundPlan
+from hf_freeze.training.forgetting import forget, refuse_forgetting, refuse_optimizers_that_keep_state
 from hf_freeze.training.freezing import hold_eval, hold_requires_grad, release_eval, set_trainable
 from hf_freeze.training.proof import FreezeProof
 from hf_freeze.training.recomputation import stop_backward_at_lowest_trainable
@@ -149,6 +150,8 @@ class FreezeRun:
         if self._freezes_by_lr or any(map(is_sharded, bound.model.parameters())):
             refuse_rewind(resolved, "This set-up")
             refuse_settling(resolved, "This set-up")
+        if self._freezes_by_lr:
+            refuse_forgetting(resolved, "DeepSpeed")
         self._adapters: list[tuple[nn.Parameter, bool]] = []
         self._logged: dict[str, Any] = {}
         self._is_running = is_running
@@ -158,6 +161,8 @@ class FreezeRun:
 
     def begin(self, state: RunState | None = None, best: dict[str, torch.Tensor] | None = None) -> None:
         """Put the model into the first stage, or into the one that an interrupted run was in."""
+        if state is None and self.resolved.forgets:
+            refuse_optimizers_that_keep_state(self._optimizer, self._bound)
         self.state = state or self.state
         self.best = best or {}
         self.undo_at_end(stop_backward_at_lowest_trainable(self._bound.model))
@@ -337,6 +342,7 @@ class FreezeRun:
         self.verify()
         restore_snapshot(self._bound, self.best)
         self.best = {}
+        before = self.state.stage
         self._apply(stage)
         logger.info(
             "Step %d: stage %d of %d (%s) begins. Trains: %s.",
@@ -346,6 +352,7 @@ class FreezeRun:
             self.resolved.timed[stage - 1].when if stage else "start",
             describe_parts(self.resolved.stages[stage], self.resolved.model_map),
         )
+        forget(self._optimizer, self._bound, before=before, stage=stage)
 
     def _apply(self, stage: int) -> None:
         trainable = self.resolved.names[stage]

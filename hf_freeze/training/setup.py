@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from hf_freeze.errors import PlanError, UnsupportedSetupError
 from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.training.bound_plan import BoundPlan
+from hf_freeze.training.forgetting import refuse_forgetting
 from hf_freeze.training.settling import refuse_settling
 from hf_freeze.training.snapshot import refuse_rewind
 from hf_freeze.training.thawed_base import thawed_tensors
@@ -119,6 +120,7 @@ def _check_deepspeed(args: TrainingArguments, resolved: ResolvedPlan) -> None:
     if uses_deepspeed(args):
         refuse_rewind(resolved, "DeepSpeed")
         refuse_settling(resolved, "DeepSpeed")
+        refuse_forgetting(resolved, "DeepSpeed")
     if resolved.timed:
         refuse_deepspeeds_own_optimizer(args)
 

@@ -148,7 +148,9 @@ class _Facts:
     def stage(self, index: int) -> StagePreview:
         names = self.resolved.stages[index]
         begun = frozenset().union(*self.resolved.stages[: index + 1])
-        stepped = frozenset().union(*map(self._with_gradient, self.resolved.stages[: index + 1]))
+        stepped = frozenset[str]()
+        for before in range(index + 1):
+            stepped = (stepped - self.resolved.forgotten(before)) | self._with_gradient(self.resolved.stages[before])
         all_groups = [self._group(spec, names, stepped) for spec in self.specs]
         held = [spec.parameters[0] in begun for spec in self.specs]
         trace = self.traces.get(names)

@@ -1,0 +1,65 @@
+"""Release what the optimizer keeps of weights that freeze, for plans that say `forget`."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from hf_freeze.errors import UnsupportedSetupError
+from hf_freeze.plan.freeze_plan import ResolvedPlan
+from hf_freeze.plan.tables import describe_parts
+from hf_freeze.training.backends import inner_optimizer
+from hf_freeze.training.bound_plan import BoundPlan
+
+logger = logging.getLogger(__name__)
+
+_GROUP_COUNTERS = ("step", "k")  # of apex; of schedulefree and prodigy
+
+
+def refuse_forgetting(resolved: ResolvedPlan, backend: str) -> None:
+    """Raise `UnsupportedSetupError` when the plan releases optimizer state, for a backend that cannot."""
+    if resolved.forgets:
+        raise UnsupportedSetupError(
+            f"The plan releases optimizer state (forget=True). {backend} keeps the state of all weights in flat "
+            "buffers as long as its copies of the weights, of which no part can be released. Leave forget out, or use "
+            "DistributedDataParallel or FSDP2."
+        )
+
+
+def refuse_optimizers_that_keep_state(optimizer: object, bound: BoundPlan) -> None:
+    """Raise `UnsupportedSetupError` for an optimizer, before its first step, that cannot release state by weight."""
+    first, named = bound.resolved.names[0], bound.ever_trainable
+    inner = inner_optimizer(optimizer)
+    name, why = type(inner).__name__, ""
+    if getattr(inner, "is_paged", False):
+        why = "pages its state, and holds the pages for good. Use the one that does not, such as adamw_bnb_8bit"
+    elif any(counter in group for group in inner.param_groups for counter in _GROUP_COUNTERS):
+        why = "counts its steps per group, so that what is unfrozen again would not start fresh. Use AdamW"
+    elif any(tensor in inner.state for name, tensor in named.items() if name not in first):
+        why = "builds the state of all weights before its first step. Use one that builds it as it steps, such as AdamW"
+    if why:
+        raise UnsupportedSetupError(
+            f"The plan releases optimizer state (forget=True), and {name} {why}, or leave forget out."
+        )
+
+
+def forget(optimizer: object, bound: BoundPlan, *, before: int, stage: int) -> None:
+    """Release the state of what froze between the stages `before` and `stage`; log that, and what starts fresh."""
+    resolved, named = bound.resolved, bound.parameters
+    now = resolved.stages[stage]
+    gone = frozenset().union(*map(resolved.forgotten, range(before + 1, stage + 1))) - now
+    _release(inner_optimizer(optimizer), [named[name] for name in gone])
+    anew = (now - resolved.stages[before]) & frozenset().union(*map(resolved.forgotten, range(before + 1)))
+    if gone:
+        logger.info("The optimizer's state was released of %s.", describe_parts(gone, resolved.model_map))
+    if anew:
+        logger.info("Trains again, with fresh optimizer state: %s.", describe_parts(anew, resolved.model_map))
+
+
+def _release(inner: Any, frozen: Iterable[torch.Tensor]) -> None:
+    # Some keep it in their groups, as GrokAdamW does.
+    in_groups = [value for group in inner.param_groups for value in group.values() if isinstance(value, dict)]
+    for tensor in frozen:
+        for state in (inner.state, *in_groups):
+            state.pop(tensor, None)
