@@ -21,6 +21,10 @@ from hf_freeze.errors import FreezeError
 Calibrate: TypeAlias = Literal["temperature", "platt"]
 
 _ROWS_TO_JUDGE = 50_000
+_WITHOUT_SLOPE = {
+    "platt": "higher scores do not go with more positives",
+    "temperature": 'margins above 0 do not go with more positives than margins below ("platt" can move that point)',
+}
 _FLATTEST = 1e-6  # slope of scores of unit size: probabilities that no longer depend on the score
 
 
@@ -67,8 +71,8 @@ def calibrated(counts: ScoreCounts, method: Calibrate, *, shift: float, seed: in
             slope=1.0,
             intercept=shift,
             errors={**errors, **_served_errors(counts, 1.0, shift)},
-            doubt=f"calibrate={method!r} was left out: higher scores do not go with more positives, and no slope "
-            "above 0 fits. Probabilities stay the model's own.",
+            doubt=f"calibrate={method!r} was left out: {_WITHOUT_SLOPE[method]}, and no slope above 0 fits. "
+            "Probabilities stay the model's own.",
         )
     errors |= _out_of_bag(counts, method=method, shift=shift, seed=seed) or _served_errors(counts, *fitted)
     doubt = None

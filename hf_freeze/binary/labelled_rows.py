@@ -73,9 +73,9 @@ def read_rows(
 
     Rows labelled -100 do not count, nor do those of weight 0. With head="auto" the outputs are taken for logits:
     `refuse_probabilities` judges all batches of a set together. Logits of tokens (n, T, 2) take labels (n, T), and each
-    token that is not labelled -100 is a row.
+    token that is not labelled -100 is a row; it weighs what its text does, or has a weight of its own (n, T).
     """
-    logits, labels, n_left_out = _tokens_as_rows(logits, labels)
+    logits, labels, sample_weight, n_left_out = _tokens_as_rows(logits, labels, sample_weight)
     read, seen = read_margin(logits, positive=positive, head=head)
     margin = as_numpy(read)
     is_positive, counted = binary_labels(labels, positive=positive, label2id=label2id)
@@ -92,17 +92,20 @@ def read_rows(
     return EvaluatedRows(margin, is_positive, n_ignored + n_left_out, (seen,), weight)
 
 
-def _tokens_as_rows(logits: Any, labels: Any) -> tuple[Any, Any, int]:
-    """Return the logits and labels of the tokens that count, and how many do not; other rows as they are.
+def _tokens_as_rows(logits: Any, labels: Any, weight: Any) -> tuple[Any, Any, Any, int]:
+    """Return logits, labels and weights of the tokens that count, and how many do not; other rows as they are.
 
     Tokens that do not count are left out before anything looks at their logits: where the Trainer put batches of
     different lengths together, it filled those up with -100.
     """
     if is_batches(logits) and is_batches(labels) and len(logits) == len(labels):
-        parts = [_tokens_as_rows(*pair) for pair in zip(logits, labels, strict=True)]
-        return [part[0] for part in parts], [part[1] for part in parts], sum(part[2] for part in parts)
+        weights = weight if isinstance(weight, list) and len(weight) == len(labels) else [None] * len(labels)
+        parts = [_tokens_as_rows(*each) for each in zip(logits, labels, weights, strict=True)]
+        read = [part[2] for part in parts]
+        left_out = sum(part[3] for part in parts)
+        return [part[0] for part in parts], [part[1] for part in parts], read if weights is weight else weight, left_out
     if is_batches(logits) or not is_of_tokens(taken := take_logits(logits)):
-        return logits, labels, 0
+        return logits, labels, weight, 0
     tokens, ids = as_numpy(taken), read_array(take_logits(labels), "Labels")
     if ids.shape != tokens.shape[:2]:
         raise FreezeError(
@@ -110,7 +113,12 @@ def _tokens_as_rows(logits: Any, labels: Any) -> tuple[Any, Any, int]:
             f"label per token, {tokens.shape[:2]}, and {IGNORED_LABEL} for those that do not count."
         )
     counts = ids != IGNORED_LABEL
-    return tokens[counts], ids[counts], int(ids.size - counts.sum())
+    if weight is not None:
+        weight = read_array(weight, "Weights")
+        if weight.shape in (ids.shape[:1], (len(ids), 1)):  # of texts
+            weight = np.broadcast_to(weight.reshape(-1, 1), ids.shape)
+        weight = weight[counts] if weight.shape == ids.shape else weight
+    return tokens[counts], ids[counts], weight, int(ids.size - counts.sum())
 
 
 def join_rows(batches: Sequence[EvaluatedRows]) -> EvaluatedRows:
@@ -141,8 +149,8 @@ def _row_weights(sample_weight: Any, counted: NDArray[np.bool_]) -> NDArray[np.f
     """Return a weight per row; those of rows that do not count anyway may be anything."""
     if is_batches(sample_weight):
         sample_weight = np.concatenate([read_array(batch, "Weights").reshape(-1) for batch in sample_weight])
+    read = read_array(sample_weight, "Weights")
     try:
-        read = read_array(sample_weight, "Weights")
         if read.dtype.kind == "c":
             raise TypeError("they are complex")
         weight = read.astype(np.float64, copy=False)

@@ -104,8 +104,10 @@ class BinaryClassificationMetrics(TunedMetrics):
         super().__init__(tune_on=tune_on, head=head)
         self.extra = metric_values.check_extra(extra)
         self._label = PositiveLabel(positive, id2label)
-        if not isinstance(sample_weight, str | None):
-            raise FreezeError(f"sample_weight={short(sample_weight)} must be the name of a column of the eval set.")
+        if not isinstance(sample_weight, str | None) or sample_weight in ("", "label", "labels"):
+            raise FreezeError(
+                f"sample_weight={short(sample_weight)} must be the name of a column of the eval set, beside the labels."
+            )
         if sample_weight is not None:
             refuse_row_weights(criterion)
         self.sample_weight = sample_weight

@@ -192,8 +192,8 @@ class ThresholdSearch:
         shift = 0.0
         if self.at_prevalence is not None:
             n_pos, n_neg = float(counts.rows.tp[0]), float(counts.rows.fp[0])
-            shift = log_odds_shift(self.at_prevalence, n_pos / (n_pos + n_neg))
-        counts = counts.at_prevalence(self.at_prevalence)
+            shift = log_odds_shift(float(self.at_prevalence), n_pos / (n_pos + n_neg))
+        counts = counts.at_prevalence(None if self.at_prevalence is None else float(self.at_prevalence))
         control = None if self.criterion.confidence is None else RiskControl.of(counts, self.criterion)
         value = _acceptable_values(counts, self.criterion, control)
         first, last = _longest_plateau(counts, value)

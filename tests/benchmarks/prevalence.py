@@ -1,14 +1,14 @@
 """What a threshold promises for rare positives, and what it gives: all-MiniLM-L6-v2 on SMS spam.
 
 Run (about four minutes on 2 cores):  python tests/benchmarks/prevalence.py
-Options: --draws 40 --train 64 --rows 2000 --timed-rows 1000000 --repeats 7
+Options: --draws 40 --train 300 --rows 2000 --timed-rows 1000000 --repeats 7
 
 It needs the extra `examples`. Every draw trains a head on other rows, tunes on `--rows` rows as they come (13.4 % spam),
 and judges on the rest with positives left out until 5, 2 and 1 % are left.
 
 Goals: with `at_prevalence` the F1 promised (out of bag) is within .05 of the F1 got at each share, in the mean; the F1
-got at 1 % is at least .57 where the best threshold there gives .654; 1e6 weighted rows take 1.5 times as long as
-unweighted ones at most.
+got at 1 % is at least .57, for heads as good as those of 300 training rows, with which a threshold tuned without it gets
+about .42 there; 1e6 weighted rows take 1.5 times as long as unweighted ones at most.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def ratio_of_weighted(n_rows: int, repeats: int) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--draws", type=int, default=40)
-    parser.add_argument("--train", type=int, default=64)
+    parser.add_argument("--train", type=int, default=300)
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--timed-rows", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=7)
@@ -119,6 +119,7 @@ def main() -> int:
             f"     {got_unaware:.3f}  |  {best:.3f}"
         )
         reached &= abs(promised - got) <= 0.05
+        reached &= share > 0.01 or got >= 0.57
     reached &= ratio_of_weighted(options.timed_rows, options.repeats) <= 1.5
     print("goals reached" if reached else "GOALS MISSED")
     return 0 if reached else 1

@@ -136,6 +136,11 @@ def test_where_no_slope_fits_probabilities_stay_and_the_result_says_so(method, s
     assert np.isfinite([*found.calibration.values()]).all()
 
 
+def test_a_temperature_that_cannot_fit_says_where_the_classes_would_have_to_part():
+    with pytest.warns(ThresholdWarning, match=r'left out: margins above 0 do not go with more.*"platt" can move'):
+        tune_threshold([3.0] * 150 + [5.0] * 50, [0] * 150 + [1] * 50, calibrate="temperature", n_boot=0)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1e3, 1e30])
 @pytest.mark.parametrize("method", ["temperature", "platt"])
 def test_scores_of_any_size_are_calibrated_alike(method, scale):

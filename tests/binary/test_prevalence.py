@@ -107,8 +107,9 @@ def test_a_weight_column_weights_what_is_tuned_and_what_is_reported():
 def test_a_weight_column_that_does_not_arrive_is_said():
     with pytest.raises(FreezeError, match=r"gives no weights beside the labels. Set label_names="):
         BinaryClassificationMetrics(sample_weight="weight")(rows(100, 0.3, 0))
-    with pytest.raises(FreezeError, match="sample_weight=3 must be the name of a column"):
-        BinaryClassificationMetrics(sample_weight=3)
+    for given in (3, "", "labels"):
+        with pytest.raises(FreezeError, match=f"sample_weight={given!r} must be the name of a column"):
+            BinaryClassificationMetrics(sample_weight=given)
 
 
 @pytest.mark.parametrize("at", [None, 0.05])

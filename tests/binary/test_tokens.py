@@ -60,6 +60,23 @@ def test_padding_hides_neither_probabilities_nor_is_it_taken_for_one():
     assert BinaryClassificationMetrics(head="probability")((probabilities, labels))["n_pos"] == (labels == 1).sum()
 
 
+def test_a_weight_per_token_or_per_text_weighs_the_tokens_that_count():
+    logits, labels = tokens()
+    of_texts = np.random.default_rng(1).exponential(size=40) + 0.1
+    of_tokens = np.repeat(of_texts[:, None], 9, axis=1)
+    rows = labels != -100
+    expected = tune_threshold(logits[rows], labels[rows], sample_weight=of_tokens[rows], n_boot=20)
+    for weight in (of_texts, of_texts[:, None], np.where(rows, of_tokens, -100.0)):
+        found = tune_threshold(logits, labels, sample_weight=weight, n_boot=20)
+        assert (found.threshold, found.value, found.interval) == (
+            expected.threshold, expected.value, expected.interval
+        )  # fmt: skip
+        batches = ([values[:16], values[16:]] for values in (logits, labels, weight))
+        assert tune_threshold(next(batches), next(batches), sample_weight=next(batches), n_boot=20) == found
+    with pytest.raises(FreezeError, match=r"sample_weight of shape \(40, 5\) for \d+ rows"):
+        tune_threshold(logits, labels, sample_weight=of_tokens[:, :5])
+
+
 def test_labels_that_are_not_one_per_token_are_an_error():
     logits, labels = tokens()
     with pytest.raises(FreezeError, match=r"\(40, 9, 2\) are those of tokens, but the labels have shape \(40,\)"):

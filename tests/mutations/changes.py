@@ -227,8 +227,8 @@ BINARY = [
     ),
     change(
         "binary/labelled_rows.py",
-        "return tokens[counts], ids[counts], int(ids.size - counts.sum())",
-        "return tokens.reshape(-1, tokens.shape[2]), ids.reshape(-1), 0",
+        "return tokens[counts], ids[counts], weight, int(ids.size - counts.sum())",
+        "return tokens.reshape(-1, tokens.shape[2]), ids.reshape(-1), weight, 0",
         "binary/tokens::padding_hides_neither_probabilities_nor_is_it_taken_for_one",
     ),
     change(
