@@ -71,6 +71,21 @@ SIDECARS = {
     "status null": (changed(status=None), "status=None must be a string"),
     "message a number": (changed(message=1), "message=1"),
     "objective a list": (changed(objective=["f1"]), r"objective=\['f1'\]"),
+    "prevalence of percent": (changed(prevalence=1.5), "prevalence=1.5 must be a share from 0 to 1"),
+    "prevalence NaN": (changed(prevalence=float("nan")), "prevalence=nan"),
+    "slope 0": (changed(slope=0), "slope=0 must be a number above 0"),
+    "slope a text": (changed(slope="2"), "slope='2'"),
+    "intercept infinite": (changed(intercept=float("inf")), "intercept=inf must be a finite number"),
+    "weighted counts of three": (changed(weighted_counts=[1, 2, 3]), "weighted_counts=.*four numbers"),
+    "calibrated unknown": (changed(calibrated="isotonic"), "calibrated='isotonic' must be"),
+    "calibrated a list": (changed(calibrated=["platt"]), r"calibrated=\['platt'\]"),
+    "calibration a number": (changed(calibration=0.1), "calibration=0.1 must be numbers by name"),
+    "calibration of texts": (changed(calibration={"brier": "0.1"}), "calibration="),
+    "calibration_doubt null": (changed(calibration_doubt=None), "calibration_doubt=None must be a string"),
+    "labels a list": ('{"labels": [0.5]}', "does not hold thresholds by label"),
+    "a label without a threshold": ('{"labels": {"spam": {"positive": 1}}}', "no threshold"),
+    "a label of class 0": ('{"labels": {"spam": {"threshold": 0.5, "positive": 0}}}', "are of class 0"),
+    "labels and a threshold": ('{"labels": {"spam": {"threshold": 0.5}}, "threshold": 1}', "does not hold"),
 }
 
 
@@ -92,4 +107,11 @@ CONFIGS = {
     "positive a text": (config(decision_threshold=0.3, decision_positive="1"), "positive='1' must be 0 or 1"),
     "positive 2": (config(decision_threshold=0.3, decision_positive=2), "positive=2"),
     "head unknown": (config(decision_threshold=0.3, decision_head=1), "head=1"),
+    "slope negative": (config(decision_threshold=0.3, decision_slope=-1), "slope=-1 must be a number above 0"),
+    "intercept a text": (config(decision_threshold=0.3, decision_intercept="0"), "intercept='0'"),
+    "prevalence of percent": (config(decision_threshold=0.3, decision_prevalence=5), "prevalence=5"),
+    "thresholds a list": (config(decision_thresholds=[0.5]), "must be thresholds by the labels' names"),
+    "thresholds of texts": (config(decision_thresholds={"a": "1"}, decision_labels=["a"]), "The threshold of 'a' is '1'"),
+    "thresholds in no order": (config(decision_thresholds={"a": 1}), "decision_labels=None must be its labels"),
+    "thresholds of others": (config(decision_thresholds={"a": 1}, decision_labels=["b"]), "must be its labels"),
 }
