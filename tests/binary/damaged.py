@@ -111,7 +111,10 @@ CONFIGS = {
     "intercept a text": (config(decision_threshold=0.3, decision_intercept="0"), "intercept='0'"),
     "prevalence of percent": (config(decision_threshold=0.3, decision_prevalence=5), "prevalence=5"),
     "thresholds a list": (config(decision_thresholds=[0.5]), "must be thresholds by the labels' names"),
-    "thresholds of texts": (config(decision_thresholds={"a": "1"}, decision_labels=["a"]), "The threshold of 'a' is '1'"),
+    "thresholds of texts": (
+        config(decision_thresholds={"a": "1"}, decision_labels=["a"]),
+        "The threshold of 'a' is '1'",
+    ),
     "thresholds in no order": (config(decision_thresholds={"a": 1}), "decision_labels=None must be its labels"),
     "thresholds of others": (config(decision_thresholds={"a": 1}, decision_labels=["b"]), "must be its labels"),
 }

@@ -89,6 +89,14 @@ def test_groups_are_those_that_training_builds():
     ]
 
 
+def test_the_rates_of_a_plan_are_shown_stage_by_stage():
+    seen = preview(tiny_bert(layers=3), arguments(learning_rate=0.01), plan=recipes.fine_tune(spread=16))
+    rates = [{group.name: group.learning_rate for group in stage.groups} for stage in seen.stages]
+    assert rates[0]["head"] == pytest.approx(0.01)
+    assert rates[1]["head"] == pytest.approx(0.005)
+    assert rates[1]["embeddings"] == pytest.approx(0.005 / 16)
+
+
 @pytest.mark.filterwarnings("ignore:.broadcast_buffers. is deprecated:FutureWarning")  # accelerate passes it
 @pytest.mark.parametrize("ddp_broadcast_buffers", [None, False])
 def test_ddp_sends_what_the_preview_says(tmp_path, ddp_broadcast_buffers):

@@ -151,7 +151,7 @@ class _Facts:
         stepped = frozenset[str]()
         for before in range(index + 1):
             stepped = (stepped - self.resolved.forgotten(before)) | self._with_gradient(self.resolved.stages[before])
-        all_groups = [self._group(spec, names, stepped) for spec in self.specs]
+        all_groups = [self._group(spec, index, stepped) for spec in self.specs]
         held = [spec.parameters[0] in begun for spec in self.specs]
         trace = self.traces.get(names)
         begins = self.schedule.begins if self.schedule else ()
@@ -171,13 +171,14 @@ class _Facts:
     def _with_gradient(self, stage: frozenset[str]) -> frozenset[str]:
         return stage - self.idle.get(stage, frozenset())
 
-    def _group(self, spec: GroupSpec, names: frozenset[str], stepped: frozenset[str]) -> GroupPreview:
+    def _group(self, spec: GroupSpec, stage: int, stepped: frozenset[str]) -> GroupPreview:
+        names = self.resolved.stages[stage]
         trains = spec.parameters[0] in names
         return GroupPreview(
             name=spec.name,
             trains=trains,
             parameters=sum(self.resolved.sizes[name] for name in spec.parameters),
-            learning_rate=spec.options["lr"] if trains else 0.0,
+            learning_rate=spec.options["lr"] * self.resolved.lr_factors[stage] if trains else 0.0,
             weight_decay=spec.options["weight_decay"] if trains else 0.0,
             optimizer_bytes=self._state(spec, stepped),
             gradient_bytes=sum(self.gradients[name] for name in spec.parameters if name in self._with_gradient(names)),
