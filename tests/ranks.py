@@ -13,6 +13,9 @@ from accelerate import PartialState
 @contextmanager
 def process_group(*, cpu: bool = True) -> Iterator[None]:
     """Start the process group, which decides on the batch size; end it when all processes have come so far."""
+    if cpu:
+        # Otherwise each gets "cpu:0", from which transformers below 5.24 cannot load the state of an optimizer.
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
     PartialState(cpu=cpu)
     yield
     dist.barrier()

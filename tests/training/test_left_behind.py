@@ -15,6 +15,7 @@ from tests.models import text_batch, text_rows, tiny_bert
 from tests.training.runs import AtStep, arguments, moved, weights
 
 EVENTS = ["on_train_begin", "on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_step_end", "on_log"]
+old_name = pytest.mark.filterwarnings("ignore:.gradient_checkpointing\\w*. is deprecated:FutureWarning")
 
 
 class StoppedError(Exception):
@@ -85,10 +86,11 @@ def test_a_run_that_its_collator_or_its_model_stopped_leaves_a_plain_model(tmp_p
     assert held
 
 
+@old_name
 def test_a_plain_run_after_a_broken_one_is_that_of_a_model_that_never_had_a_plan(tmp_path):
     model = tiny_bert()
     start = copy.deepcopy(model.state_dict())
-    held = broken(model, tmp_path, StopAt("on_step_end"), activation_checkpointing=True)
+    held = broken(model, tmp_path, StopAt("on_step_end"), gradient_checkpointing=True)
     model.load_state_dict(start)
     model.requires_grad_(True)
     untouched = tiny_bert()
@@ -158,9 +160,10 @@ def test_another_run_over_the_model_is_not_undone_by_the_end_of_a_forgotten_one(
     assert seen == [[False, True]]
 
 
+@old_name
 def test_recomputation_set_up_since_is_not_undone_by_what_a_broken_run_left(tmp_path):
     model = tiny_bert()
-    reentrant = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}}
+    reentrant = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
     held = broken(model, tmp_path, StopAt("on_step_end"), **reentrant)
     theirs = object()
     layer: nn.Module = model.bert.encoder.layer[0]

@@ -205,6 +205,7 @@ def test_a_plateau_without_evaluation_is_refused_at_construction(tmp_path, how) 
 # restore_best
 
 
+@pytest.mark.filterwarnings("ignore:mtime may not be reliable")  # of the Trainer, for the order of checkpoints
 @every_way_in
 @pytest.mark.parametrize("saving", [{}, {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}], ids=str)
 def test_restore_best_begins_the_stage_with_the_weights_of_the_best_evaluation(tmp_path, how, saving) -> None:

@@ -6,6 +6,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainerCallback, set_seed
 
 from hf_freeze import FreezeCallback, FreezePlan, FreezeTrainer, FreezeViolation, Stage, UnsupportedSetupError
+from tests.installed import since
 from tests.models import text_rows, tiny_bert
 from tests.training.staged import Snapshots, arguments
 
@@ -208,6 +209,7 @@ def best(folder, way, *callbacks, base):
     return made
 
 
+@since("5.8.1", "save_strategy='best' does not say which checkpoint is the best, and loads none")
 @both_ways
 @pytest.mark.parametrize("base", [Trainer, LoadsBestFirst])
 def test_the_best_weights_are_loaded_after_the_proof_whatever_trained_in_between(tmp_path, way, base):
