@@ -148,7 +148,7 @@ def test_importing_the_package_names_what_is_gone() -> None:
         "except ValueError as error:\n    assert '_evaluate' in str(error), error\n"
         "else:\n    raise SystemExit('imported')\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300, cwd=PACKAGE.parent)  # this copy of it
 
 
 def test_kinds_of_torch_modules_are_complete() -> None:

@@ -51,6 +51,41 @@ class ReplacingTrainer(hf.Trainer):
         self.model = self.model_wrapped = tiny_bert(layers=4, seed=7)
 
 
+class LowerTrainer(hf.Trainer):
+    """Ends up with fewer layers than it was given."""
+
+    def __init__(self, model=None, args=None, **kwargs):
+        super().__init__(model, args, **kwargs)
+        self.model = self.model_wrapped = tiny_bert(layers=2)
+
+
+def test_a_mistake_that_only_the_model_at_the_end_shows_is_named_by_the_constructor(tmp_path):
+    mine, declared = freezing(LowerTrainer)
+    args = short(tmp_path / "out", declared, trainable=["layers[3]"])
+    with pytest.raises(SelectionError, match=r"layers\[3\]"):
+        mine(tiny_bert(layers=4), args, train_dataset=ROWS)
+    made = mine(tiny_bert(layers=4), short(tmp_path / "b", declared, trainable=["layers[-1]"]), train_dataset=ROWS)
+    assert made.resolved_plan.ever_trainable == FreezePlan(trainable="layers[1]").resolve(tiny_bert(layers=2)).names[0]
+
+
+class FreezingTrainer(hf.Trainer):
+    """Freezes something itself while it is constructed."""
+
+    def __init__(self, model=None, args=None, **kwargs):
+        super().__init__(model, args, **kwargs)
+        self.model.bert.embeddings.requires_grad_(False)
+
+
+def test_what_a_trainer_freezes_in_its_constructor_stays_frozen_under_all(tmp_path):
+    mine, declared = freezing(FreezingTrainer)
+    made = mine(tiny_bert(), short(tmp_path, declared, trainable=["all"]), train_dataset=ROWS)
+    before = weights(made)
+    made.train()
+    changed = moved(before, weights(made))
+    assert changed
+    assert not any("embeddings" in name for name in changed)
+
+
 class CopyingTrainer(hf.Trainer):
     def __init__(self, model=None, args=None, **kwargs):
         super().__init__(model, copy.deepcopy(args), **kwargs)
