@@ -1,7 +1,6 @@
 """Weights as they are given in Python, in JSON or on the command line."""
 
 import json
-import math
 import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +8,9 @@ from typing import Any
 import numpy as np
 
 from hf_freeze.errors import PlanError
+
+_LIGHTEST, _HEAVIEST = 1e-12, 1e12  # sums over a window are still exact to a few digits in float32
+_STEEPEST = 100.0
 
 BALANCED = "balanced"
 """Stands for the weights that give every class the same share of the loss."""
@@ -25,6 +27,8 @@ def read_weights(value: Any, name: str) -> Any:
     value = value.tolist() if hasattr(value, "tolist") else value
     if value is None or isinstance(value, str):
         return value
+    if isinstance(value, Mapping) and not value:
+        raise PlanError(f"{name}={value!r} names no label. Leave it out, or give {_FORMS[name]}.")
     if isinstance(value, Mapping):
         return {label: _weight(weight, name, value) for label, weight in value.items()}
     if isinstance(value, Sequence):
@@ -50,17 +54,18 @@ def _from_json(text: str, name: str) -> Any:
 
 def _weight(weight: Any, name: str, given: Any) -> float:
     is_number = isinstance(weight, numbers.Real) and not isinstance(weight, bool | np.bool_)
-    least = "above 0" if name == "pos_weight" else "0 or above"
-    if not is_number or not math.isfinite(weight) or weight < 0 or (name == "pos_weight" and weight == 0):
-        raise PlanError(f"{name}={given!r}: {weight!r} is not a weight; give finite numbers, {least}.")
+    fits = is_number and (_LIGHTEST <= weight <= _HEAVIEST or (weight == 0 and name != "pos_weight"))
+    if not fits:
+        which = f"numbers from {_LIGHTEST:g} to {_HEAVIEST:g}" + ("" if name == "pos_weight" else ", or 0")
+        raise PlanError(f"{name}={given!r}: {weight!r} is not a weight; give {which}.")
     return float(weight)
 
 
 def read_gamma(value: Any) -> float | None:
-    """Read the exponent of the focal loss. Raises `PlanError` unless it is a finite number, 0 or above."""
+    """Read the exponent of the focal loss. Raises `PlanError` unless it is a number from 0 to 100."""
     if value is None:
         return None
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
-    if not is_number or not math.isfinite(value) or value < 0:
-        raise PlanError(f"focal_gamma={value!r} is not an exponent; give a finite number, 0 or above, such as 2.0.")
+    if not is_number or not 0 <= value <= _STEEPEST:
+        raise PlanError(f"focal_gamma={value!r} is not an exponent; give a number from 0 to {_STEEPEST:g}, such as 2.")
     return float(value)

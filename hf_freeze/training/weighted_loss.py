@@ -117,6 +117,7 @@ class WeightedLoss:
             )
         if weights.classes is not None and len(weights.classes) != classes:
             raise UnsupportedSetupError(f"There are {len(weights.classes)} class weights, and {classes} logits.")
+        _refuse_unknown(labels, classes)
         plain = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
         number = (labels != IGNORED).to(plain)
         weight = number
@@ -150,6 +151,17 @@ class WeightedLoss:
             p = torch.sigmoid(logits)
             weighted = weighted * _power(p * (1 - y) + torch.sigmoid(-logits) * y, weights.gamma)
         return RowLosses(weighted, number, plain, number)
+
+
+def _refuse_unknown(labels: torch.Tensor, classes: int) -> None:
+    if labels.device.type != "cpu":  # a look would wait for the device, whose kernel asserts the same
+        return
+    unknown = labels[(labels != IGNORED) & ((labels < 0) | (labels >= classes))]
+    if unknown.numel():
+        raise UnsupportedSetupError(
+            f"A batch has the label {int(unknown[0])}, and the model has {classes} classes (0 to {classes - 1}). Load "
+            f"it with num_labels= the number of classes; {IGNORED} leaves a row out."
+        )
 
 
 def logits_in(outputs: Any) -> torch.Tensor:

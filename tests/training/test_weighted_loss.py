@@ -116,6 +116,13 @@ def test_a_window_in_which_nothing_weighs_anything_leaves_the_weights_alone(tmp_
     assert relative_gap(weights(trainer.model), weights(bert(num_labels=3))) == 0
 
 
+@pytest.mark.parametrize("strange", [2, -1])
+def test_a_label_that_the_model_does_not_have_is_named(tmp_path, strange):
+    rows = [{**row, "labels": strange if index == 7 else index % 2} for index, row in enumerate(text_rows(16))]
+    with pytest.raises(UnsupportedSetupError, match=f"has the label {strange}, and the model has 2 classes"):
+        run(bert, tmp_path, 16, rows=rows)
+
+
 def test_a_loss_over_several_steps_is_logged_as_their_mean(tmp_path):
     each = training_logs(run(bert, tmp_path, 4, 4))
     together = training_logs(run(bert, tmp_path, 4, 4, logging_steps=3))
@@ -319,14 +326,18 @@ def test_weights_that_do_not_fit_the_labels_are_refused_before_anything_is_writt
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"class_weights": [1, -5]}, "-5 is not a weight; give finite numbers, 0 or above"),
+        ({"class_weights": [1, -5]}, "-5 is not a weight; give numbers from 1e-12 to 1e\\+12, or 0"),
         ({"class_weights": [1, math.nan]}, "nan is not a weight"),
         ({"class_weights": {"a": math.inf}}, "inf is not a weight"),
         ({"class_weights": [True, 5]}, "True is not a weight"),
         ({"class_weights": ["1", 5]}, "'1' is not a weight"),
         ({"class_weights": "Balanced"}, 'is not "balanced", a list'),
         ({"class_weights": 5}, 'is not "balanced", a list'),
-        ({"pos_weight": 0}, "above 0"),
+        ({"pos_weight": 0}, "0 is not a weight; give numbers from 1e-12 to 1e\\+12."),
+        ({"class_weights": [1, 1e300]}, "1e\\+300 is not a weight"),
+        ({"class_weights": [1, 1e-40]}, "1e-40 is not a weight"),
+        ({"class_weights": {}}, "names no label"),
+        ({"focal_gamma": 1e9}, "is not an exponent; give a number from 0 to 100"),
         ({"pos_weight": "many"}, "is not a number"),
         ({"focal_gamma": -1}, "is not an exponent"),
         ({"focal_gamma": math.nan}, "is not an exponent"),
