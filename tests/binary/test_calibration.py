@@ -196,3 +196,27 @@ def test_metrics_report_the_probabilities_that_are_served():
     assert applied["threshold_probability"] == metrics.result.probability
     with pytest.warns(ThresholdWarning, match="are NaN"):
         assert metrics(([np.nan] * 3, [0, 1, 1])).keys() == applied.keys()
+
+
+def test_a_temperature_at_a_prevalence_is_fitted_around_the_shift():
+    scores, labels = overconfident(1000)
+    found = tune_threshold(scores, labels, calibrate="temperature", at_prevalence=0.05, n_boot=0)
+    share = labels.mean()
+    shift = np.log(0.05 / 0.95) - np.log(share / (1 - share))
+    assert found.intercept == pytest.approx(shift)
+    weight = np.where(labels, 0.05 / share, 0.95 / (1 - share))
+    steepness = [
+        np.dot(weight * (sigmoid(slope * scores + shift) - labels), scores)
+        for slope in (0.98 * found.slope, 1.02 * found.slope)
+    ]
+    assert steepness[0] < 0 < steepness[1]
+    with pytest.warns(ThresholdWarning) as warned:
+        unfit = tune_threshold(-scores, labels, calibrate="temperature", at_prevalence=0.05, n_boot=0)
+    assert any("left out" in str(warning.message) for warning in warned)
+    assert (unfit.slope, unfit.intercept) == (1.0, pytest.approx(shift))
+
+
+@pytest.mark.filterwarnings("ignore::hf_freeze.ThresholdWarning")
+def test_where_no_half_can_be_fitted_the_errors_are_those_of_all_rows():
+    found = tune_threshold([0.0, 1.0, 2.0, 3.0], [0, 0, 0, 1], calibrate="platt")
+    assert found.calibration.keys() >= {"brier", "expected_calibration_error"}

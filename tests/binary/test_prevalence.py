@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest, fisher_exact
 from sklearn.metrics import f1_score
 
 from hf_freeze import BinaryClassificationMetrics, FreezeError, ThresholdResult, ThresholdWarning, tune_threshold
@@ -128,3 +129,42 @@ def test_degenerate_rows_give_finite_metrics(at, calibrate, scores, labels):
         warnings.simplefilter("ignore")
         usual = BinaryClassificationMetrics(at_prevalence=at, calibrate=calibrate)(rows(200, 0.5, 0))
     assert set(reported) == set(usual)
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_what_is_far_is_what_the_stated_test_says(stated):
+    """Odds that differ by 1.5 or more, and a difference that is significant at one in a thousand."""
+    cells = {"tp": 150, "fn": 50, "fp": 100, "tn": 700}
+    weighted = (150.0, 50.0, 100.0, 700.0) if stated else None
+    result = ThresholdResult(threshold=0.0, prevalence=0.2, weighted_counts=weighted, **cells)
+    found = []
+    for n in (40, 400, 4000):
+        for k in range(0, n, n // 40):
+            share = min(max(k / n, 0.5 / max(n, 1000)), 1.0)
+            factor = share / (1 - share) * 4
+            p = binomtest(k, n, 0.2).pvalue if stated else fisher_exact([[k, n - k], [200, 800]])[1]
+            far = max(factor, 1 / factor) >= 1.5 and p < 0.001
+            counts = count_scores(np.zeros(n, np.float32), np.arange(n) < k)
+            assert (labels_far_from_tuned(result, counts) is not None) == far, (n, k)
+            found.append((far, p < 0.001, p < 0.05))
+    assert {(True, True, True), (False, True, True), (False, False, True)} <= set(found)
+
+
+def test_rows_that_weigh_differently_are_less_evidence():
+    result = ThresholdResult(threshold=0.0, prevalence=0.2, tp=1500, fn=500, fp=100, tn=7900)
+    scores, labels = np.zeros(400, np.float32), np.arange(400) < 40
+    weights = np.where(np.arange(400) % 40 == 0, 39.0, 1.0)
+    assert labels_far_from_tuned(result, count_scores(scores, labels)) is not None
+    assert labels_far_from_tuned(result, count_scores(scores, labels, weights)) is None
+
+
+def test_margins_that_are_not_a_number_are_no_calls(tuned):
+    scores = rows(3000, 0.15, 1)[0]
+    assert calls_far_from_tuned(tuned, np.append(scores, [np.nan] * 9000).astype(np.float32)) is None
+
+
+def test_an_evaluation_that_tunes_is_not_held_against_the_threshold_before():
+    metrics = BinaryClassificationMetrics()
+    for share in (0.15, 0.4):
+        metrics(rows(3000, share, 1))
+    assert metrics.result.prevalence == pytest.approx(0.4, abs=0.03)
