@@ -11,9 +11,11 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from hf_freeze.errors import PlanError
+from hf_freeze.plan.rotation import Rotation, rotate
 from hf_freeze.plan.stages import (
     AnyStage,
     BottomUp,
+    Rotate,
     Stage,
     TopDown,
     is_factor,
@@ -23,11 +25,10 @@ from hf_freeze.plan.stages import (
     stage_from_dict,
     stage_to_dict,
 )
-from hf_freeze.plan.tables import as_table, describe_parts
+from hf_freeze.plan.tables import as_table, describe_parts, stack_prefixes
 from hf_freeze.plan.trainable import all_but, changed, trainable_only
 from hf_freeze.selection.language import Selection, parse
 from hf_freeze.selection.model_map import ModelMap, map_model, unwrap
-from hf_freeze.selection.vocabulary import paths_in_front
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,6 +80,11 @@ class FreezePlan:
                 raise PlanError(
                     f"stages= holds Stage objects; found {stage!r}. For plain dicts use FreezePlan.from_dict."
                 )
+        if len(self.stages) > 1 and (rules := [stage for stage in self.stages if isinstance(stage, Rotate)]):
+            raise PlanError(
+                f"stages= holds {rules[0]!r} and {len(self.stages) - 1} others: a rotation goes on from the start of a "
+                "run to its end. Make it the only stage; what trains beside its layers is what the plan trains first."
+            )
         self._check_rates()
 
     def _check_rates(self) -> None:
@@ -170,7 +176,9 @@ class ResolvedPlan:
         model_map: The roles, layers and tied weights of the model.
         sizes: Canonical name of each tensor -> its elements.
         timed: The plan's stages, with `TopDown` written out for this model.
-        stages: Canonical names (one a tensor) of what trains in each stage; `names` has every alias of tied weights.
+        stages: Canonical names (one a tensor) of what trains in each stage; `names` has every alias of tied weights. A
+            rotation is one stage, with all of its layers.
+        rotation: The rotation, where the plan is one.
     """
 
     plan: FreezePlan
@@ -178,6 +186,13 @@ class ResolvedPlan:
     sizes: Mapping[str, int] = field(repr=False)
     timed: tuple[Stage, ...]
     stages: tuple[frozenset[str], ...]
+    rotation: Rotation | None = None
+
+    def trains(self, stage: int, period: int = 0) -> frozenset[str]:
+        """Return the canonical names of what trains in a stage; of a rotation, in this period of it."""
+        if self.rotation is None:
+            return self.stages[stage]
+        return self.stages[stage] - frozenset(self.rotation.layer_of) | self.rotation.names(period)
 
     @cached_property
     def names(self) -> tuple[frozenset[str], ...]:
@@ -200,7 +215,7 @@ class ResolvedPlan:
     @property
     def forgets(self) -> bool:
         """Whether the optimizer's state of what freezes is ever released."""
-        return any(stage.forget for stage in self.timed)
+        return self.rotation is not None or any(stage.forget for stage in self.timed)
 
     def forgotten(self, stage: int) -> frozenset[str]:
         """Return the canonical names of what loses its optimizer state where `stage` begins."""
@@ -220,7 +235,9 @@ class ResolvedPlan:
             chosen = ", ".join(compress(texts, map(names.__contains__, ever)))
             digest.update(f"{', ' if index else '['}[{json.dumps(when)}, [{chosen}]]".encode())
         digest.update(b"]")
-        if self.forgets:
+        if self.rotation is not None:
+            digest.update(json.dumps(stage_to_dict(self.rotation.rule)).encode())
+        elif self.forgets:
             digest.update(json.dumps([stage.forget for stage in self.timed]).encode())
         return digest.hexdigest()[:16]
 
@@ -240,11 +257,13 @@ class ResolvedPlan:
         total = sum(self.sizes.values())
         rows = [("stage", "starts", "trainable", "share", "what trains")]
         for index, names in enumerate(self.stages):
-            count = self.size_of(names)
+            count = self.size_of(self.trains(index))
             when = self.timed[index - 1].when if index else "start"
-            rows.append(
-                (str(index), when, f"{count:,}", f"{count / max(total, 1):.1%}", describe_parts(names, self.model_map))
-            )
+            parts = describe_parts(names, self.model_map)
+            if self.rotation is not None:
+                always = describe_parts(names - self.rotation.layer_of.keys(), self.model_map)
+                parts = f"{always}, {self.rotation}"
+            rows.append((str(index), when, f"{count:,}", f"{count / max(total, 1):.1%}", parts))
         by_name = ", ".join(self.model_map.head_by_name)
         told = f"\nThe head, found by its names: {by_name}." if by_name else ""
         return as_table(rows) + told
@@ -263,6 +282,12 @@ def resolve(plan: FreezePlan, model: "nn.Module", *, others_train: bool = False)
         first = all_but(plan.freeze or (), model_map)
     if not others_train:
         _refuse_nothing(first, plan, "from the start", model_map)
+    if rule := next((stage for stage in plan.stages if isinstance(stage, Rotate)), None):
+        rotation = rotate(rule, first, model_map)
+        both = (first | frozenset(rotation.layer_of),)
+        return ResolvedPlan(
+            plan=plan, model_map=model_map, sizes=sizes_of(model), timed=(), stages=both, rotation=rotation
+        )
     timed: list[Stage] = []
     stages = [first]
     for stage, written_out in _written_out(plan.stages, model_map):
@@ -299,7 +324,7 @@ def _written_out(stages: Sequence[AnyStage], model_map: ModelMap) -> Iterator[tu
             yield from ((written, True) for written in _top_down(stage, model_map))
         elif isinstance(stage, BottomUp):
             yield from ((written, True) for written in _bottom_up(stage, model_map))
-        else:
+        elif isinstance(stage, Stage):
             yield stage, False
 
 
@@ -319,7 +344,7 @@ def _bottom_up(rule: BottomUp, model_map: ModelMap) -> Iterator[Stage]:
     for index in range(deepest - rule.keep):
         layers = [
             f"{where}layers[{index}]"
-            for where, stack in zip(_stack_prefixes(model_map), model_map.stacks, strict=True)
+            for where, stack in zip(stack_prefixes(model_map), model_map.stacks, strict=True)
             if len(stack.layers) - rule.keep > index
         ]
         below = ["embeddings"] if index == 0 and model_map.roles["embeddings"] else []
@@ -332,7 +357,7 @@ def _top_down(rule: TopDown, model_map: ModelMap) -> Iterator[Stage]:
         above, depth = (index - 1) * rule.layers_per_stage, index * rule.layers_per_stage
         layers = [
             f"{where}layers[-{depth}:{-above or ''}]"
-            for where, stack in zip(_stack_prefixes(model_map), model_map.stacks, strict=True)
+            for where, stack in zip(stack_prefixes(model_map), model_map.stacks, strict=True)
             if len(stack.layers) > above
         ]
         yield Stage(epoch=index * rule.every_epochs, unfreeze=[*(["rest"] if index == 1 else ()), *layers])
@@ -360,12 +385,6 @@ def _check_settling(timed: Sequence[Stage], stages: Sequence[frozenset[str]]) ->
                     f"{both[0]!r} waits for the {when} in one stage and to settle in another. Which comes first is not "
                     "known: give one of the two stages a time."
                 )
-
-
-def _stack_prefixes(model_map: ModelMap) -> list[str]:
-    if len(model_map.stacks) == 1:
-        return [""]
-    return [f"{path}." for path in paths_in_front(model_map.stacks)]
 
 
 def _refuse_nothing(trainable: frozenset[str], plan: FreezePlan, when: str, model_map: ModelMap) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.freeze_plan import FreezePlan
-from hf_freeze.plan.stages import BottomUp, Settled, Stage, TopDown
+from hf_freeze.plan.stages import BottomUp, Rotate, Settled, Stage, TopDown
+from hf_freeze.selection.language import Selection
 
 HEAD_FACTOR = 10.0
 """How much faster than pretrained weights a new head learns."""
@@ -100,6 +101,27 @@ def auto_freeze(*, threshold: float = 0.5, window: float = 0.05, patience: int =
     return FreezePlan(trainable="all", stages=[BottomUp(settled=settled, keep=keep)])
 
 
+def rotate(
+    layers: int = 2, every: int = 20, *, seed: int = 0, order: str = "random", always: Selection = "head"
+) -> FreezePlan:
+    """Train `layers` layers at a time, and others every `every` steps (LISA, Pan et al., 2024; BAdam, Luo et al.).
+
+    The optimizer keeps the state of what trains alone: a layer whose turn comes again starts fresh. The options are
+    those of `Rotate`.
+
+    Args:
+        layers: How many layers train at a time.
+        every: After so many optimizer steps it is the turn of others.
+        seed: What the random order follows.
+        order: "random", "ascending" (from the bottom up) or "descending".
+        always: What trains throughout.
+
+    Raises:
+        PlanError: For a number out of range, or another order.
+    """
+    return FreezePlan(trainable=always, stages=[Rotate(layers=layers, every=every, seed=seed, order=order)])
+
+
 def norms_only() -> FreezePlan:
     """Train the head and the normalisation layers (Frankle et al., 2021)."""
     return FreezePlan(trainable=["head", "norms"])
@@ -117,7 +139,10 @@ def full() -> FreezePlan:
 
 RECIPES: dict[str, Callable[..., FreezePlan]] = {
     recipe.__name__.replace("_", "-"): recipe
-    for recipe in (linear_probe, last_layers, gradual, lp_ft, fine_tune, auto_freeze, norms_only, biases_only, full)
+    for recipe in (
+        *(linear_probe, last_layers, gradual, lp_ft, fine_tune, auto_freeze, rotate),
+        *(norms_only, biases_only, full),
+    )
 }
 
 
@@ -149,7 +174,8 @@ def recipe(text: str) -> FreezePlan:
             raise PlanError(f"{text!r}: {key!r} is not an option; {has}.")
         if key in given:
             raise PlanError(f"{text!r}: {key!r} is given twice; {has}.")
-        given[key] = _number(value, part.strip(), f"{text!r}", has)
+        takes_words = isinstance(inspect.signature(make).parameters[key].default, str)
+        given[key] = value if takes_words and value else _number(value, part.strip(), f"{text!r}", has)
     return make(**given)
 
 

@@ -237,6 +237,38 @@ class BottomUp:
             raise PlanError(f"{self!r}: settled is a Settled, keep a whole number of at least 0.")
 
 
+ORDERS = ("random", "ascending", "descending")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotate:
+    """Train a few layers at a time, and others every so many steps, with optimizer state of those alone.
+
+    It is a plan's only stage: what the plan trains from the start trains throughout, beside the layers whose turn it
+    is. Every layer comes once in a cycle; in random order, each cycle has an order of its own. (LISA, Pan et al., 2024;
+    BAdam, Luo et al., 2024, whose blocks are layers in ascending, descending or random order.)
+
+    Args:
+        layers: How many layers train at a time.
+        every: After so many optimizer steps it is the turn of others.
+        seed: What the random order follows, with the number of the cycle.
+        order: "random", "ascending" (from the bottom up) or "descending".
+    """
+
+    layers: int = 2
+    every: int = 20
+    seed: int = 0
+    order: str = "random"
+
+    def __post_init__(self) -> None:
+        seed = _is_count(self.seed) or (self.seed == 0 and type(self.seed) is int)
+        if not (_is_count(self.layers) and _is_count(self.every) and seed and self.order in ORDERS):
+            raise PlanError(
+                f"{self!r}: layers and every are whole numbers of at least 1, seed one of at least 0, and order is one "
+                f"of {', '.join(ORDERS)}."
+            )
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
@@ -255,7 +287,7 @@ def _whole_steps(steps: float) -> int:
     return math.ceil(round(steps, 6))
 
 
-AnyStage: TypeAlias = Stage | TopDown | BottomUp
+AnyStage: TypeAlias = Stage | TopDown | BottomUp | Rotate
 """What may stand among the stages of a plan."""
 
 
@@ -266,6 +298,8 @@ def stage_from_dict(values: Mapping[str, Any]) -> AnyStage:
     if isinstance(values, Mapping) and values.keys() == {"bottom_up"}:
         rule = known_fields(BottomUp, values["bottom_up"], "bottom_up")
         return BottomUp(**{**rule, "settled": _settled(rule.get("settled", {}))})
+    if isinstance(values, Mapping) and values.keys() == {"rotate"}:
+        return Rotate(**known_fields(Rotate, values["rotate"], "rotate"))
     checked = known_fields(Stage, values, "a stage")
     if checked.get("settled") is not None:
         checked["settled"] = _settled(checked["settled"])
@@ -287,6 +321,8 @@ def stage_to_dict(stage: AnyStage) -> dict[str, Any]:
         return {"top_down": asdict(stage)}
     if isinstance(stage, BottomUp):
         return {"bottom_up": asdict(stage)}
+    if isinstance(stage, Rotate):
+        return {"rotate": asdict(stage)}
     changes = {"unfreeze": plain(stage.unfreeze), "freeze": plain(stage.freeze), "lr_factor": stage.lr_factor}
     changes["forget"] = stage.forget or None
     return {**stage.time, **{name: value for name, value in changes.items() if value is not None}}

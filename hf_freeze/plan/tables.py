@@ -16,6 +16,13 @@ def part_labels(model_map: ModelMap) -> dict[str, str]:
     return labels
 
 
+def stack_prefixes(model_map: ModelMap) -> list[str]:
+    """What stands before `layers[i]` for each stack: nothing where there is one, else its path and a dot."""
+    if len(model_map.stacks) == 1:
+        return [""]
+    return [f"{path}." for path in paths_in_front(model_map.stacks)]
+
+
 def describe_parts(names: Collection[str], model_map: ModelMap) -> str:
     """Name the parts that these canonical names make up: whole ones plainly, others with their share."""
     labels = part_labels(model_map)

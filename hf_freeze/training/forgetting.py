@@ -21,15 +21,15 @@ def refuse_forgetting(resolved: ResolvedPlan, backend: str) -> None:
     """Raise `UnsupportedSetupError` when the plan releases optimizer state, for a backend that cannot."""
     if resolved.forgets:
         raise UnsupportedSetupError(
-            f"The plan releases optimizer state (forget=True). {backend} keeps the state of all weights in flat "
-            "buffers as long as its copies of the weights, of which no part can be released. Leave forget out, or use "
-            "DistributedDataParallel or FSDP2."
+            f"The plan releases optimizer state (forget=True, or a rotation). {backend} keeps the state of all weights "
+            "in flat buffers as long as its copies of the weights, of which no part can be released. Leave forget out, "
+            "or use DistributedDataParallel or FSDP2."
         )
 
 
 def refuse_optimizers_that_keep_state(optimizer: object, bound: BoundPlan) -> None:
     """Raise `UnsupportedSetupError` for an optimizer, before its first step, that cannot release state by weight."""
-    first, named = bound.resolved.names[0], bound.ever_trainable
+    first, named = bound.resolved.trains(0), bound.ever_trainable
     inner = inner_optimizer(optimizer)
     name, why = type(inner).__name__, ""
     if getattr(inner, "is_paged", False):
@@ -40,16 +40,22 @@ def refuse_optimizers_that_keep_state(optimizer: object, bound: BoundPlan) -> No
         why = "builds the state of all weights before its first step. Use one that builds it as it steps, such as AdamW"
     if why:
         raise UnsupportedSetupError(
-            f"The plan releases optimizer state (forget=True), and {name} {why}, or leave forget out."
+            f"The plan releases optimizer state (forget=True, or a rotation), and {name} {why}, or leave forget out."
         )
+
+
+def forget_frozen(optimizer: object, bound: BoundPlan, frozen: Iterable[str]) -> None:
+    """Release the state of what has these canonical names."""
+    named = bound.parameters
+    _release(inner_optimizer(optimizer), [named[name] for name in frozen])
 
 
 def forget(optimizer: object, bound: BoundPlan, *, before: int, stage: int) -> None:
     """Release the state of what froze between the stages `before` and `stage`; log that, and what starts fresh."""
-    resolved, named = bound.resolved, bound.parameters
+    resolved = bound.resolved
     now = resolved.stages[stage]
     gone = frozenset().union(*map(resolved.forgotten, range(before + 1, stage + 1))) - now
-    _release(inner_optimizer(optimizer), [named[name] for name in gone])
+    forget_frozen(optimizer, bound, gone)
     anew = (now - resolved.stages[before]) & frozenset().union(*map(resolved.forgotten, range(before + 1)))
     if gone:
         logger.info("The optimizer's state was released of %s.", describe_parts(gone, resolved.model_map))

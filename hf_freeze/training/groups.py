@@ -185,27 +185,38 @@ def group_specs(
     members: dict[tuple[Any, ...], list[str]] = {}
     decayed = frozenset(decayed)  # transformers gives a list
     stages_of = _stages_of_each(resolved.stages)
+    rotation = resolved.rotation
+    turns, turn_labels = (rotation.layer_of, [*rotation.layers]) if rotation is not None else ({}, [])
     for name in resolved.model_map.parts:
         if stages := stages_of.get(name):
             decays = any(alias in decayed for alias in resolved.model_map.ties[name])
-            members.setdefault((rungs[name].order, stages, not decays), []).append(name)
-    splits = {order for order, _, undecayed in members if not undecayed}
+            members.setdefault((rungs[name].order, stages, turns.get(name, -1), not decays), []).append(name)
+    splits = {order for order, _, _, undecayed in members if not undecayed}
     times: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
-    for order, stages, _ in members:
+    for order, stages, _, _ in members:
         times.setdefault(order, set()).add(stages)
     specs = []
-    for (order, stages, undecayed), names in sorted(members.items()):
+    for (order, stages, turn, undecayed), names in sorted(members.items()):
         rung = rungs[names[0]]
+        label = _label_of_turn(rung, turn_labels[turn]) if turn >= 0 else rung.label
         asked_to_decay = "weight_decay" in rung.options and order not in splits
         no_decay = undecayed and not asked_to_decay
-        name = group_name(
-            rung.label, decays=not no_decay, stages=stages * (len(times[order]) > 1), of=len(resolved.stages)
-        )
+        name = group_name(label, decays=not no_decay, stages=stages * (len(times[order]) > 1), of=len(resolved.stages))
         options = {"weight_decay": base.weight_decay, **rung.options}
         if no_decay:
             options["weight_decay"] = 0.0
         specs.append(GroupSpec(name=name, parameters=tuple(names), options=options, has_own_rate=rung.is_named))
     return specs
+
+
+def _dotted(label: str) -> str:
+    return re.sub(r"\[(\d+)\]", r".\1", label)
+
+
+def _label_of_turn(rung: _Rung, layer: str) -> str:
+    """Name the group of one layer of a rotation: by the layer, and by the entry of `group_lrs` that gives its rate."""
+    layer = _dotted(layer)
+    return f"{rung.label} of {layer}" if rung.is_named else layer
 
 
 def _stages_of_each(stages: Sequence[frozenset[str]]) -> dict[str, tuple[int, ...]]:
@@ -235,7 +246,7 @@ def _ladder(model_map: ModelMap, rate: float, decay: float, *, spread: float) ->
     depths = _depths(model_map)
     if decay == 1:
         decay = spread ** (-1 / max(*depths.values(), 1))
-    labels = {name: re.sub(r"\[(\d+)\]", r".\1", label) for name, label in part_labels(model_map).items()}
+    labels = {name: _dotted(label) for name, label in part_labels(model_map).items()}
     order = {label: index for index, label in enumerate(sorted(set(labels.values())))}
     return {
         name: _Rung(label, {"lr": rate * decay ** depths[name]}, (0, depths[name], order[label]))

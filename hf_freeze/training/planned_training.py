@@ -30,7 +30,8 @@ from hf_freeze.training.grad_norms import before_clipping, is_logged, norms_by_g
 from hf_freeze.training.groups import warn_of_unused_rates
 from hf_freeze.training.missed_evaluation import is_missed
 from hf_freeze.training.resumed_run import ResumedRun
-from hf_freeze.training.run import FreezeRun, FreezeSettings, RunState
+from hf_freeze.training.run import FreezeRun, FreezeSettings
+from hf_freeze.training.run_state import RunState
 from hf_freeze.training.saved_state import require_readable
 from hf_freeze.training.setup import check_setup, is_whole, require_module, warn_of_coarse_weights
 from hf_freeze.training.snapshot import save_snapshot
@@ -261,7 +262,7 @@ class PlannedTraining:
             **self._rates,
             **{f"grad_norm/{name}": norm for name, norm in norms.items()},
             "stage": stage,
-            "trainable_params": resolved.size_of(resolved.stages[stage]),
+            "trainable_params": resolved.size_of(run.trains),
         }
 
     def planned_now(self) -> list[frozenset[str]]:

@@ -9,7 +9,8 @@ from typing import Any
 from transformers import TrainerState
 
 from hf_freeze.training.bound_plan import BoundPlan
-from hf_freeze.training.run import FreezeRun, RunState
+from hf_freeze.training.run import FreezeRun
+from hf_freeze.training.run_state import RunState
 from hf_freeze.training.saved_state import require_known_stages
 from hf_freeze.training.snapshot import load_snapshot
 
@@ -36,4 +37,4 @@ class ResumedRun:
         best = load_snapshot(self.folder, bound, before.stage) if run.has_best(before) else {}
         if (shifted := run.shifted(before, state.global_step)) and state.is_world_process_zero:
             logger.warning(shifted)
-        run.begin(before, best)
+        run.begin(before, best, step=state.global_step)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from weakref import finalize, ref
@@ -27,12 +27,13 @@ from hf_freeze.training.backends import (
     uses_master_weights,
 )
 from hf_freeze.training.bound_plan import BoundPlan
-from hf_freeze.training.forgetting import forget, refuse_forgetting, refuse_optimizers_that_keep_state
+from hf_freeze.training.forgetting import forget, forget_frozen, refuse_forgetting, refuse_optimizers_that_keep_state
 from hf_freeze.training.freezing import hold_eval, hold_requires_grad, release_eval, set_trainable
 from hf_freeze.training.proof import FreezeProof
 from hf_freeze.training.recomputation import stop_backward_at_lowest_trainable
+from hf_freeze.training.run_state import RunState
 from hf_freeze.training.schedule import RateGate, warmup_steps
-from hf_freeze.training.settling import SettlingMonitor, SettlingWatch, refuse_settling
+from hf_freeze.training.settling import SettlingMonitor, refuse_settling
 from hf_freeze.training.snapshot import refuse_rewind, restore_snapshot, take_snapshot
 
 logger = logging.getLogger(__name__)
@@ -64,32 +65,6 @@ class FreezeSettings:
             if not isinstance(getattr(self, name), bool):
                 raise PlanError(f"{name}={getattr(self, name)!r}: give True or False.")
         warmup_steps(self.unfreeze_warmup, max_steps=1)
-
-
-@dataclass
-class RunState:
-    """What a resumed run must know of the run that was interrupted, beside the step."""
-
-    stage: int = 0
-    fired: dict[int, int] | None = None
-    watch: PlateauWatch | None = None
-    begins: list[int] = field(default_factory=list)
-    settling: dict[int, SettlingWatch] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-able values."""
-        fired = {str(stage): step for stage, step in (self.fired or {}).items()}
-        watch = self.watch.to_dict() if self.watch else None
-        settling = {str(stage): watch.to_dict() for stage, watch in self.settling.items() if stage > self.stage}
-        return {"stage": self.stage, "fired": fired, "watch": watch, "begins": self.begins, "settling": settling}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "RunState":
-        """Read what `to_dict` returned."""
-        fired = {int(stage): step for stage, step in values["fired"].items()}
-        watch = PlateauWatch(**values["watch"]) if values["watch"] else None
-        settling = {int(stage): SettlingWatch.from_dict(seen) for stage, seen in values.get("settling", {}).items()}
-        return cls(values["stage"], fired, watch, values.get("begins", []), settling)
 
 
 class FreezeRun:
@@ -141,6 +116,9 @@ class FreezeRun:
         self._freezes_by_lr = uses_master_weights(optimizer)
         self._settings = settings
         self._max_steps = max_steps
+        self._period = 0
+        if resolved.rotation is not None:
+            resolved.rotation.check_length(max_steps)
         self._timeline = Timeline(resolved.timed, max_steps=max_steps, steps_per_epoch=steps_per_epoch)
         warmup = warmup_steps(settings.unfreeze_warmup, max_steps)
         self._gate = RateGate(optimizer, bound, warmup=warmup)
@@ -159,8 +137,12 @@ class FreezeRun:
         self._on_the_model = ExitStack()
         finalize(self, self._on_the_model.close).atexit = False  # also when the run is forgotten without an `end`
 
-    def begin(self, state: RunState | None = None, best: dict[str, torch.Tensor] | None = None) -> None:
-        """Put the model into the first stage, or into the one that an interrupted run was in."""
+    def begin(
+        self, state: RunState | None = None, best: dict[str, torch.Tensor] | None = None, *, step: int = 0
+    ) -> None:
+        """Put the model into the first stage, or into the one that an interrupted run was in after `step` steps."""
+        if self.resolved.rotation is not None:
+            self._period = self.resolved.rotation.period(max(step - 1, 0))
         if state is None and self.resolved.forgets:
             refuse_optimizers_that_keep_state(self._optimizer, self._bound)
         self.state = state or self.state
@@ -177,6 +159,7 @@ class FreezeRun:
         stage = self._timeline.stage_at(step, fired=self._fired)
         if stage != self.state.stage:
             self._enter(stage, step)
+        self._rotate(step)
         self.state.begins = self._timeline.begins(fired=self._fired)
         self._gate.apply(self.state.begins, step)
 
@@ -249,7 +232,12 @@ class FreezeRun:
     def may_require_grad(self) -> list[frozenset[str]]:
         """The names of this stage; where frozen weights are held by a rate of 0, also those of all stages."""
         ever = [self.resolved.ever_trainable] if self._freezes_by_lr else []
-        return [self.resolved.names[self.state.stage], *ever]
+        return [self.resolved.model_map.every_alias(self.trains), *ever]
+
+    @property
+    def trains(self) -> frozenset[str]:
+        """The canonical names of what trains now."""
+        return self.resolved.trains(self.state.stage, self._period)
 
     def evaluated(self, metrics: Mapping[str, Any], step: int) -> None:
         """After an evaluation, check whether the plateau that the plan is waiting for has been reached.
@@ -354,8 +342,20 @@ class FreezeRun:
         )
         forget(self._optimizer, self._bound, before=before, stage=stage)
 
+    def _rotate(self, step: int) -> None:
+        """Go on to the period of the step that comes after `step` steps, where the plan is a rotation."""
+        rotation = self.resolved.rotation
+        if rotation is None or (period := rotation.period(step)) == self._period:
+            return
+        self.verify()
+        before, self._period = self.trains, period
+        self._apply(self.state.stage)
+        forget_frozen(self._optimizer, self._bound, before - self.trains)
+        parts = describe_parts(self.trains, self.resolved.model_map)
+        logger.info("Step %d: period %d of the rotation begins, with fresh state. Trains: %s.", step, period, parts)
+
     def _apply(self, stage: int) -> None:
-        trainable = self.resolved.names[stage]
+        trainable = self.resolved.model_map.every_alias(self.resolved.trains(stage, self._period))
         with_gradient = self.resolved.ever_trainable if self._freezes_by_lr else trainable
         thawed, frozen = set_trainable(self._bound.model, with_gradient)
         if thawed or frozen:

@@ -60,6 +60,7 @@ class RateGate:
         self._optimizer = optimizer
         self._warmup = warmup
         self._trains = _trains_by_group(optimizer, bound, warmup)
+        self._rotation, self._members = bound.resolved.rotation, _names_by_group(optimizer, bound)
         self._factors = bound.resolved.lr_factors
         self._applied: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._frozen: list[bool] = [False] * len(optimizer.param_groups)
@@ -77,9 +78,11 @@ class RateGate:
                 + "Declare what trains later as a stage of the plan; its groups are there from the start."
             )
         self._frozen = []
-        for group, trains in zip(groups, self._trains, strict=True):
+        for group, trains, members in zip(groups, self._trains, self._members, strict=True):
             scheduled: dict[str, Any] = {option: group[option] for option in ("lr", "weight_decay") if option in group}
             factor = rate_factor(trains, begins, step, self._warmup, self._factors)
+            if self._rotation is not None:
+                factor *= self._rotation.factor(members, step, self._warmup)
             self._frozen.append(not factor)
             group["lr"] = group["lr"] * factor
             if not factor and "weight_decay" in group:
@@ -101,6 +104,11 @@ class RateGate:
         for group, (scheduled, gated) in zip(self._optimizer.param_groups, self._applied, strict=False):
             group.update({option: value for option, value in scheduled.items() if group[option] == gated[option]})
         self._applied = []
+
+
+def _names_by_group(optimizer: torch.optim.Optimizer, bound: BoundPlan) -> list[frozenset[str]]:
+    names = {id(parameter): name for name, parameter in bound.parameters.items()}
+    return [frozenset(names[id(p)] for p in members if id(p) in names) for members in group_members(optimizer)]
 
 
 def _trains_by_group(optimizer: torch.optim.Optimizer, bound: BoundPlan, warmup: int) -> list[list[bool]]:

@@ -55,6 +55,7 @@ MEANINGS = {
     "lp-ft:probe=0.2": (recipes.lp_ft(probe=0.2), [HEAD, EVERYTHING]),
     "fine-tune": (recipes.fine_tune(), [HEAD, EVERYTHING]),
     "fine-tune:freeze_epochs=2,spread=10": (recipes.fine_tune(freeze_epochs=2, spread=10), [HEAD, EVERYTHING]),
+    "rotate": (recipes.rotate(), [HEAD | parameters("bert.encoder.layer.")]),
     "auto-freeze": (
         recipes.auto_freeze(),
         [EVERYTHING, EVERYTHING - parameters("bert.embeddings", "bert.encoder.layer.0."), TOP],

@@ -49,7 +49,8 @@ def preview(
     Nothing of the model changes, and nothing is trained.
 
     - Groups are those that `FreezeTrainer` builds, and so are learning rate and weight decay.
-    - Optimizer state: the optimizer of `args` makes one step on the meta device. State outlives its group's training.
+    - Optimizer state: the optimizer of `args` makes one step on the meta device. State outlives its group's training,
+      but where a stage says forget=True. A rotation is shown by one period, of those that train most.
     - Gradients: one value per trainable parameter, of its type. DDP sends each once per optimizer step (an all-reduce
       moves up to twice as much over the wire), and the buffers once.
     - Activations: all that is alive between forward and backward, weights aside: what autograd keeps, and the output.
@@ -106,12 +107,15 @@ def preview(
     length = min(_TOKENS, longest_text(built) or _TOKENS) if tokens is None else tokens
     remarks: list[str] = []
     optimizer = _optimizer_state(specs, built, args, remarks)
-    traces = _traces(built, args, resolved, remarks, batch=batch, rows=count, tokens=length)
-    idle = {names: traces[names].without_gradient & names for names in resolved.stages} if traces else {}
+    period = resolved.rotation.largest(resolved.sizes) if resolved.rotation else 0
+    shown = tuple(resolved.trains(stage, period) for stage in range(len(resolved.stages)))
+    traces = _traces(built, args, resolved, shown, remarks, batch=batch, rows=count, tokens=length)
+    idle = {names: traces[names].without_gradient & names for names in shown} if traces else {}
     if named := sorted(frozenset().union(*idle.values())):
         remarks.append(_about_idle(named, of_given_batch=batch is not None))
     facts = _Facts(
         resolved=resolved,
+        shown=shown,
         specs=specs,
         gradients={name: p.numel() * p.element_size() for name, p in built.named_parameters()},
         idle=idle if batch is not None else {},
@@ -137,6 +141,7 @@ class _Facts:
     """What the rows of the table are put together from, by parameter; `idle` are those without a gradient, by stage."""
 
     resolved: ResolvedPlan
+    shown: Sequence[frozenset[str]]
     specs: Sequence[GroupSpec]
     gradients: Mapping[str, int]
     idle: Mapping[frozenset[str], frozenset[str]]
@@ -146,11 +151,11 @@ class _Facts:
     schedule: RateSchedule | None
 
     def stage(self, index: int) -> StagePreview:
-        names = self.resolved.stages[index]
-        begun = frozenset().union(*self.resolved.stages[: index + 1])
+        names = self.shown[index]
+        begun = frozenset().union(*self.shown[: index + 1])
         stepped = frozenset[str]()
         for before in range(index + 1):
-            stepped = (stepped - self.resolved.forgotten(before)) | self._with_gradient(self.resolved.stages[before])
+            stepped = (stepped - self.resolved.forgotten(before)) | self._with_gradient(self.shown[before])
         all_groups = [self._group(spec, index, stepped) for spec in self.specs]
         held = [spec.parameters[0] in begun for spec in self.specs]
         trace = self.traces.get(names)
@@ -172,7 +177,7 @@ class _Facts:
         return stage - self.idle.get(stage, frozenset())
 
     def _group(self, spec: GroupSpec, stage: int, stepped: frozenset[str]) -> GroupPreview:
-        names = self.resolved.stages[stage]
+        names = self.shown[stage]
         trains = spec.parameters[0] in names
         return GroupPreview(
             name=spec.name,
@@ -228,14 +233,19 @@ _EVERYTHING: frozenset[str] = frozenset()  # the key of full fine-tuning among t
 
 
 def _traces(
-    model: nn.Module, args: TrainingArguments, resolved: ResolvedPlan, remarks: list[str], **batch: Any
+    model: nn.Module,
+    args: TrainingArguments,
+    resolved: ResolvedPlan,
+    shown: Sequence[frozenset[str]],
+    remarks: list[str],
+    **batch: Any,
 ) -> dict[frozenset[str], StepTrace]:
     """By what trains, a step of it; under no names, one of full fine-tuning. {} and a remark where none can be had."""
     model_map = resolved.model_map
     full = frozenset(model_map.parts) - model_map.not_floating - model_map.inactive
     try:
         tracer = ModelTracer(model, args, **batch)
-        traces = {names: tracer.trace(names) for names in {full, *resolved.stages}}
+        traces = {names: tracer.trace(names) for names in {full, *shown}}
     except Exception as error:  # a model may raise anything
         name, hint = type(model).__name__, " If it takes other inputs, give a batch=." if batch["batch"] is None else ""
         remarks.append(f"Activations and cost unknown: {name} cannot be run without values ({_short(error)}).{hint}")

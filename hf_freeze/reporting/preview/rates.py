@@ -11,6 +11,7 @@ from transformers import TrainingArguments, get_scheduler
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.freeze_plan import ResolvedPlan
+from hf_freeze.plan.rotation import Rotation
 from hf_freeze.plan.stages import Stage
 from hf_freeze.plan.timeline import Timeline
 from hf_freeze.training.groups import GroupSpec
@@ -33,14 +34,25 @@ class RateSchedule:
     trains: Mapping[str, tuple[bool, ...]]
     factors: Sequence[float]
     scheduler: Callable[[int], float] = field(repr=False)
+    rotation: Rotation | None = field(default=None, repr=False)
+    first_names: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Of each group, one of its parameters; all of them are of one layer of a rotation, or of none."""
 
     def rates(self, step: int) -> dict[str, float]:
         """Return the learning rate of each group in the optimizer step that comes after `step` steps; 0 is frozen."""
         scheduled = self.scheduler(step)
         return {
-            name: rate * scheduled * rate_factor(self.trains[name], self.begins, step, self.warmup, self.factors)
+            name: rate
+            * scheduled
+            * rate_factor(self.trains[name], self.begins, step, self.warmup, self.factors)
+            * self._turn(name, step)
             for name, rate in self.base_rates.items()
         }
+
+    def _turn(self, name: str, step: int) -> float:
+        if self.rotation is None:
+            return 1.0
+        return self.rotation.factor({self.first_names[name]}, step, self.warmup)
 
 
 def rate_schedule(
@@ -62,6 +74,8 @@ def rate_schedule(
             f"The stage at {counted[0]} counts epochs, and how many steps one has is unknown. Give rows=, the number "
             "of rows of training data, or say step=."
         )
+    if resolved.rotation is not None:
+        resolved.rotation.check_length(max_steps)
     timeline = Timeline(resolved.timed, max_steps=max_steps, steps_per_epoch=per_epoch)
     return RateSchedule(
         max_steps=max_steps,
@@ -72,6 +86,8 @@ def rate_schedule(
         trains={spec.name: tuple(spec.parameters[0] in names for names in resolved.stages) for spec in specs},
         factors=resolved.lr_factors,
         scheduler=_scheduler(args, max_steps),
+        rotation=resolved.rotation,
+        first_names={spec.name: spec.parameters[0] for spec in specs},
     )
 
 

@@ -1,0 +1,109 @@
+"""A rotation held against a model: which layers train in each of its periods."""
+
+import random
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+
+from hf_freeze.errors import PlanError
+from hf_freeze.plan.stages import Rotate
+from hf_freeze.plan.tables import stack_prefixes
+from hf_freeze.plan.trainable import changed
+from hf_freeze.selection.model_map import ModelMap
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """A rule, and the layers that it rotates: what each is called, and the canonical names of what trains in it.
+
+    Layers have no name in common. Period k, from 0 on, is a function of the rule and k alone: no state, and no random
+    numbers but its own.
+    """
+
+    rule: Rotate
+    layers: Mapping[str, frozenset[str]] = field(hash=False)
+
+    @cached_property
+    def layer_of(self) -> dict[str, int]:
+        """Canonical name -> the place of its layer, for all that rotates."""
+        return {name: place for place, names in enumerate(self.layers.values()) for name in names}
+
+    @property
+    def periods_per_cycle(self) -> int:
+        """How many periods it takes until every layer has trained."""
+        return -(-len(self.layers) // self.rule.layers)
+
+    def period(self, step: int) -> int:
+        """Return the period of the optimizer step that comes after `step` steps."""
+        return step // self.rule.every
+
+    def names(self, period: int) -> frozenset[str]:
+        """Return the canonical names of what this period trains of the layers."""
+        chosen = self._chosen(period)
+        return frozenset(name for name, place in self.layer_of.items() if place in chosen)
+
+    def largest(self, sizes: Mapping[str, int]) -> int:
+        """Return the first period of a cycle in which no other trains more."""
+        return max(range(self.periods_per_cycle), key=lambda period: sum(sizes[n] for n in self.names(period)))
+
+    def factor(self, names: Set[str], step: int, warmup: int) -> float:
+        """Return what a rate is multiplied with for these names: 0 while frozen, else their ramp; 1 for others."""
+        places = {self.layer_of[name] for name in names if name in self.layer_of}
+        if not places:
+            return 1.0
+        first = self.period(step)
+        if places.isdisjoint(self._chosen(first)):
+            return 0.0
+        steps = step - first * self.rule.every + 1
+        while first and steps < warmup and not places.isdisjoint(self._chosen(first - 1)):
+            first, steps = first - 1, steps + self.rule.every
+        return min(steps / warmup, 1.0) if first and warmup else 1.0
+
+    def check_length(self, max_steps: int) -> None:
+        """Raise `PlanError` for a run that ends before the first period does."""
+        if self.rule.every >= max_steps:
+            raise PlanError(
+                f"{self.rule!r}: a period has {self.rule.every} steps, and the run has {max_steps}, so that the layers "
+                "would never change. Lower every, or train for longer."
+            )
+
+    def __str__(self) -> str:
+        rule, count = self.rule, len(self.layers)
+        seed = f", seed {rule.seed}" if rule.order == "random" else ""
+        return f"{rule.layers} of {count} layers, others every {rule.every} steps ({rule.order}{seed})"
+
+    def _chosen(self, period: int) -> frozenset[int]:
+        cycle, place = divmod(period, self.periods_per_cycle)
+        order = _order(self.rule, len(self.layers), cycle if self.rule.order == "random" else 0)
+        return frozenset(order[place * self.rule.layers : (place + 1) * self.rule.layers])
+
+
+@lru_cache(maxsize=16)
+def _order(rule: Rotate, count: int, cycle: int) -> tuple[int, ...]:
+    places = list(range(count))
+    if rule.order == "random":
+        random.Random(f"{rule.seed} {cycle}").shuffle(places)
+    return tuple(reversed(places)) if rule.order == "descending" else tuple(places)
+
+
+def rotate(rule: Rotate, always: frozenset[str], model_map: ModelMap) -> Rotation:
+    """Hold a rule against a model of which `always` trains throughout.
+
+    Raises `PlanError` for a model without layers, or with fewer than are to train at a time.
+    """
+    if not model_map.stacks:
+        raise PlanError(f"{rule!r} needs a repeated stack of layers, and this model has none. Write the stages out.")
+    layers: dict[str, frozenset[str]] = {}
+    taken = always
+    for where, stack in zip(stack_prefixes(model_map), model_map.stacks, strict=True):
+        for index in range(len(stack.layers)):
+            after = changed(taken, model_map, unfreeze=f"{where}layers[{index}]")
+            if after != taken:  # layers that share all their weights take one turn
+                layers[f"{where}layers[{index}]"] = after - taken
+            taken = after
+    if rule.layers > len(layers):
+        raise PlanError(
+            f"{rule!r} trains {rule.layers} layers at a time, and this model has {len(layers)} that may train beside "
+            "what trains throughout. Lower layers."
+        )
+    return Rotation(rule, layers)

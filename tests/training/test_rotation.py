@@ -1,0 +1,114 @@
+"""Runs under a rotation: a few layers at a time, with optimizer state of those alone."""
+
+import logging
+
+import pytest
+import torch
+
+from hf_freeze import FreezePlan, PlanError, UnsupportedSetupError, preview, recipes
+from tests.models import tiny_llama
+from tests.reporting.test_preview_state import Held
+from tests.training.runs import arguments, freeze_trainer, weights
+from tests.training.staged import Snapshots
+
+PLAN = recipes.rotate(layers=2, every=3, seed=1)
+STEPS = 14  # a cycle of three periods, and part of another
+
+
+def model(**values):
+    return tiny_llama(layers=5, **values)
+
+
+def run(folder, *, plan=PLAN, watch=None, max_steps=STEPS, resume=None, seed=0, **values):
+    torch.manual_seed(0)
+    callbacks = [] if watch is None else [watch]
+    trainer = freeze_trainer(
+        model(seed=seed), folder, freeze_plan=plan, max_steps=max_steps, callbacks=callbacks, **values
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def by_step(trainer) -> list[frozenset[str]]:
+    resolved = trainer.resolved_plan
+    return [resolved.trains(0, step // 3) for step in range(STEPS)]
+
+
+def test_each_step_moves_the_layers_of_its_period_and_the_optimizer_holds_their_state_alone(tmp_path):
+    moves, held = Snapshots(), Held()
+    trainer = run(tmp_path, watch=moves)
+    assert [moves.moved(step) for step in range(1, STEPS + 1)] == by_step(trainer)
+    run(tmp_path, watch=held)
+    named = dict(trainer.model.named_parameters())
+    values = [2 * sum(4 * named[name].numel() for name in names) for names in by_step(trainer)]
+    steps = [4 * len(names) for names in by_step(trainer)]
+    assert held.state == [value + step for value, step in zip(values, steps, strict=True)]
+    assert preview(model(), arguments(tmp_path), plan=recipes.rotate(layers=2, every=1)).stages[
+        0
+    ].optimizer_bytes == max(held.state)
+
+
+@pytest.mark.parametrize("step", [4, 5, 6, 7, 13])
+def test_it_resumes_bit_for_bit_in_mid_period_and_between_periods(tmp_path, step):
+    values = {"save_strategy": "steps", "save_steps": 1, "weight_decay": 0.1, "unfreeze_warmup": 2}
+    whole = run(tmp_path, **values)
+    folder = tmp_path / "run" / f"checkpoint-{step}"
+    assert len(torch.load(folder / "optimizer.pt")["state"]) == len(by_step(whole)[step - 1])
+    resumed = run(tmp_path / "again", resume=str(folder), seed=1, **values)
+    expected = weights(whole.model)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(resumed.model).items())
+
+
+def test_the_log_has_the_rates_of_what_trains_and_its_ramp_at_each_unfreezing(tmp_path):
+    plan = recipes.rotate(layers=1, every=3, order="ascending")
+    trainer = run(tmp_path, plan=plan, unfreeze_warmup=2, lr_scheduler_type="constant", max_steps=8)
+    logs = [entry for entry in trainer.state.log_history if "lr/trainable" in entry]
+    rates = [{name: rate for name, rate in entry.items() if name.startswith("lr/layers")} for entry in logs]
+    assert rates[:3] == [{"lr/layers.0": 0.01}] * 3
+    assert rates[3:6] == [{"lr/layers.1": 0.005}, {"lr/layers.1": 0.01}, {"lr/layers.1": 0.01}]
+    assert logs[0]["trainable_params"] == trainer.resolved_plan.size_of(trainer.resolved_plan.trains(0))
+
+
+def test_layers_that_go_on_into_the_next_cycle_keep_their_state(tmp_path):
+    trainer = run(tmp_path, plan=recipes.rotate(layers=5, every=3))
+    inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    assert {int(state["step"]) for state in inner.state.values()} == {STEPS}
+
+
+def test_the_log_says_what_begins(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="hf_freeze")
+    run(tmp_path, plan=recipes.rotate(layers=1, every=5, order="descending"), max_steps=6)
+    assert "Step 5: period 1 of the rotation begins, with fresh state. Trains: layers[3], head." in caplog.text
+
+
+def test_periods_as_long_as_the_run_are_refused(tmp_path):
+    with pytest.raises(PlanError, match="a period has 14 steps, and the run has 14"):
+        run(tmp_path, plan=recipes.rotate(every=STEPS))
+
+
+def test_an_optimizer_that_keeps_all_state_is_refused(tmp_path):
+    with pytest.raises(UnsupportedSetupError, match="builds the state of all weights before its first step"):
+        run(tmp_path, optim="adagrad")
+
+
+def test_rates_by_layer_hold_under_a_rotation(tmp_path):
+    plan = FreezePlan(trainable="head", stages=PLAN.stages)
+    trainer = run(tmp_path, plan=plan, layer_lr_decay=0.5, lr_scheduler_type="constant")
+    seen = {n: r for entry in trainer.state.log_history for n, r in entry.items() if n.startswith("lr/layers")}
+    assert seen == {f"lr/layers.{layer}": pytest.approx(0.01 * 0.5 ** (5 - layer)) for layer in range(5)}
+
+
+def test_what_trained_is_saved_and_the_resumed_run_ends_bit_for_bit(tmp_path):
+    values = {"save_strategy": "steps", "save_steps": 4, "save_trained_only": True}
+    base = model()
+    base.save_pretrained(tmp_path / "base")
+    whole = freeze_trainer(
+        type(base).from_pretrained(tmp_path / "base"), tmp_path, freeze_plan=PLAN, max_steps=STEPS, **values
+    )
+    whole.train()
+    again = freeze_trainer(
+        type(base).from_pretrained(tmp_path / "base"), tmp_path / "again", freeze_plan=PLAN, max_steps=STEPS, **values
+    )
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+    expected = weights(whole.model)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(again.model).items())
