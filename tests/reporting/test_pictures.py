@@ -14,7 +14,7 @@ from hf_freeze.reporting.cli import main
 from hf_freeze.reporting.comparison.comparison import Comparison
 from hf_freeze.reporting.comparison.comparison_plot import plot_comparison
 from hf_freeze.reporting.layers.layers_plot import plot_layers
-from hf_freeze.reporting.layers.suggestion import DepthScore, LayerSuggestion
+from hf_freeze.reporting.layers.suggestion import DepthScore, ProbeSuggestion
 from hf_freeze.reporting.preview.plan_plot import FROZEN, RATE_0
 from hf_freeze.reporting.threshold_plot import plot_threshold
 from hf_freeze.training.group_names import joined_names
@@ -295,7 +295,7 @@ def drawings(tmp_path_factory):
         plot_history: [{"step": 1, "loss": 0.5}],
         plot_threshold: tuned,
         plot_comparison: Comparison(runs=[run()]),
-        plot_layers: LayerSuggestion(
+        plot_layers: ProbeSuggestion(
             scores=tuple(DepthScore(depth=depth, folds=(0.8, 0.9)) for depth in range(3)),
             layers=2,
             scoring="accuracy",
@@ -394,7 +394,7 @@ def test_the_names_of_depths_do_not_touch(depths):
     pytest.importorskip("matplotlib")
     scores = tuple(DepthScore(depth=depth, folds=(0.8, 0.9)) for depth in range(depths))
     figure = plot_layers(
-        LayerSuggestion(
+        ProbeSuggestion(
             scores=scores,
             layers=depths - 1,
             scoring="accuracy",

@@ -18,7 +18,7 @@ from hf_freeze.reporting.layers.labelled_batches import LabelledBatches
 from hf_freeze.reporting.layers.layer_outputs import find_depths
 from hf_freeze.reporting.layers.layers_plot import plot_layers
 from hf_freeze.reporting.layers.suggest_layers import suggest_layers
-from hf_freeze.reporting.layers.suggestion import DepthScore, LayerSuggestion, depth_that_suffices
+from hf_freeze.reporting.layers.suggestion import DepthScore, ProbeSuggestion, depth_that_suffices
 from tests import models
 from tests.features.runs import Pad, texts
 from tests.models import image_rows, seeded, text_rows
@@ -33,7 +33,7 @@ def score(depth, mean, spread=0.02):
 
 def suggestion(*means, layers=None, **given):
     scores = tuple(score(depth, mean) for depth, mean in enumerate(means))
-    return LayerSuggestion(
+    return ProbeSuggestion(
         scores=scores,
         layers=layers or len(means) - 1,
         scoring="accuracy",

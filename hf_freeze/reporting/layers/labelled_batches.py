@@ -10,10 +10,9 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
-from hf_freeze.model_inputs.batch import make_batch
-from hf_freeze.model_inputs.input_rows import Row, pick_row
 from hf_freeze.model_inputs.inspected_model import InspectedModel, inspect_model
 from hf_freeze.reporting.layers.class_labels import Classes, Labels, class_columns, label_column
+from hf_freeze.reporting.layers.row_batches import as_mapping, inputs_of, refuse_unread, stacked
 
 CLASSES = "labels"
 """The key under which a batch carries the numbers of its rows' classes."""
@@ -58,9 +57,7 @@ class LabelledBatches:
     def first_row_reaches_the_model(self, row: Any) -> None:
         """Raise `FreezeError` where what the model needs is not in a row; a collator's own rows are left to it."""
         if self._collator is None:
-            value = self._tokens(row)
-            inputs = {k: v for k, v in value.items() if k not in self._inspected.label_names}
-            make_batch(self._inspected, Row(value=inputs, origin=""))
+            refuse_unread(self._inspected, row)
 
     def to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Move a batch to where the model is; the classes stay."""
@@ -82,11 +79,7 @@ class LabelledBatches:
 
     def _stacked(self, rows: Sequence[Any]) -> dict[str, Any]:
         classes = [self._class_in(row) for row in rows]
-        inputs = [{k: v for k, v in self._tokens(row).items() if k not in self._inspected.label_names} for row in rows]
-        try:
-            batch = dict(self._inspected.collate(inputs))
-        except (ValueError, TypeError, RuntimeError, KeyError) as error:
-            raise FreezeError(self._why_not_stacked(inputs, error)) from error
+        batch = stacked(self._inspected, [inputs_of(self._inspected, row) for row in rows])
         return {**batch, CLASSES: classes}
 
     def _collated(self, rows: Sequence[Any]) -> dict[str, Any]:
@@ -108,36 +101,7 @@ class LabelledBatches:
         return {**row, **{name: self.classes.number(text) for name, text in texts.items()}} if texts else row
 
     def _class_in(self, row: Any) -> int:
-        return self.classes.number(_mapping(row)[label_column(_mapping(row), self._names)])
-
-    def _tokens(self, row: Any) -> Mapping[str, Any]:
-        """Return a row with token ids in place of its texts, where it has only these."""
-        value: Mapping[str, Any] = _mapping(row)
-        inputs = {k: v for k, v in value.items() if k not in self._inspected.label_names}
-        if self._inspected.accepts & inputs.keys() or not any(isinstance(text, str) for text in inputs.values()):
-            return value
-        tokenised: Mapping[str, Any] = pick_row(self._inspected, inputs, dataset=None, index=None, seed=0).value
-        return tokenised
-
-    def _why_not_stacked(self, rows: Sequence[Mapping[str, Any]], error: Exception) -> str:
-        tokenizer = self._inspected.tokenizer
-        lengths = {name: {len(row[name]) for row in rows if hasattr(row.get(name), "__len__")} for name in rows[0]}
-        uneven = [name for name in lengths if len(lengths[name]) > 1 and name in self._inspected.accepts]
-        if uneven and (tokenizer is None or tokenizer.pad_token is None):
-            found = f"{uneven[0]!r} has {min(lengths[uneven[0]])} to {max(lengths[uneven[0]])} values in a row"
-            give = "tokenizer=, which pads them," if tokenizer is None else "the tokenizer a pad_token"
-            return f"Rows of unequal length: {found}. Give {give} or collator=."
-        said = str(error).splitlines()[0] if str(error) else ""
-        return f"Rows with {sorted(rows[0])} cannot be made a batch: {type(error).__name__}: {said:.160}"
-
-
-def _mapping(row: Any) -> Mapping[str, Any]:
-    if not isinstance(row, Mapping):
-        raise FreezeError(
-            f"dataset has rows such as {row!r:.80}, a {type(row).__name__}. Give rows as dicts, {{'input_ids': [...], "
-            "'label': 1}, or collator=, which makes batches of them."
-        )
-    return row
+        return self.classes.number(as_mapping(row)[label_column(as_mapping(row), self._names)])
 
 
 def _column(dataset: Any, names: Sequence[str]) -> Any:

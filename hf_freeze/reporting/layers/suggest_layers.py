@@ -1,8 +1,12 @@
-"""How much of a model may stay frozen: a linear probe at every depth (Alain and Bengio, 2016), from one pass."""
+"""Which layers are worth training, by one of three methods.
+
+A linear probe at every depth (Alain and Bengio, 2016) from one pass, the gradient (Lee et al., 2022), or the spectrum
+of the weights (Hartford et al., 2024).
+"""
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from torch import nn
@@ -11,8 +15,11 @@ from hf_freeze.errors import FreezeError
 from hf_freeze.features.batches import Source
 from hf_freeze.features.extraction import by_length
 from hf_freeze.no_trace import random_states_kept
+from hf_freeze.reporting.layers.block_suggestion import BlockSuggestion, default_k
+from hf_freeze.reporting.layers.blocks import find_blocks
 from hf_freeze.reporting.layers.class_labels import Labels
 from hf_freeze.reporting.layers.depth_features import depth_features, find_reader
+from hf_freeze.reporting.layers.gradient_scores import gradient_scores
 from hf_freeze.reporting.layers.labelled_batches import LabelledBatches, refuse_unfit_dataset
 from hf_freeze.reporting.layers.layer_outputs import find_depths
 from hf_freeze.reporting.layers.linear_probes import (
@@ -21,17 +28,22 @@ from hf_freeze.reporting.layers.linear_probes import (
     refuse_scoring_of_other_classes,
     refuse_unknown_scoring,
 )
-from hf_freeze.reporting.layers.suggestion import LayerSuggestion
+from hf_freeze.reporting.layers.spectrum_scores import spectrum_scores
+from hf_freeze.reporting.layers.suggestion import LayerSuggestion, ProbeSuggestion
 from hf_freeze.selection.model_map import map_model
+
+Method: TypeAlias = Literal["probe", "gradient", "spectrum"]
 
 _SAMPLE = 16  # rows: two would often have the labels of their column by chance, where a collator makes its own
 
 
 @random_states_kept()
-def suggest_layers(
+def suggest_layers(  # noqa: PLR0913 - one door to three methods, and all but two of its arguments are optional
     model: nn.Module,
-    dataset: Any,
+    dataset: Any = None,
     *,
+    method: Method = "probe",
+    k: int | None = None,
     collator: Callable[[list[Any]], Mapping[str, Any]] | None = None,
     tokenizer: Any = None,
     stack: str | None = None,
@@ -42,41 +54,110 @@ def suggest_layers(
     seed: int = 0,
     show_progress: bool = True,
 ) -> LayerSuggestion:
-    """Probe the features at every depth of a model, and say from which depth on they suffice for these labels.
+    """Say which layers of a model are worth training for these rows. The model is left as it was.
 
-    One pass of up to `max_rows` rows of `dataset` through the model, as it is and in eval mode, collects what a head
-    would read before the layers and after each: the mean over real tokens and, if the model's own head reads the first
-    or the last token alone, that token. At each depth a logistic regression is cross-validated over the same `folds`.
+    `"probe"` finds the depth from which on the features suffice: one pass of up to `max_rows` rows through the model,
+    in eval mode, collects what a head would read before the layers and after each: the mean over real tokens and, if
+    the model's own head reads the first or the last token alone, that token. At each depth a logistic regression is
+    cross-validated over the same `folds`. The plan trains what lies above.
+
+    `"gradient"` ranks embeddings, layers, rest and head by their relative gradient norm (auto-RGN; Lee et al., 2022):
+    the norm of the gradient over that of the weights, of the model's own loss, averaged over a block's tensors and over
+    batches; normalisation layers are left out. The best blocks may be the first or in the middle.
+
+    `"spectrum"` ranks the layers by the signal-to-noise ratio of their weight matrices (Spectrum; Hartford et al.,
+    2024), among those of one kind. It needs no rows, and the memory of one matrix.
 
     Args:
         model: The model, loaded.
-        dataset: Rows with one label each, in `labels`, `label` or `label_ids`: a number 0, 1, 2, ..., a bool or a text,
-            which the model never sees. Training rows, not those that anything is judged on later.
+        dataset: Rows with a label each. Training rows, not those that anything is judged on later. A probe takes
+            classes from `labels`, `label` or `label_ids`: a number 0, 1, 2, ..., a bool or a text, which the model
+            never sees; a gradient any label that the model computes its loss from. Not read for a spectrum.
+        method: How to choose.
+        k: How many blocks the plan of a gradient or a spectrum trains, beside the head; by default a quarter of them.
         collator: As in the Trainer. By default rows are padded by `tokenizer`, or without one taken to be of one
             length.
         tokenizer: Also reads rows that are texts.
-        stack: Which layers, where a model has several stacks: "encoder", "decoder", as in `encoder.layers[0]`.
+        stack: Which layers to probe, where a model has several stacks: "encoder", "decoder", as in
+            `encoder.layers[0]`. The other methods rank all.
         max_rows: Rows to take, at random.
         batch_size: Rows that go through the model at once.
         folds: Parts of the cross-validation, at least 2.
-        scoring: Any of scikit-learn's that gives a number for these classes, or a callable. By default
+        scoring: Of probes: any of scikit-learn's that gives a number for these classes, or a callable. By default
             "average_precision" for two classes, of the one whose label sorts last, and "accuracy" for more.
         seed: Of the choice of rows and folds.
         show_progress: Show a bar while rows go through the model.
 
     Returns:
-        The score at every depth, the depth that suffices, and a plan. `print(suggest_layers(...))` is a table.
+        The scores, and a plan: `.plan`, and for a gradient `.soft_plan`, which trains all at rates in proportion.
+        `print(suggest_layers(...))` is a table.
 
     Raises:
         FreezeError: For arguments out of range, rows that cannot be made a batch, fewer than two classes or `folds`
-            rows of a class, a scorer that does not fit the classes, and features that are not numbers.
-        UnsupportedSetupError: For labels that are not classes (a regression, several in a row), and for layers whose
-            output does not keep the rows apart.
-        SelectionError: Where the stack is not clear.
+            rows of a class, a scorer that does not fit the classes, and features, losses, gradients or weights that are
+            not numbers.
+        UnsupportedSetupError: For labels that are not classes (a regression, several in a row) and layers whose output
+            does not keep the rows apart, which cannot be probed, and for weights that are integers or not loaded.
+        SelectionError: Where the stack is not clear, or the blocks are not.
 
-    All but the features are checked before the pass, the labels where they can be read without the rest of the rows.
+    All but what the model returns is checked before the pass, the labels where they can be read without the rest.
     """
     _refuse_arguments(model, max_rows=max_rows, batch_size=batch_size, folds=folds, seed=seed)
+    _refuse_of_other_methods(method, k=k, stack=stack, scoring=scoring)
+    if method == "probe":
+        return _probed(
+            model,
+            dataset,
+            collator=collator,
+            tokenizer=tokenizer,
+            stack=stack,
+            max_rows=max_rows,
+            batch_size=batch_size,
+            folds=folds,
+            scoring=scoring,
+            seed=seed,
+            show_progress=show_progress,
+        )
+    began, rows, blocks = time.perf_counter(), 0, find_blocks(model)
+    _refuse_k(k, list(blocks), method)
+    if method == "gradient":
+        batches = _batches(dataset, max_rows=max_rows, batch_size=batch_size, seed=seed)
+        rows = sum(map(len, batches))
+        scores = gradient_scores(
+            model,
+            blocks,
+            dataset,
+            batches,
+            collator=collator,
+            tokenizer=tokenizer,
+            show_progress=show_progress,
+        )
+    else:
+        scores = spectrum_scores(model, blocks)
+    return BlockSuggestion(
+        method=method,
+        scores=scores,
+        k=k or default_k(len(scores)),
+        has_head="head" in blocks,
+        rows=rows,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _probed(
+    model: nn.Module,
+    dataset: Any,
+    *,
+    collator: Callable[[list[Any]], Mapping[str, Any]] | None,
+    tokenizer: Any,
+    stack: str | None,
+    max_rows: int,
+    batch_size: int,
+    folds: int,
+    scoring: Scoring | None,
+    seed: int,
+    show_progress: bool,
+) -> ProbeSuggestion:
     refuse_unknown_scoring(scoring)
     refuse_unfit_dataset(dataset)
     depths = find_depths(model, stack)
@@ -97,7 +178,7 @@ def suggest_layers(
     labels = batches.classes.named(features.numbers.tolist())
     scoring = _fitting(labels, scoring, folds)
     scores = probe_scores(features.values, labels.ids, folds=folds, scoring=scoring, seed=seed)
-    return LayerSuggestion(
+    return ProbeSuggestion(
         scores=scores,
         layers=depths.layers,
         scoring=scoring if isinstance(scoring, str) else getattr(scoring, "__name__", str(scoring)),
@@ -118,6 +199,36 @@ def _refuse_arguments(model: Any, **numbers: Any) -> None:
         value = numbers[name]
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
             raise FreezeError(f"{name}={value!r} is not a whole number of at least {least}.")
+
+
+def _refuse_of_other_methods(method: Any, **given: Any) -> None:
+    """Raise `FreezeError` for an unknown method, and for arguments that it does not take."""
+    if method not in get_args(Method):
+        raise FreezeError(f"method={method!r:.80} is not known. Give one of {', '.join(map(repr, get_args(Method)))}.")
+    own = ("stack", "scoring") if method == "probe" else ("k",)
+    for name, value in given.items():
+        if value is not None and name not in own:
+            instead = "the probe finds the depth itself" if name == "k" else "it ranks the layers of every stack"
+            instead = "it trains no probes" if name == "scoring" else instead
+            raise FreezeError(f"{name}={value!r:.80} is not of method={method!r}: {instead}. Leave it out.")
+
+
+def _refuse_k(k: Any, blocks: list[str], method: str) -> None:
+    ranked = blocks if method == "gradient" else [block for block in blocks if block.endswith("]")]
+    whole = isinstance(k, int | np.integer) and not isinstance(k, bool)
+    if k is not None and not (whole and 1 <= k <= len(ranked)):
+        raise FreezeError(f"k={k!r} is not a whole number from 1 to {len(ranked)}, the number of blocks: {ranked}.")
+
+
+def _batches(dataset: Any, *, max_rows: int, batch_size: int, seed: int) -> list[list[int]]:
+    if dataset is None:
+        raise FreezeError(
+            "dataset=None, and method='gradient' needs labelled rows. Give some, or take method='spectrum', which "
+            "needs none."
+        )
+    refuse_unfit_dataset(dataset)
+    rows = _rows(dataset, max_rows=max_rows, seed=seed)
+    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
 
 def _fitting(labels: Labels, scoring: Scoring | None, folds: int) -> Scoring:

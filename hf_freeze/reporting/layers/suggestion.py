@@ -1,5 +1,6 @@
-"""Which depth of a model has features that suffice: the scores, the rule, and the plan that follows."""
+"""What a suggestion is; and the depth of a model whose features suffice: scores, rule, and the plan that follows."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -38,8 +39,24 @@ def depth_that_suffices(scores: Sequence[DepthScore]) -> int:
     return min(score.depth for score in scores if score.mean >= best.mean - best.error)
 
 
+class LayerSuggestion(ABC):
+    """What `suggest_layers` returns: `str()` is a table, `plan` trains what it found, `plot_layers` draws it."""
+
+    @property
+    @abstractmethod
+    def plan(self) -> FreezePlan:
+        """The plan that follows."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-able values."""
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+
 @dataclass(frozen=True, kw_only=True)
-class LayerSuggestion:
+class ProbeSuggestion(LayerSuggestion):
     """The score of a linear probe at every depth, and the plan that follows. `str()` is a table with what it cost.
 
     Depth 0 is in front of the first layer, depth i behind `layers[i - 1]`. `depth` is the smallest that suffices: its

@@ -1,0 +1,144 @@
+"""The relative gradient norm of each block: how much a task pulls at its weights (auto-RGN; Lee et al., 2022)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from hf_freeze.errors import FreezeError
+from hf_freeze.features.batches import Source
+from hf_freeze.model_inputs.inspected_model import InspectedModel, inspect_model
+from hf_freeze.no_trace import gradients_kept, modules_kept, untouched
+from hf_freeze.reporting.layers.row_batches import as_mapping, inputs_of, refuse_unread, stacked
+from hf_freeze.selection.model_map import map_model, unwrap
+
+_LOSS = "method='gradient' takes the loss that the model returns for labels, as the Trainer does"
+_WITHOUT = "method='spectrum' needs neither rows nor labels"
+
+
+def gradient_scores(
+    model: nn.Module,
+    blocks: Mapping[str, frozenset[str]],
+    dataset: Any,
+    batches: Sequence[Sequence[int]],
+    *,
+    collator: Callable[[list[Any]], Mapping[str, Any]] | None,
+    tokenizer: Any,
+    show_progress: bool,
+) -> dict[str, float]:
+    """Return block -> the mean over `batches` and its tensors of the norm of the gradient over that of the weights.
+
+    As in the authors' code, norms of single batches are averaged, not gradients, and the weights of normalisation
+    layers are left out, unless a block has no others; so are tensors of zeros. The model is in eval mode, and left as
+    it was. Raises `FreezeError` where there is no loss, no label or no gradient, or one that is not finite.
+    """
+    inspected = inspect_model(unwrap(model), tokenizer=tokenizer, collator=collator, threshold=None)
+    own = dict(inspected.model.named_parameters())
+    weighed = _weighed(blocks, map_model(model).roles["norms"], own)
+    if collator is None:
+        refuse_unread(inspected, dataset[batches[0][0]])
+    names = sorted(frozenset().union(*weighed.values()))
+    source = Source(dataset, collator or (lambda rows: _with_labels(inspected, rows)), inspected.place)
+    ratios: dict[str, list[float]] = {name: [] for name in names}
+    bar = tqdm(total=sum(map(len, batches)), unit="rows", desc="Gradients", disable=not show_progress)
+    with bar, _ready(inspected.model, [own[name] for name in names]):
+        for rows, batch in zip(batches, source.batches(batches), strict=True):
+            gradients = torch.autograd.grad(
+                _loss(inspected, batch.inputs()), [own[name] for name in names], allow_unused=True
+            )
+            for name, gradient in zip(names, gradients, strict=True):
+                ratios[name].append(0.0 if gradient is None else _ratio(name, gradient, own[name]))
+            bar.update(len(rows))
+    scores = {block: fmean(fmean(ratios[name]) for name in sorted(members)) for block, members in weighed.items()}
+    if not any(scores.values()):
+        raise FreezeError(
+            "Every gradient is zero, so no block stands out. Is the loss saturated, or does it not depend on the "
+            f"weights? debug_sample(model, row) looks at one row; {_WITHOUT}."
+        )
+    return scores
+
+
+def _weighed(
+    blocks: Mapping[str, frozenset[str]], norms: frozenset[str], own: Mapping[str, nn.Parameter]
+) -> dict[str, frozenset[str]]:
+    """Return block -> the tensors that count. Raises `FreezeError` for a block of zeros."""
+    weighed = {}
+    for block, names in blocks.items():
+        nonzero = frozenset(name for name in names if bool(own[name].detach().any()))
+        if not nonzero:
+            raise FreezeError(
+                f"All weights of {block!r} are zero, and a gradient has no size relative to them. Initialise them, or "
+                "load the trained weights."
+            )
+        weighed[block] = nonzero - norms or nonzero
+    return weighed
+
+
+@contextmanager
+def _ready(model: nn.Module, wanted: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Make exactly these parameters require a gradient, in eval mode; put everything back."""
+    ids = {id(parameter) for parameter in wanted}
+    with untouched(model), gradients_kept(model), modules_kept(model), torch.enable_grad():
+        model.eval()
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in ids)
+        yield
+
+
+def _with_labels(inspected: InspectedModel, rows: Sequence[Any]) -> dict[str, Any]:
+    ids = getattr(inspected.config, "label2id", None) or {}
+
+    def number(label: Any) -> Any:
+        if isinstance(label, str) and label not in ids:
+            raise FreezeError(
+                f"The label {label!r:.80} is a text that the model does not know; its config.label2id has "
+                f"{sorted(ids)!s:.120}. Give its number, or set label2id as the model was trained."
+            )
+        return ids[label] if isinstance(label, str) else int(label) if isinstance(label, bool) else label
+
+    given = [{k: number(v) for k, v in as_mapping(row).items() if k in inspected.label_names} for row in rows]
+    return stacked(
+        inspected, [{**inputs_of(inspected, row), **labels} for row, labels in zip(rows, given, strict=True)]
+    )
+
+
+def _loss(inspected: InspectedModel, batch: dict[str, Any]) -> torch.Tensor:
+    if all(batch.get(name) is None for name in inspected.label_names):
+        raise FreezeError(
+            f"A batch holds {sorted(batch)}, and no labels. {_LOSS}: name the column 'label' or 'labels'. {_WITHOUT}."
+        )
+    try:
+        outputs = inspected.model(**batch)
+    except (ValueError, TypeError, LookupError, RuntimeError) as error:
+        said = str(error).splitlines()[0] if str(error) else ""
+        raise FreezeError(
+            f"The model raised {type(error).__name__}: {said:.200} for a batch of {sorted(batch)}. {_LOSS}; "
+            "debug_sample(model, row) looks at one row."
+        ) from error
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs[0] if isinstance(outputs, tuple) else None
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        raise FreezeError(
+            f"{type(inspected.model).__name__} returned no loss for {sorted(batch)} that a gradient could be taken of. "
+            f"{_LOSS}: let forward take labels and return {{'loss': ...}}. {_WITHOUT}."
+        )
+    if not bool(torch.isfinite(loss)):
+        raise FreezeError(
+            f"The loss of a batch is {loss.item()}. Are weights and labels whole? A model in float16 can overflow: "
+            "load it in float32 or bfloat16. debug_sample(model, row) looks at one row."
+        )
+    return loss.reshape(())
+
+
+def _ratio(name: str, gradient: torch.Tensor, weights: torch.Tensor) -> float:
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    ratio = float(torch.linalg.vector_norm(values.float()) / torch.linalg.vector_norm(weights.detach().float()))
+    if ratio - ratio != 0:
+        raise FreezeError(
+            f"The gradient of {name!r} is not finite, though the loss is. A model in float16 can overflow: load it in "
+            "float32 or bfloat16."
+        )
+    return ratio
