@@ -7,18 +7,44 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
+from hf_freeze.training.digests import as_words
 
-def same_in_files(own: Mapping[str, torch.Tensor], name: str, revision: str | None) -> dict[str, bool]:
-    """Tell of each tensor that a folder or a model of the hub's cache holds whether it holds it with these values.
 
-    What it holds under another name is left out. {} where the files are not known, as in a cache of another place.
+def same_in_files(own: Mapping[str, torch.Tensor], name: str, commit: str | None) -> tuple[dict[str, bool], str | None]:
+    """Tell of each tensor that a folder or a model of the hub's cache holds whether it holds it with these bits.
+
+    What it holds under another name is left out. The second value is the commit of the hub in which most are the same,
+    of those in the cache unless `commit` is known. {} where the files are not known, as in a cache of another place.
     """
+    best: dict[str, bool] = {}
+    for folder in _folders(name, commit):
+        same = _same_in(folder, own)
+        if not best or sum(same.values()) > sum(best.values()):
+            best, commit = same, None if Path(name).is_dir() else folder.name
+        if same and all(same.values()):
+            break
+    return best, commit
+
+
+def _folders(name: str, commit: str | None) -> list[Path]:
+    """Return where the files may be; of several commits in the cache, that of the default branch first."""
+    if Path(name).is_dir():
+        return [Path(name)]
+    cached = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    if commit:
+        return [cached / "snapshots" / commit]
+    default = cached / "refs" / "main"
+    first = default.read_text().strip() if default.is_file() else ""
+    return sorted(cached.glob("snapshots/*"), key=lambda folder: (folder.name != first, folder.name))
+
+
+def _same_in(folder: Path, own: Mapping[str, torch.Tensor]) -> dict[str, bool]:
     try:
-        files = [*_weight_files(name, revision)]
+        files = [*_weight_files(folder)]
         places = {key: path for path in files for key in _keys(path)}
         keys = matched(own, places)
         same: dict[str, bool] = {}
@@ -47,7 +73,7 @@ def matched(own: Iterable[str], keys: Iterable[str]) -> dict[str, str]:
 
 
 def _equal(tensor: torch.Tensor, in_file: torch.Tensor) -> bool:
-    return in_file.shape == tensor.shape and torch.equal(in_file.to(tensor), tensor)
+    return in_file.shape == tensor.shape and torch.equal(as_words(in_file.to(tensor)), as_words(tensor))
 
 
 def _keys(path: Path) -> list[str]:
@@ -66,20 +92,12 @@ def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], torch.Tenso
         yield [*tensors], tensors.__getitem__
 
 
-def _weight_files(name: str, revision: str | None) -> Iterator[Path]:
+def _weight_files(folder: Path) -> Iterator[Path]:
     for whole, in_parts in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
-        if path := _file(name, whole, revision):
-            yield path
+        if (folder / whole).is_file():
+            yield folder / whole
             return
-        if index := _file(name, in_parts, revision):
-            for shard in sorted(set(json.loads(index.read_bytes())["weight_map"].values())):
-                yield index.parent / shard
+        if (folder / in_parts).is_file():
+            for shard in sorted(set(json.loads((folder / in_parts).read_bytes())["weight_map"].values())):
+                yield folder / shard
             return
-
-
-def _file(name: str, file: str, revision: str | None) -> Path | None:
-    if Path(name).is_dir():
-        path = Path(name) / file
-        return path if path.is_file() else None
-    found = try_to_load_from_cache(name, file, revision=revision)
-    return Path(found) if isinstance(found, str) else None

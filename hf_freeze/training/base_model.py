@@ -1,6 +1,6 @@
 """What a model was when training began, and what of it has trained since."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_freeze.selection.model_map import map_model, unwrap
+from hf_freeze.selection.peft_support import plain_name
 from hf_freeze.training.base_files import same_in_files
 from hf_freeze.training.digests import typed_digests
 from hf_freeze.training.trained_file import Base
@@ -35,20 +36,28 @@ def set_base(model: nn.Module, base: Base) -> None:
 
 def describe(model: nn.Module) -> Base:
     """Describe a model as it is now."""
-    inner = next(transformers_models(model), None)
-    name = (inner.name_or_path or None) if inner is not None else None
-    if name is not None and Path(name).is_dir():
-        name = str(Path(name).resolve())
-    revision = getattr(getattr(inner, "config", None), "_commit_hash", None)
     tensors = saved_tensors(model)
+    named = {path: inner for path, inner in transformers_models(model).items() if inner.name_or_path}
+    held, commits = _held(tensors, named) if named else (tensors, [None])
     first = next((tensor for tensor in tensors.values() if tensor.is_floating_point()), torch.empty(0))
     return Base(
-        name=name,
-        revision=revision,
+        name=name_of_base(model),
+        revision=commits[0],
         model_class=f"{type(model).__module__}.{type(model).__qualname__}",
         dtype=str(first.dtype).removeprefix("torch."),
-        digests=typed_digests(_held(tensors, name, revision) if name else tensors),
+        digests=typed_digests(held),
     )
+
+
+def name_of_base(model: nn.Module) -> str | None:
+    """Return the folder or hub name that a model, or else the first one inside that has a name, was loaded from."""
+    name = next((inner.name_or_path for inner in transformers_models(model).values() if inner.name_or_path), None)
+    return str(Path(name).resolve()) if name is not None and Path(name).is_dir() else name
+
+
+def is_known(model: nn.Module) -> bool:
+    """Tell whether the base of a model has been asked for."""
+    return unwrap(model) in _BASES
 
 
 def differing(tensors: Mapping[str, torch.Tensor], base: Base) -> set[str]:
@@ -66,13 +75,14 @@ def saved_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in named if name in whole and name not in kept}
 
 
-def transformers_models(module: nn.Module) -> Iterator[PreTrainedModel]:
-    """Yield the outermost models of transformers in a module, itself or in its fields."""
+def transformers_models(module: nn.Module, path: str = "") -> dict[str, PreTrainedModel]:
+    """Return the outermost models of transformers in a module, itself or in its fields, by what is before names."""
     if isinstance(module, PreTrainedModel):
-        yield module
-    else:
-        for child in module.children():
-            yield from transformers_models(child)
+        return {path: module}
+    found: dict[str, PreTrainedModel] = {}
+    for name, child in module.named_children():
+        found |= transformers_models(child, f"{path}{name}.")
+    return found
 
 
 def _kept_by_peft(model: nn.Module) -> frozenset[str]:
@@ -83,13 +93,26 @@ def _kept_by_peft(model: nn.Module) -> frozenset[str]:
     return found.roles["adapters"] | found.inactive | {name for name in found.parts if ".modules_to_save." in name}
 
 
-def _held(tensors: Mapping[str, torch.Tensor], name: str, revision: str | None) -> dict[str, torch.Tensor]:
-    """Leave out what loading the base again would not bring back: a new head, and what was changed since."""
-    same = same_in_files(tensors, name, revision)
+def _held(
+    tensors: Mapping[str, torch.Tensor], models: Mapping[str, PreTrainedModel]
+) -> tuple[dict[str, torch.Tensor], list[str | None]]:
+    """Leave out what loading the base again would not bring back: a new head, and what was changed since.
+
+    Returns the rest, and the commit that each of the models is of, as far as that is known.
+    """
+    same: dict[str, bool] = {}
+    commits = []
+    for path, inner in models.items():
+        inside = {key: plain_name(key.removeprefix(path), {}) for key in tensors if key.startswith(path)}
+        own = {plain: tensors[key] for key, plain in inside.items()}
+        # Before transformers 5.24, a configuration says of which commit it is.
+        found, commit = same_in_files(own, str(inner.name_or_path), getattr(inner.config, "_commit_hash", None))
+        same |= {key: found[plain] for key, plain in inside.items() if plain in found}
+        commits.append(commit)
     # What no file holds under this name may have been loaded by another.
     marked = {key for key, tensor in tensors.items() if getattr(tensor, "_is_hf_initialized", False)}
     packed = {key for key, tensor in tensors.items() if _is_packed(tensor)}
-    return {key: tensor for key, tensor in tensors.items() if key in packed or same.get(key, key in marked)}
+    return {key: tensor for key, tensor in tensors.items() if key in packed or same.get(key, key in marked)}, commits
 
 
 def _is_packed(tensor: torch.Tensor) -> bool:

@@ -49,7 +49,7 @@ def over_shards(values: torch.Tensor, tensors: Iterable[torch.Tensor]) -> torch.
 def _digests(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
     """Digest each tensor by itself, runs of small ones together: thousands of biases would cost more than a layer."""
     small: list[torch.Tensor] = []
-    for words in map(_as_words, tensors):
+    for words in map(as_words, tensors):
         fits = words.numel() < _ROW and (not small or words.device == small[0].device)
         if small and not (fits and len(small) < _ROW):
             yield _digests_of_small(small)
@@ -89,7 +89,8 @@ def _weighted(values: torch.Tensor, step: int) -> torch.Tensor:
     return (values * (2 * torch.arange(values.numel(), device=values.device) * step + 1)).sum()
 
 
-def _as_words(tensor: torch.Tensor) -> torch.Tensor:
+def as_words(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bits of a tensor as 64-bit integers, without a copy where it lies so in memory."""
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
     if short := -flat.numel() % 8:
         flat = torch.cat([flat, flat.new_zeros(short)])

@@ -20,7 +20,7 @@ from hf_freeze.selection.peft_support import adapter_names
 from hf_freeze.training.arguments import FreezeArguments
 from hf_freeze.training.attributes import replaced
 from hf_freeze.training.backends import is_sharded
-from hf_freeze.training.base_model import transformers_models
+from hf_freeze.training.base_model import base_of, name_of_base, transformers_models
 from hf_freeze.training.merge_trained import HOW_TO_LOAD, load_whole
 from hf_freeze.training.planned_training import PlannedTraining
 from hf_freeze.training.setup import is_whole, uses_deepspeed
@@ -65,7 +65,7 @@ class TrainedOnlyTrainerMixin(_Base):
             refuse_split_checkpoints(self._settings, self.args, self.model)
             refuse_unsaved(self.model)
             if self.model_init is None:
-                self._what_trained()
+                refuse_base_inside(self.model, Path(str(self.args.output_dir)))
         self.add_callback(_NotesWhatTrains(self))
 
     @property
@@ -74,8 +74,8 @@ class TrainedOnlyTrainerMixin(_Base):
 
     def _what_trained(self) -> WhatTrained:
         if self._what is None or self._what.model is not unwrap(self.model):
+            refuse_base_inside(self.model, Path(str(self.args.output_dir)))
             self._what = WhatTrained(self.model)
-            refuse_base_inside(self._what.base, Path(str(self.args.output_dir)))
         return self._what
 
     def _from_start(self) -> frozenset[str]:
@@ -93,7 +93,7 @@ class TrainedOnlyTrainerMixin(_Base):
             super()._save(str(folder), state_dict={})
         from_start = self._freezing.required_bound.resolved.names[0]
         tensors = what.tensors(also=from_start, frozen_is_proved=self._frozen_is_proved)
-        write_trained(Trained(tensors=tensors, base=what.base, plan=self._freezing.plan.to_dict()), folder)
+        write_trained(Trained(tensors=tensors, base=base_of(self.model), plan=self._freezing.plan.to_dict()), folder)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         # `verify_freeze` has just looked at them.
@@ -106,7 +106,7 @@ class TrainedOnlyTrainerMixin(_Base):
             self._what_trained().load(resume_from_checkpoint, from_start=self._from_start())
             return
         if self._leaves_out:
-            self._what_trained()  # before it is overwritten
+            base_of(self.model)  # before it is overwritten
         super()._load_from_checkpoint(resume_from_checkpoint, *given)
 
     def _load_best_model(self) -> None:
@@ -129,7 +129,7 @@ class TrainedOnlyTrainerMixin(_Base):
         super().create_model_card(*args, **kwargs)
         card = Path(str(self.args.output_dir)) / "README.md"
         if self._leaves_out and self.is_world_process_zero() and card.exists():
-            write_text(card, f"{card.read_text('utf-8').rstrip()}\n\n{how_to_load(self._what_trained().base)}")
+            write_text(card, f"{card.read_text('utf-8').rstrip()}\n\n{how_to_load(base_of(self.model))}")
 
 
 class _NotesWhatTrains(TrainerCallback):
@@ -191,12 +191,13 @@ def holds_only_what_trained(model: Any) -> bool:
     return isinstance(model, str | Path) and holds_trained_only(model)
 
 
-def refuse_base_inside(base: Base, output_dir: Path) -> None:
+def refuse_base_inside(model: nn.Module, output_dir: Path) -> None:
     """Raise `FreezeError` where checkpoints would be written over the base that they cannot be loaded without."""
-    folder = Path(base.name) if base.name else None
+    name = name_of_base(model)
+    folder = Path(name) if name else None
     if folder is not None and folder.is_dir() and output_dir.resolve() in (folder, folder.parent):
         raise FreezeError(
-            f"save_trained_only=True: the base {base.name!r} lies in output_dir={str(output_dir)!r}, where checkpoints "
+            f"save_trained_only=True: the base {name!r} lies in output_dir={str(output_dir)!r}, where checkpoints "
             "are written over and deleted, and without it they cannot be loaded. Give another output_dir."
         )
 
@@ -204,11 +205,11 @@ def refuse_base_inside(base: Base, output_dir: Path) -> None:
 def refuse_unsaved(model: nn.Module) -> None:
     """Raise `UnsupportedSetupError` for a model whose weights transformers saves in a way of its own."""
     model = unwrap(model)
-    if other := next((name for name, value in model.state_dict().items() if not isinstance(value, torch.Tensor)), None):
+    if other := next((name for name, value in model.state_dict().items() if not _is_plain(value)), None):
         raise UnsupportedSetupError(
-            f"save_trained_only=True saves tensors, and {other!r} of this {type(model).__name__} is something else."
+            f"save_trained_only=True saves dense tensors, and {other!r} of this {type(model).__name__} is none."
         )
-    if any(getattr(inner, "hf_quantizer", None) is not None for inner in transformers_models(model)):
+    if any(getattr(inner, "hf_quantizer", None) is not None for inner in transformers_models(model).values()):
         raise UnsupportedSetupError(
             "save_trained_only=True: the model is quantized, and transformers saves it whole. Train PEFT adapters on "
             "it, which are saved alone anyway."
@@ -242,12 +243,16 @@ def _clear(folder: Path) -> None:
     refuse_loading(folder)
 
 
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided
+
+
 @contextmanager
 def _weights_left_out(model: nn.Module, folder: Path) -> Iterator[None]:
     """Let every transformers model inside save all but its weights, and take away what other modules wrote."""
     model = unwrap(model)
     with ExitStack() as stack:
-        for inner in transformers_models(model):
+        for inner in transformers_models(model).values():
             saves = functools.partial(_save_all_else, inner.save_pretrained)
             stack.enter_context(replaced(inner, save_pretrained=saves))
         if isinstance(model, PreTrainedModel):

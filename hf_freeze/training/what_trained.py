@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from hf_freeze.selection.model_map import unwrap
-from hf_freeze.training.base_model import base_of, differing, saved_tensors
+from hf_freeze.training.base_model import base_of, differing, is_known, saved_tensors
 from hf_freeze.training.load_trained import going_back, put
-from hf_freeze.training.trained_file import read_trained
+from hf_freeze.training.trained_file import Base, read_trained
 
 
 class WhatTrained:
@@ -21,7 +21,6 @@ class WhatTrained:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = unwrap(model)
-        self.base = base_of(model)
         self._names: set[str] = set()
         self._base_values: dict[str, torch.Tensor] = {}
 
@@ -32,7 +31,8 @@ class WhatTrained:
         """
         tensors, parameters = saved_tensors(self.model), dict(self.model.named_parameters())
         self._names |= tensors.keys() & names
-        self._names |= self._differing(tensors)
+        # The weights have just been read where the base had yet to be described.
+        self._names |= self._differing(tensors) if is_known(self.model) else tensors.keys() - self._base.digests.keys()
         self._keep(tensors.keys() - parameters.keys())
 
     def add(self, names: Set[str]) -> None:
@@ -62,10 +62,13 @@ class WhatTrained:
         base_values = going_back(self.model, trained, folder, base_values=self._base_values)
         self._keep(name for name in trained.tensors if name not in from_start)
         put(self.model, trained, base_values)
-        self.base = trained.base
 
     def _differing(self, tensors: Mapping[str, torch.Tensor]) -> set[str]:
-        return differing({name: tensor for name, tensor in tensors.items() if name not in self._names}, self.base)
+        return differing({name: tensor for name, tensor in tensors.items() if name not in self._names}, self._base)
+
+    @property
+    def _base(self) -> Base:
+        return base_of(self.model)
 
     def _keep(self, names: Iterable[str]) -> None:
         tensors = saved_tensors(self.model)

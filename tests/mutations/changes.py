@@ -440,9 +440,81 @@ CHECKPOINTS = [
     ),
     change(
         "training/trained_only.py",
-        "            shutil.copy(trained, str(self.args.output_dir))\n",
+        "            shutil.copy(trained, run_folder)\n",
         "            pass\n",
         "training/trained_shared::what_trained_is_in_the_folder_that_is_pushed",
+    ),
+    change(
+        "training/trained_only.py",
+        "            _clear(run_folder)",
+        "            pass",
+        "training/trained_shared::whole_weights_of_an_earlier_run_are_not_pushed_along",
+    ),
+    change(
+        "training/trainer.py",
+        "            refuse_split_checkpoints(self._settings, args, model)\n",
+        "            pass\n",
+        "training/trained_shared::weights_in_pieces_are_refused_in_the_constructor",
+    ),
+    change(
+        "training/trained_only.py",
+        "output_dir.resolve() in (folder, folder.parent):",
+        "False:",
+        "training/trained_damaged::a_base_inside_the_output_folder_is_refused_before_training",
+    ),
+    change(
+        "training/trained_only.py",
+        " and value.layout is torch.strided",
+        "",
+        "training/trained_base::a_sparse_buffer_is_refused_before_training",
+    ),
+    change(
+        "training/base_files.py",
+        "best, commit = same, None if Path(name).is_dir() else folder.name",
+        "best = same",
+        "training/trained_base::a_base_on_the_hub_is_merged_at_its_commit_whatever_was_pushed_since",
+    ),
+    change(
+        "training/base_files.py",
+        "torch.equal(as_words(in_file.to(tensor)), as_words(tensor))",
+        "torch.equal(in_file.to(tensor), tensor)",
+        "training/trained_base::a_zero_that_changed_its_sign_is_saved",
+    ),
+    change(
+        "training/base_model.py",
+        "plain_name(key.removeprefix(path), {}) for key",
+        "key.removeprefix(path) for key",
+        "training/trained_base::the_base_of_adapters_is_held_against_its_files_too",
+    ),
+    change(
+        "training/base_model.py",
+        "        same |= {key: found[plain] for",
+        "        same = {key: found[plain] for",
+        "training/trained_base::each_model_inside_a_module_is_held_against_its_own_files",
+    ),
+    change(
+        "training/what_trained.py",
+        "tensors.keys() - self._base.digests.keys()",
+        "set()",
+        "training/trained_only::what_the_base_lacks_is_saved_although_it_is_frozen",
+    ),
+    change(
+        "training/trainer.py",
+        "            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)\n",
+        "",
+        "training/trained_damaged::a_save_over_an_older_checkpoint_that_breaks_off_does_not_pass_for_it",
+    ),
+    change(
+        "training/merge_trained.py",
+        "    if holds_trained_only(name):\n        model = load_whole(name)\n    else:\n        model = _load_base(",
+        "    if True:\n        model = _load_base(",
+        "training/trained_only::a_base_that_holds_only_what_trained_is_merged_first",
+    ),
+    change(
+        "training/load_trained.py",
+        "    set_base(model, trained.base)\n",
+        "",
+        "training/trained_only::a_folder_is_a_model_for_a_trainer_and_its_checkpoints_need_the_first_base_only",
     ),
 ]
 REPLACED = [

@@ -4,9 +4,13 @@ import copy
 
 import pytest
 import torch
+from huggingface_hub import constants
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
     MixtralConfig,
@@ -14,8 +18,8 @@ from transformers import (
     Trainer,
 )
 
-from hf_freeze import FreezePlan, load_trained, merge_trained
-from tests.models import SIZES, SPECIAL, seeded
+from hf_freeze import FreezePlan, UnsupportedSetupError, load_trained, merge_trained
+from tests.models import SIZES, SPECIAL, seeded, tiny_bert, tiny_custom
 from tests.training.staged import trainer
 from tests.training.trained_runs import HEAD, base_folder, classifier, description, refused, same, stored, trained
 
@@ -127,3 +131,92 @@ def test_what_is_filed_under_another_name_is_not_saved(tmp_path) -> None:
     assert not model.state_dict().keys() <= load_file(tmp_path / "base" / "model.safetensors").keys()
     trainer(tmp_path / "run", model=model, plan=FreezePlan(trainable="lm_head"), save_trained_only=True).save_model()
     assert stored(tmp_path / "run").keys() == {"lm_head.weight"}
+
+
+@pytest.mark.parametrize("revision", ["a" * 40, None], ids=["of a commit", "of the default branch"])
+def test_a_base_on_the_hub_is_merged_at_its_commit_whatever_was_pushed_since(tmp_path, monkeypatch, revision) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--me--tiny"
+    (repository / "refs").mkdir(parents=True)
+
+    def push(commit: str, seed: int) -> None:
+        tiny_bert(layers=3, seed=seed).bert.save_pretrained(repository / "snapshots" / commit)
+        (repository / "refs" / "main").write_text(commit)
+
+    push("a" * 40, seed=1)
+    if revision is not None:
+        push("b" * 40, seed=2)
+    model = classifier("me/tiny", **({"revision": revision} if revision else {}))
+    made = trained(tmp_path / "run", None, model=model, plan=HEAD, max_steps=1)
+    push("c" * 40, seed=3)
+    assert stored(tmp_path / "run" / "checkpoint-1").keys() == {"classifier.weight", "classifier.bias"}
+    merged = merge_trained(tmp_path / "run" / "checkpoint-1", tmp_path / "merged")
+    assert same(AutoModelForSequenceClassification.from_pretrained(merged), made.model) == []
+
+
+class TwoTowers(nn.Module):
+    """Two encoders, each from files of its own, and the second one frozen."""
+
+    def __init__(self, first, second) -> None:
+        super().__init__()
+        self.first, self.second = (AutoModel.from_pretrained(base) for base in (first, second))
+        self.out = nn.Linear(32, 2)
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        towers = (self.first, self.second)
+        pooled = [tower(input_ids, attention_mask=attention_mask).last_hidden_state[:, 0] for tower in towers]
+        logits = self.out(torch.cat(pooled, dim=-1))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_each_model_inside_a_module_is_held_against_its_own_files(tmp_path) -> None:
+    bases = [base_folder(tmp_path / name, tiny_bert(seed=seed).bert) for seed, name in enumerate(("one", "two"))]
+    model = TwoTowers(*bases)
+    made = trained(tmp_path / "run", None, model=copy.deepcopy(model), plan=FreezePlan(trainable="out"), max_steps=1)
+    assert stored(tmp_path / "run" / "checkpoint-1").keys() == {"out.weight", "out.bias"}
+    load_trained(model, tmp_path / "run" / "checkpoint-1")
+    assert same(model, made.model) == []
+    tiny_bert(seed=5).bert.save_pretrained(bases[1])
+    refused(TwoTowers(*bases), tmp_path / "run" / "checkpoint-1", "'second.embeddings.word_embeddings.weight'")
+
+
+def test_the_base_of_adapters_is_held_against_its_files_too(tmp_path, base) -> None:
+    def adapted(changed: float):
+        model = classifier(base)
+        with torch.no_grad():
+            model.bert.encoder.layer[0].attention.self.query.weight += changed
+            model.bert.encoder.layer[1].output.dense.weight += changed
+        return get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["query"], r=2))
+
+    layers = ("layer.0.attention.self.query.base_layer.weight", "layer.1.output.dense.weight")
+    names = {f"base_model.model.bert.encoder.{layer}" for layer in layers}
+    for folder, changed in (("as it was", 0.0), ("changed", 1e-3)):
+        plan = FreezePlan(trainable=["adapters", "norms"])
+        trainer(tmp_path / folder, model=adapted(changed), plan=plan, max_steps=1).save_model()
+        assert names & stored(tmp_path / folder).keys() == (names if changed else set())
+
+
+def test_a_sparse_buffer_is_refused_before_training(tmp_path) -> None:
+    model = tiny_custom()
+    model.register_buffer("graph", torch.eye(3).to_sparse())
+    with pytest.raises(UnsupportedSetupError, match="saves dense tensors, and 'graph'"):
+        trainer(tmp_path, model=model, plan=FreezePlan(trainable="out"), save_trained_only=True)
+
+
+def test_a_zero_that_changed_its_sign_is_saved(tmp_path, base) -> None:
+    model = classifier(base)
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.bias.zero_().neg_()
+    trained(tmp_path / "run", base, model=model, plan=HEAD, max_steps=1)
+    load_trained(classifier(base), tmp_path / "run" / "checkpoint-1")
+
+
+def test_what_is_changed_between_building_a_trainer_and_training_is_saved(tmp_path, base) -> None:
+    made = trainer(tmp_path / "run", model=classifier(base), plan=HEAD, save_trained_only=True, max_steps=1)
+    with torch.no_grad():
+        made.model.bert.pooler.dense.weight += 1
+    made.train()
+    made.save_model()
+    model = classifier(base)
+    load_trained(model, tmp_path / "run")
+    assert same(model, made.model) == []

@@ -246,3 +246,11 @@ def test_whole_checkpoints_of_another_run_in_the_folder_are_left_alone(tmp_path,
     made.save_model()
     assert (tmp_path / "run" / "checkpoint-99" / "model.safetensors").exists()
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_base_that_holds_only_what_trained_is_merged_first(tmp_path, base) -> None:
+    trained(tmp_path / "first", base, plan=HEAD, max_steps=1)
+    made = trained(tmp_path / "second", base, plan=HEAD, max_steps=1)
+    first, second = (tmp_path / name / "checkpoint-1" for name in ("first", "second"))
+    merged = merge_trained(second, tmp_path / "merged", base=first)
+    assert same(AutoModelForSequenceClassification.from_pretrained(merged), made.model) == []

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, Trainer
 
 from hf_freeze import FreezeError, FreezePlan, FreezeTrainer, UnsupportedSetupError, load_trained, merge_trained
 from hf_freeze.reporting.cli import main
+from hf_freeze.training.base_model import base_of
 from hf_freeze.training.trained_file import TRAINED_NAME
 from hf_freeze.training.trained_only import how_to_load
 from tests.models import tiny_bert, tiny_custom
@@ -43,7 +44,7 @@ def test_the_card_says_once_how_to_load_it_and_the_code_in_it_runs(tmp_path, bas
 
 def test_the_card_of_a_module_of_ones_own_says_what_can_be_done(tmp_path) -> None:
     made = trainer(tmp_path / "run", model=tiny_custom(), plan=FreezePlan(trainable="out"), save_trained_only=True)
-    card = how_to_load(made._what.base)
+    card = how_to_load(base_of(made.model))
     assert "BackboneWithHead" in card
     assert "transformers" not in card
     assert "merge" not in card
