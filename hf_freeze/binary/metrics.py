@@ -11,7 +11,7 @@ from hf_freeze.binary.calibration import Calibrate
 from hf_freeze.binary.counts import ScoreCounts, count_scores
 from hf_freeze.binary.criterion import Criterion
 from hf_freeze.binary.labelled_rows import EvaluatedRows, PositiveLabel, join_rows, labels_and_weights, read_rows
-from hf_freeze.binary.margin import Head, as_numpy, read_margin, refuse_probabilities
+from hf_freeze.binary.margin import Head, as_numpy, is_of_tokens, read_margin, refuse_probabilities, take_logits
 from hf_freeze.binary.metric_values import MetricOfCounts, finite, metrics_at
 from hf_freeze.binary.prevalence import calls_far_from_tuned, labels_far_from_tuned
 from hf_freeze.binary.result import ThresholdResult, as_result, reasons_to_doubt, short
@@ -179,7 +179,7 @@ class BinaryClassificationMetrics(TunedMetrics):
 
     def warn_of_calls(self, logits: Any) -> None:
         """Warn when far more or fewer of these rows, which have no labels, are called positive than was expected."""
-        if self.result is not None:
+        if self.result is not None and not is_of_tokens(take_logits(logits)):  # padding is like any token there
             margin = as_numpy(read_margin(logits, positive=self._label.id, head=self._head)[0])
             if text := calls_far_from_tuned(self.result, margin):
                 self._warn({"calls": text})

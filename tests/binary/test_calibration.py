@@ -220,3 +220,9 @@ def test_a_temperature_at_a_prevalence_is_fitted_around_the_shift():
 def test_where_no_half_can_be_fitted_the_errors_are_those_of_all_rows():
     found = tune_threshold([0.0, 1.0, 2.0, 3.0], [0, 0, 0, 1], calibrate="platt")
     assert found.calibration.keys() >= {"brier", "expected_calibration_error"}
+
+
+def test_probabilities_of_the_other_class_are_not_shifted_by_what_was_fitted_to_this_one():
+    result = ThresholdResult(threshold=0.0, slope=2.0, intercept=3.0)
+    assert predict_binary([1.0], result).probability == pytest.approx(sigmoid(5.0))
+    assert predict_binary([1.0], result, positive=0).probability == pytest.approx(sigmoid(-1.0))

@@ -5,7 +5,14 @@ import pytest
 import torch
 from transformers import BertConfig, BertForTokenClassification, Trainer, TrainingArguments
 
-from hf_freeze import BinaryClassificationMetrics, FreezeError, binary_margin, predict_binary, tune_threshold
+from hf_freeze import (
+    BinaryClassificationMetrics,
+    FreezeError,
+    ThresholdResult,
+    binary_margin,
+    predict_binary,
+    tune_threshold,
+)
 from tests.binary.conftest import WORDS
 
 pytestmark = pytest.mark.filterwarnings("ignore::hf_freeze.ThresholdWarning", "ignore:.*pin_memory.*:UserWarning")
@@ -75,6 +82,13 @@ def test_a_weight_per_token_or_per_text_weighs_the_tokens_that_count():
         assert tune_threshold(next(batches), next(batches), sample_weight=next(batches), n_boot=20) == found
     with pytest.raises(FreezeError, match=r"sample_weight of shape \(40, 5\) for \d+ rows"):
         tune_threshold(logits, labels, sample_weight=of_tokens[:, :5])
+
+
+@pytest.mark.filterwarnings("error::hf_freeze.ThresholdWarning")
+def test_padding_of_tokens_without_labels_is_not_counted_as_called():
+    logits = np.concatenate([tokens()[0], np.full((40, 60, 2), -100.0, np.float32)], axis=1)
+    result = ThresholdResult(threshold=0.0, prevalence=0.2, tp=30, fn=10, fp=10, tn=150)
+    BinaryClassificationMetrics(threshold=result).warn_of_calls(logits)
 
 
 def test_labels_that_are_not_one_per_token_are_an_error():

@@ -239,6 +239,60 @@ BINARY = [
         "for name in bare.labels})",
         "binary/multi_label::thresholds_are_saved_by_name_with_every_checkpoint_and_read_back",
     ),
+    change(
+        "binary/prevalence.py",
+        "_LEVEL = 0.001",
+        "_LEVEL = 0.00001",
+        "binary/prevalence::what_is_far_is_what_the_stated_test_says",
+    ),
+    change(
+        "binary/prevalence.py",
+        "_FACTOR = 1.5",
+        "_FACTOR = 1.0",
+        "binary/prevalence::what_is_far_is_what_the_stated_test_says",
+    ),
+    change(
+        "binary/prevalence.py",
+        "    if counts.squares is not None:\n        n_seen",
+        "    if False:\n        n_seen",
+        "binary/prevalence::rows_that_weigh_differently_are_less_evidence",
+    ),
+    change(
+        "binary/search.py",
+        "shift = log_odds_shift(float(self.at_prevalence), n_pos / (n_pos + n_neg))",
+        "shift = 0.0",
+        "binary/calibration::a_prevalence_shifts_the_log_odds_by_those_of_the_classes",
+    ),
+    change(
+        "binary/calibration.py",
+        'given[1] if method == "platt" else shift)',
+        'given[1] if method == "platt" else 0.0)',
+        "binary/calibration::a_temperature_at_a_prevalence_is_fitted_around_the_shift",
+    ),
+    change(
+        "binary/calibration.py",
+        "found.append(probability_errors(probability, *_weight_of_scores(*left_out)))",
+        "found.append(probability_errors(probability, *_weight_of_scores(*bag)))",
+        "binary/calibration::the_errors_reported_are_those_on_fresh_rows",
+    ),
+    change(
+        "binary/resampling.py",
+        "effective = np.where((total > 0) & (squares > 0), ratio(total**2, squares), 0.0)",
+        "effective = np.rint(total)",
+        "binary/weights::halves_of_weighted_rows_have_the_mean_and_the_variance_of_halves_drawn_row_by_row",
+    ),
+    change(
+        "binary/saved_threshold.py",
+        '"prevalence": None, "slope"',
+        '"slope"',
+        "binary/calibration::calibration_is_saved_beside_the_weights_and_in_the_config",
+    ),
+    change(
+        "training/thresholds.py",
+        "if self._weight_column not in inputs:",
+        "if True:",
+        "training/thresholds::a_weight_column_reaches_the_metrics_and_not_the_model",
+    ),
 ]
 FEATURES = [
     change(
