@@ -119,8 +119,8 @@ PLAN = [
 TRAINING = [
     change(
         "training/freezing.py",
-        "            parameter.grad = None",
-        "            pass",
+        "        if not trainable:\n            parameter.grad = None\n    return different",
+        "    return different",
         "training/freezing::a_stale_gradient_is_dropped_so_that_it_cannot_move_a_frozen_weight",
     ),
     change(
@@ -143,8 +143,8 @@ TRAINING = [
     ),
     change(
         "training/proof.py",
-        "if name in self._unmoved and rates.get(id(p), 0) > 0",
-        "if name in self._unmoved",
+        "if name in waited_for and rates.get(id(p), 0) > 0",
+        "if name in waited_for",
         "training/proof::a_detached_part_whose_rate_is_nought_is_no_violation",
     ),
     change(
@@ -315,8 +315,8 @@ FEATURES = [
     ),
     change(
         "features/cost.py",
-        "return saved > max((estimate.extraction_seconds for estimate in estimates), default=0.0)",
-        "return saved > 0",
+        "return saved - max((estimate.extraction_seconds for estimate in estimates), default=0.0)",
+        "return saved",
         "features/cache::what_takes_longer_than_it_saves_is_not_kept",
     ),
     change(
@@ -424,8 +424,8 @@ CHECKPOINTS = [
     ),
     change(
         "training/what_trained.py",
-        "        self._names |= self._differing(tensors)\n",
-        "",
+        "self._names |= self._differing(tensors) if is_known(self.model) else tensors.keys() - self._base.digests.keys()",
+        "pass",
         "training/trained_only::a_second_trainer_over_the_model_saves_what_the_first_one_trained",
     ),
     change(
