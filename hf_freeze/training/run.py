@@ -352,7 +352,7 @@ class FreezeRun:
         self._apply(self.state.stage)
         forget_frozen(self._optimizer, self._bound, before - self.trains)
         parts = describe_parts(self.trains, self.resolved.model_map)
-        logger.info("Step %d: period %d of the rotation begins, with fresh state. Trains: %s.", step, period, parts)
+        logger.info("Step %d: period %d of the rotation begins. Trains: %s.", step, period, parts)
 
     def _apply(self, stage: int) -> None:
         trainable = self.resolved.model_map.every_alias(self.resolved.trains(stage, self._period))

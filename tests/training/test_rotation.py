@@ -78,7 +78,7 @@ def test_layers_that_go_on_into_the_next_cycle_keep_their_state(tmp_path):
 def test_the_log_says_what_begins(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="hf_freeze")
     run(tmp_path, plan=recipes.rotate(layers=1, every=5, order="descending"), max_steps=6)
-    assert "Step 5: period 1 of the rotation begins, with fresh state. Trains: layers[3], head." in caplog.text
+    assert "Step 5: period 1 of the rotation begins. Trains: layers[3], head." in caplog.text
 
 
 def test_periods_as_long_as_the_run_are_refused(tmp_path):
