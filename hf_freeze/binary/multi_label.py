@@ -13,12 +13,18 @@ from hf_freeze.binary.criterion import Criterion
 from hf_freeze.binary.label_thresholds import LabelThresholds, read_label_matrix, read_margins, take_matrix
 from hf_freeze.binary.margin import Head, ValueRange, refuse_probabilities
 from hf_freeze.binary.metric_values import MetricOfCounts, finite, metrics_at
+from hf_freeze.binary.prevalence import calls_far_from_tuned, labels_far_from_tuned
 from hf_freeze.binary.result import ThresholdResult, reasons_to_doubt, short
 from hf_freeze.binary.search import Select, ThresholdError, ThresholdSearch
 from hf_freeze.binary.tuning_phase import TunedMetrics
 from hf_freeze.errors import FreezeError
 
 _AVERAGED = ("f1", "precision", "recall")
+_SAID = {
+    "untuned": "keep their thresholds",
+    "prevalence": "have another share of positives than they were tuned at",
+    "calls": "are called far more or less often than was to be expected",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +38,11 @@ class _LabelledRows:
 
 
 class _Judged(NamedTuple):
-    """One label in one evaluation: its metrics, and what came of tuning it (None: it was not to be tuned)."""
+    """One label in one evaluation: its metrics, what came of tuning it (None: it was not to be tuned), and a doubt."""
 
     values: dict[str, float]
     outcome: ThresholdResult | ThresholdError | None
+    far: str | None = None
 
 
 class MultiLabelMetrics(TunedMetrics):
@@ -190,6 +197,7 @@ class MultiLabelMetrics(TunedMetrics):
         names = self._names_of(rows.margin.shape[1])
         judged = {name: self._judge(name, rows, column) for column, name in enumerate(names)}
         self._warn(_grouped({name: label.outcome for name, label in judged.items()}))
+        self._warn_of("prevalence", {name: label.far for name, label in judged.items()})
         by_label = {name: label.values for name, label in judged.items()}
         values = _averages(list(by_label.values())) | self._about(rows, judged, names)
         for name, label in by_label.items():
@@ -216,6 +224,9 @@ class MultiLabelMetrics(TunedMetrics):
             return _Judged(values | self._expected(problem, values), problem)
         counts = count_scores(np.ascontiguousarray(margin), positive)
         outcome = self._tune(name, counts, len(counted) - len(margin)) if self.tunes else None
+        far = None
+        if outcome is None and name in self._results:
+            far = labels_far_from_tuned(self._results[name], counts, one_label=False)
         threshold = self._kept(name).threshold
         values = metrics_at(threshold, counts) | {"threshold": threshold, "n_pos": n_pos, "n_neg": n_neg}
         values |= {"auroc": counts.auroc(), "average_precision": counts.average_precision()}
@@ -223,7 +234,26 @@ class MultiLabelMetrics(TunedMetrics):
         cells = (values["tp"], values["fp"], values["fn"], values["tn"])
         failed = isinstance(outcome, ThresholdError)
         values["objective"] = criterion.worst(n_pos, n_neg) if failed else finite(criterion.value_of(cells))
-        return _Judged(values | self._expected(outcome, values), outcome)
+        return _Judged(values | self._expected(outcome, values), outcome, far)
+
+    def warn_of_calls(self, logits: Any) -> None:
+        """Warn when far more or fewer of these rows, which have no labels, are called positive than was expected."""
+        if not self._results:
+            return
+        margin = np.asarray(read_margins(logits, head=self._head)[0])
+        columns = dict(zip(self._names_of(margin.shape[1]), margin.T, strict=True))
+        self._warn_of(
+            "calls",
+            {
+                name: calls_far_from_tuned(self._results[name], column, one_label=False)
+                for name, column in columns.items()
+                if name in self._results
+            },
+        )
+
+    def _warn_of(self, kind: str, found: Mapping[str, str | None]) -> None:
+        if texts := {name: text for name, text in found.items() if text is not None}:
+            self._warn({kind: _said(kind, texts, len(found))})
 
     def _tune(self, name: str, counts: ScoreCounts, n_ignored: int) -> ThresholdResult | ThresholdError:
         try:
@@ -308,5 +338,4 @@ def _said(kind: str, labels: Mapping[str, str], n_labels: int) -> str:
         f" and {len(labels) - 8} more" if len(labels) > 8 else ""
     )
     first, why = next(iter(labels.items()))
-    what = "keep their thresholds" if kind == "untuned" else "are to be doubted"
-    return f"{len(labels)} of {n_labels} labels {what}: {names}. Of {first!r}: {why}"
+    return f"{len(labels)} of {n_labels} labels {_SAID.get(kind, 'are to be doubted')}: {names}. Of {first!r}: {why}"

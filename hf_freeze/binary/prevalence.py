@@ -26,8 +26,11 @@ def log_odds_shift(tuned_at: float, share: float) -> float:
     return float(np.log(tuned_at) - np.log1p(-tuned_at) - np.log(share) + np.log1p(-share))
 
 
-def labels_far_from_tuned(result: ThresholdResult, counts: ScoreCounts) -> str | None:
-    """Return a warning when the share of positives in the labels is far from the one tuned at."""
+def labels_far_from_tuned(result: ThresholdResult, counts: ScoreCounts, *, one_label: bool = True) -> str | None:
+    """Return a warning when the share of positives in the labels is far from the one tuned at.
+
+    The advice to tune at another prevalence is given where there is `one_label`, which alone can be.
+    """
     n_rows = counts.n_pos + counts.n_neg
     if result.prevalence is None or not n_rows:
         return None
@@ -38,17 +41,18 @@ def labels_far_from_tuned(result: ThresholdResult, counts: ScoreCounts) -> str |
     n_tuned = float(result.n_pos + result.n_neg) or n_seen  # unknown from a config alone: as many as are seen
     if not _far(share, n_seen, result.prevalence, n_tuned if observed else None):
         return None
+    advice = f" Tune with at_prevalence={share:.3g} if the model will run on rows like these." if one_label else ""
     return (
         f"{_percent(share)} of the {n_rows:.0f} rows are positive, but the threshold was tuned at "
-        f"{_percent(result.prevalence)}: it is not the best one here, and the values to expect of it do not hold. Tune "
-        f"with at_prevalence={share:.3g} if the model will run on rows like these."
+        f"{_percent(result.prevalence)}: it is not the best one here, and the values to expect of it do not "
+        f"hold.{advice}"
     )
 
 
-def calls_far_from_tuned(result: ThresholdResult, margin: NDArray[np.float32]) -> str | None:
+def calls_far_from_tuned(result: ThresholdResult, margin: NDArray[np.float32], *, one_label: bool = True) -> str | None:
     """Return a warning when the share of rows called positive is far from that of the rows tuned on.
 
-    For rows without labels. Rows whose margin is NaN are left out.
+    For rows without labels. Rows whose margin is NaN are left out. `one_label` as in `labels_far_from_tuned`.
     """
     margin = margin[~np.isnan(margin)]
     tp, fp, fn, tn = result.oob_counts or result.counts  # the rows tuned on are called as their own threshold likes
@@ -61,10 +65,11 @@ def calls_far_from_tuned(result: ThresholdResult, margin: NDArray[np.float32]) -
         n_tuned = min(n_tuned, expected * (1 - expected) / _variance_of_calls(result))
     if not _far(called, len(margin), expected, n_tuned * _COUNTED_OF_CALLS):
         return None
+    advice = " If not, tune with at_prevalence=." if one_label else ""
     return (
         f"{_percent(called)} of the {len(margin)} rows are called positive, where {_percent(expected)} were to be "
-        f"expected: the threshold was tuned at {_percent(result.prevalence)} of positives. Are there as many here? "
-        "If not, tune with at_prevalence=."
+        f"expected: the threshold was tuned at {_percent(result.prevalence)} of positives. Are there as many "
+        f"here?{advice}"
     )
 
 

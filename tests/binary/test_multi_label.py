@@ -53,6 +53,34 @@ def test_each_label_is_tuned_as_it_is_alone():
     assert reported["objective_oob"] == pytest.approx(np.mean([metrics.result[name].oob_value for name in NAMES]))
 
 
+@pytest.mark.filterwarnings("default::hf_freeze.ThresholdWarning")
+@pytest.mark.parametrize("labelled", [True, False])
+def test_labels_at_another_share_of_positives_are_named_in_one_warning(labelled, recwarn):
+    metrics = MultiLabelMetrics(labels=NAMES)
+    metrics(rows())
+    metrics.freeze()
+    recwarn.clear()
+
+    def said():
+        return [str(w.message) for w in recwarn if issubclass(w.category, ThresholdWarning)]
+
+    def see(shares, seed):
+        logits, labels = rows(2000, shares=shares, seed=seed)
+        if labelled:
+            metrics((logits, labels))
+        else:
+            metrics.warn_of_calls(logits)
+
+    see((0.3, 0.1, 0.03), 1)
+    assert said() == []
+    for seed in (2, 3):
+        see((0.3, 0.5, 0.03), seed)
+    (told,) = said()
+    assert told.startswith("1 of 3 labels")
+    assert "'spam'" in told
+    assert "at_prevalence" not in told
+
+
 def test_micro_and_macro_figures_are_those_of_scikit_learn():
     logits, labels = rows(shares=(0.3, 0.1, 0.03, 0.0))
     metrics = MultiLabelMetrics()
