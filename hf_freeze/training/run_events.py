@@ -125,7 +125,7 @@ class RunEvents(TrainerCallback, ExportableState):
             missing = {name: value for name, value in self._training.log_entries(logs).items() if name not in logs}
             logs.update(missing)
             state.log_history[-1].update(missing)
-        if "train_runtime" in logs:
+        if {"train_runtime", "train_loss"} <= logs.keys():  # include_num_input_tokens_seen puts the first into any log
             # Of the events after the last step the only one that no other follows but the end. The best checkpoint is
             # loaded after it, up to transformers 5.0 before it.
             has_best = args.load_best_model_at_end and state.best_model_checkpoint is not None

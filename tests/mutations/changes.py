@@ -573,6 +573,12 @@ CHECKPOINTS = [
 ]
 REPLACED = [
     change(
+        "training/run_events.py",
+        'if {"train_runtime", "train_loss"} <= logs.keys():',
+        'if "train_runtime" in logs:',
+        "training/replaced::an_edit_is_named_also_where_each_log_holds_the_tokens_and_the_time_since_the_start",
+    ),
+    change(
         "training/trainer.py",
         "        bound = self._hold_against(self.args, self.model)\n        self.add",
         "        bound = self._freezing.bound or self._hold_against(self.args, self.model)\n        self.add",

@@ -134,6 +134,22 @@ def test_a_parameter_whose_requires_grad_another_callback_sets_is_named(tmp_path
         made.train()
 
 
+@both_ways
+def test_an_edit_is_named_also_where_each_log_holds_the_tokens_and_the_time_since_the_start(tmp_path, way):
+    """With them every log looks like the last one of a run, which ends the proof and the eval mode of frozen parts."""
+
+    def edit(trainer):
+        seen.append(trainer.model.bert.embeddings.training)
+        trainer.model.get_parameter("bert.embeddings.word_embeddings.weight").data.add_(1)
+
+    seen = []
+    made = staged(tmp_path, way, Acts("on_step_end", edit, step=5), include_num_input_tokens_seen=True)
+    with pytest.raises(FreezeViolation, match="word_embeddings.weight' changed although"):
+        made.train()
+    assert "train_runtime" in made.state.log_history[0]
+    assert seen == [False]
+
+
 class ReferenceTrainer(Trainer):
     """Computes a reference without the adapter, as TRL's Trainers do: PEFT then lets the whole adapter train."""
 
