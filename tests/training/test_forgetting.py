@@ -46,7 +46,10 @@ def states(trainer) -> dict:
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_the_optimizer_holds_what_trains_and_no_more_as_preview_says(tmp_path, optim):
     if OPTIMIZERS[optim]:
-        pytest.importorskip(OPTIMIZERS[optim])
+        package = pytest.importorskip(OPTIMIZERS[optim])
+    if optim == "adamw_8bit":
+        # It keeps by id what the Trainer said of embeddings that are gone, and other weights may have these ids now.
+        package.optim.GlobalOptimManager.get_instance().initialize()
     values = {"optim": optim, "optim_args": "momentum=0.9" if optim == "sgd" else None}
     watch = Held()
     trainer = run(wide_bert(), tmp_path, watch=watch, **values)
