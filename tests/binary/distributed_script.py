@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
-from hf_freeze import BinaryClassificationMetrics, LabelThresholds, MultiLabelMetrics, ThresholdResult
+from hf_freeze import BinaryClassificationMetrics, FreezeTrainer, LabelThresholds, MultiLabelMetrics, ThresholdResult
 from hf_freeze.binary.saved_threshold import threshold_saved_with_weights
 from tests.binary.conftest import WORDS
 from tests.binary.test_multi_label import dataset as labelled_three_times
@@ -36,7 +36,9 @@ def main(folder: Path, mode: str) -> None:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     head = {"num_labels": 3, "problem_type": "multi_label_classification"} if several else {}
     model = BertForSequenceClassification(BertConfig(vocab_size=len(WORDS), initializer_range=0.5, **sizes, **head))
-    metrics = MultiLabelMetrics() if several else BinaryClassificationMetrics()
+    weighted = mode == "weighted"
+    column = {"sample_weight": "weight"} if weighted else {}
+    metrics = MultiLabelMetrics() if several else BinaryClassificationMetrics(**column)
     args = TrainingArguments(
         output_dir=str(folder),
         use_cpu=True,
@@ -46,8 +48,12 @@ def main(folder: Path, mode: str) -> None:
         batch_eval_metrics=mode == "batched",
     )
     rows = labelled_three_times(101, 1) if several else dataset(101, 1)
-    trainer = Trainer(model, args, eval_dataset=rows, compute_metrics=metrics)
-    figures = trainer.evaluate()
+    if weighted:
+        rows = [{**row, "weight": 0.5 + index % 7} for index, row in enumerate(rows)]
+    trainer_class = FreezeTrainer if weighted else Trainer
+    trainer = trainer_class(model, args, eval_dataset=rows, compute_metrics=metrics)
+    with metrics.tuning():
+        figures = trainer.evaluate()
     # transformers 5.23 multiplies eval_loss by the number of processes when the head ignores num_items_in_batch.
     others = ("runtime", "per_second", "preparation_time", "eval_loss")
     seen = {"world_size": args.world_size, "margins": margins_of(metrics.result)}

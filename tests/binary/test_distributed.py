@@ -36,3 +36,15 @@ def test_two_processes_tune_the_threshold_of_one_on_every_rank_and_write_it_once
         assert load_label_thresholds(tmp_path / "two" / "saved").margins == ranks[0]["margins"]
     else:
         assert load_threshold(tmp_path / "two" / "saved").threshold == ranks[0]["margins"][""]
+
+
+@pytest.mark.distributed
+def test_two_processes_weight_the_rows_that_one_does(tmp_path):
+    (alone,) = launch(tmp_path / "one", "weighted", processes=1)
+    ranks = launch(tmp_path / "two", "weighted", processes=2)
+    assert ranks[0] == ranks[1]
+    assert ranks[0]["figures"] == pytest.approx(alone["figures"], rel=1e-5)
+    assert ranks[0]["margins"] == pytest.approx(alone["margins"], rel=1e-5)
+    saved = load_threshold(tmp_path / "two" / "saved")
+    weights = sum(0.5 + index % 7 for index in range(101))
+    assert sum(saved.weighted_counts) == pytest.approx(weights)
