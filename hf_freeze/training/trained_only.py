@@ -66,6 +66,8 @@ class TrainedOnlyTrainerMixin(_Base):
             refuse_unsaved(self.model)
             if self.model_init is None:
                 refuse_base_inside(self.model, Path(str(self.args.output_dir)))
+                if name_of_base(self.model) is None:
+                    base_of(self.model)  # as it was handed in: nothing else brings back what a Trainer adds to it
         self.add_callback(_NotesWhatTrains(self))
 
     @property

@@ -564,12 +564,6 @@ CHECKPOINTS = [
         "    if True:\n        model = _load_base(",
         "training/trained_only::a_base_that_holds_only_what_trained_is_merged_first",
     ),
-    change(
-        "training/load_trained.py",
-        "    set_base(model, trained.base)\n",
-        "",
-        "training/trained_only::a_folder_is_a_model_for_a_trainer_and_its_checkpoints_need_the_first_base_only",
-    ),
 ]
 REPLACED = [
     change(
