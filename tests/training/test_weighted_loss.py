@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+import transformers
 import transformers as hf
 from datasets import Dataset
+from packaging.version import Version
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.nn import functional
@@ -67,11 +69,13 @@ def reference(build, rows, steps=3, declared=None):
 @pytest.mark.smoke
 @pytest.mark.parametrize("build", BUILDS, ids=lambda build: build.__name__)
 def test_a_step_is_that_of_torchs_weighted_loss_on_the_whole_window_however_it_is_cut(tmp_path, build):
+    # Before transformers 5.24 ModernBERT takes the padding out first, and rounds by how a window is cut.
+    rounding = 3e-5 if build.__name__ == "modernbert" and Version(transformers.__version__) < Version("5.24") else 1e-6
     rows = rows_for(build, WINDOW)
     losses, expected = reference(build, rows)
     for size, accumulation in ((16, 1), (8, 2), (4, 4), (3, 6)):
         trainer = run(build, tmp_path, size, accumulation, rows=rows)
-        assert relative_gap(weights(trainer.model), expected) <= 1e-6
+        assert relative_gap(weights(trainer.model), expected) <= rounding
         logs = training_logs(trainer)
         assert [(entry["loss"], entry["unweighted_loss"]) for entry in logs] == [
             pytest.approx(pair, rel=1e-5) for pair in losses
