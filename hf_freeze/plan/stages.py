@@ -68,7 +68,7 @@ class Settled:
     Over each window of steps, the distance is taken that these weights have moved. They have settled when it falls to
     `threshold` of the longest distance in any window so far. Going by a quantity over its largest value so far, layer
     by layer from below, is the way of AutoFreeze (Liu et al., 2021, arXiv 2102.01386), which takes the norm of the
-    gradient; what weights move by is known after clipping and whatever the optimizer, and costs next to nothing.
+    gradient; what weights move by is known after clipping and whatever the optimizer.
 
     Args:
         threshold: The part of the longest distance, between 0 and 1. A smaller one freezes later.

@@ -23,7 +23,7 @@ def refuse_forgetting(resolved: ResolvedPlan, backend: str) -> None:
         raise UnsupportedSetupError(
             f"The plan releases optimizer state (forget=True, or a rotation). {backend} keeps the state of all weights "
             "in flat buffers as long as its copies of the weights, of which no part can be released. Leave forget out, "
-            "or use DistributedDataParallel or FSDP2."
+            "or use DistributedDataParallel."
         )
 
 

@@ -16,7 +16,7 @@ from hf_freeze.plan.tables import describe_parts
 from hf_freeze.training.bound_plan import BoundPlan
 
 _SAMPLED = 1024
-"""How many weights of a stage are looked at. The distance that they move estimates that of all within a few percent."""
+"""How many weights of a stage are looked at; the distance that they move is an estimate of that of all."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Freezing layers as they settle against full fine-tuning: all-MiniLM-L6-v2, both in one process, several seeds.
 
-Run (about half an hour on 2 cores):  python -m tests.benchmarks.auto_freeze
+Run (long: ten pairs of runs by default):  python -m tests.benchmarks.auto_freeze
 Options: --data sms tweets --rows 512 --held-out 1000 --epochs 6 --seeds 5 --thresholds 0.5
 
 It needs the extra `benchmarks`. Full fine-tuning is the plain Trainer's; auto-freeze is `recipes.auto_freeze` with

@@ -72,7 +72,10 @@ def main() -> int:
         "static": FreezePlan(trainable=["head", f"layers[{middle}:{middle + options.layers}]"]),
         "rotation": recipes.rotate(layers=options.layers, every=options.every),
     }
-    found = {name: [train(plan, options) for _ in range(options.repeats)] for name, plan in plans.items()}
+    found = {name: [] for name in plans}
+    for _ in range(options.repeats):
+        for name, plan in plans.items():
+            found[name].append(train(plan, options))
     best = {name: min(seconds for seconds, _ in runs) for name, runs in found.items()}
     held = {name: runs[0][1] for name, runs in found.items()}
     for name in plans:

@@ -410,6 +410,12 @@ REPORTING = [
 ]
 CHECKPOINTS = [
     change(
+        "training/load_trained.py",
+        "    set_base(model, trained.base)\n",
+        "",
+        "training/trained_only::checkpoints_of_a_model_that_was_loaded_into_belong_to_its_first_base",
+    ),
+    change(
         "training/what_trained.py",
         "        new = saved_tensors(self.model).keys() & names - self._names\n        self._keep(new)\n",
         "        new = saved_tensors(self.model).keys() & names - self._names\n",

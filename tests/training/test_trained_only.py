@@ -8,7 +8,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
 
 from hf_freeze import FreezePlan, FreezeTrainer, Plateau, Stage, load_trained, merge_trained
 from tests.installed import since
-from tests.models import tiny_custom
+from tests.models import tiny_bert, tiny_custom
 from tests.training.staged import PLAN, STEPS, losses, optimizer_bytes, trainer
 from tests.training.trained_runs import HEAD, TWO, base_folder, classifier, description, same, stored, trained
 
@@ -152,6 +152,20 @@ def test_a_folder_is_a_model_for_a_trainer_and_its_checkpoints_need_the_first_ba
     shutil.rmtree(tmp_path / "first")
     merged = merge_trained(tmp_path / "second" / "checkpoint-2", tmp_path / "merged")
     assert same(AutoModelForSequenceClassification.from_pretrained(merged), second.model) == []
+
+
+def test_checkpoints_of_a_model_that_was_loaded_into_belong_to_its_first_base(tmp_path, base) -> None:
+    """A model without a name is told by its values alone, which are others after `load_trained`."""
+
+    def loaded(folder):
+        model = tiny_bert(layers=3)
+        load_trained(model, tmp_path / folder / "checkpoint-2")
+        return model
+
+    trained(tmp_path / "first", base, model=tiny_bert(layers=3), plan=HEAD, max_steps=2)
+    pooler = FreezePlan(trainable="bert.pooler")
+    second = trained(tmp_path / "second", base, model=loaded("first"), plan=pooler, max_steps=2)
+    assert same(loaded("second"), second.model) == []
 
 
 def test_what_the_base_lacks_is_saved_although_it_is_frozen(tmp_path, base) -> None:
