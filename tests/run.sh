@@ -17,5 +17,5 @@ fi
 COVERAGE_FILE=$(mktemp -d)/coverage
 export COVERAGE_FILE
 trap 'rm -rf "$(dirname "$COVERAGE_FILE")"' EXIT
-"$VENV/bin/python" -m pytest -n 2 --dist loadgroup --durations=15 -m "not slow" --cov --cov-report=
-"$VENV/bin/python" -m pytest -n 2 --dist loadgroup --durations=15 -m "slow" --cov --cov-append --cov-report=term --cov-fail-under=95
+"$VENV/bin/python" -m pytest -n 2 --dist loadgroup --durations=15 -m "not slow" --cov --cov-report=term --cov-fail-under=95
+"$VENV/bin/python" -m pytest -n 2 --dist loadgroup --durations=15 -m "slow"

@@ -99,6 +99,7 @@ def test_the_last_line_says_that_the_plan_was_kept(alone) -> None:
     assert output.rstrip().endswith("Verified: frozen weights did not change, trainable ones did.")
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_processes_print_once_and_end_with_equal_replicas(two) -> None:
     output, folder = two

@@ -284,6 +284,7 @@ def test_the_class_is_sequence_classification_where_there_is_one_else_that_of_th
         preview(bert, arguments(), auto_class="AutoModelForCausalML")
 
 
+@pytest.mark.slow
 def test_seventy_billion_parameters_take_no_memory():
     config = hf.LlamaConfig(
         vocab_size=128_256,

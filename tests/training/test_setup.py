@@ -197,6 +197,7 @@ PartialState().destroy_process_group()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_flat_parameters_by_accelerate_launch_are_refused_and_nothing_is_written(tmp_path):
     script = tmp_path / "script.py"

@@ -28,7 +28,9 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("run", ["timed", "plateaus", pytest.param("accumulated", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "run", ["timed", *(pytest.param(run, marks=pytest.mark.slow) for run in ("plateaus", "accumulated"))]
+)
 def test_resuming_after_every_step_is_bit_equal(tmp_path, run) -> None:
     plan, values = RUNS[run]
     values = {**values, "save_strategy": "steps", "save_steps": 1, "logging_steps": 2, "unfreeze_warmup": 2}
