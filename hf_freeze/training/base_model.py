@@ -18,14 +18,14 @@ from hf_freeze.training.trained_file import Base
 _BASES: "WeakKeyDictionary[nn.Module, Base]" = WeakKeyDictionary()
 
 
-def base_of(model: nn.Module) -> Base:
+def base_of(model: nn.Module, known: Mapping[str, int] | None = None) -> Base:
     """Return the base of a model: what it was when it was first asked for, or what `load_trained` found it to be.
 
-    A second Trainer over a model so sees what the first one trained.
+    A second Trainer over a model so sees what the first one trained. `known` as for `typed_digests`.
     """
     model = unwrap(model)
     if model not in _BASES:
-        _BASES[model] = describe(model)
+        _BASES[model] = describe(model, known)
     return _BASES[model]
 
 
@@ -34,8 +34,8 @@ def set_base(model: nn.Module, base: Base) -> None:
     _BASES[unwrap(model)] = base
 
 
-def describe(model: nn.Module) -> Base:
-    """Describe a model as it is now."""
+def describe(model: nn.Module, known: Mapping[str, int] | None = None) -> Base:
+    """Describe a model as it is now; `known` as for `typed_digests`."""
     tensors = saved_tensors(model)
     named = {path: inner for path, inner in transformers_models(model).items() if inner.name_or_path}
     held, commits = _held(tensors, named) if named else (tensors, [None])
@@ -45,7 +45,7 @@ def describe(model: nn.Module) -> Base:
         revision=commits[0],
         model_class=f"{type(model).__module__}.{type(model).__qualname__}",
         dtype=str(first.dtype).removeprefix("torch."),
-        digests=typed_digests(held),
+        digests=typed_digests(held, known),
     )
 
 
@@ -60,9 +60,9 @@ def is_known(model: nn.Module) -> bool:
     return unwrap(model) in _BASES
 
 
-def differing(tensors: Mapping[str, torch.Tensor], base: Base) -> set[str]:
-    """Name what the base does not hold, or not with these values."""
-    now = typed_digests({name: tensor for name, tensor in tensors.items() if name in base.digests})
+def differing(tensors: Mapping[str, torch.Tensor], base: Base, known: Mapping[str, int] | None = None) -> set[str]:
+    """Name what the base does not hold, or not with these values; `known` as for `typed_digests`."""
+    now = typed_digests({name: tensor for name, tensor in tensors.items() if name in base.digests}, known)
     return {name for name in tensors if name not in now or now[name] != base.digests[name]}
 
 

@@ -34,9 +34,14 @@ def digests(tensors: Mapping[str, torch.Tensor], *, merge_zeros: bool = False) -
     return dict(zip(tensors, over_shards(values, tensors.values()).tolist(), strict=True))
 
 
-def typed_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """Digest every tensor together with its type and shape: rows of zeros more or less would not show in the bits."""
-    return {name: value ^ _of_kind(tensors[name]) for name, value in digests(tensors).items()}
+def typed_digests(tensors: Mapping[str, torch.Tensor], known: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Digest every tensor together with its type and shape: rows of zeros more or less would not show in the bits.
+
+    Those in `known`, which `digests` has just returned, are not read again.
+    """
+    known = known or {}
+    values = {**known, **digests({name: tensor for name, tensor in tensors.items() if name not in known})}
+    return {name: values[name] ^ _of_kind(tensor) for name, tensor in tensors.items()}
 
 
 def over_shards(values: torch.Tensor, tensors: Iterable[torch.Tensor]) -> torch.Tensor:

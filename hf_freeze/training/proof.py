@@ -33,7 +33,8 @@ class FreezeProof:
         self._hold_buffers = hold_buffers
         self._trainable: Collection[str] = frozenset()
         self._with_gradient: Collection[str] = frozenset()
-        self._frozen: dict[str, int] = {}
+        self.frozen: dict[str, int] = {}
+        """Name -> digest of what is frozen, as it was at `watch`."""
         self._unmoved: dict[str, int] = {}
         self._moved: set[str] = set()
         self._had_rate: set[str] = set()
@@ -48,7 +49,7 @@ class FreezeProof:
         self._trainable = trainable
         self._with_gradient = self._bound.resolved.ever_trainable if uses_master_weights(optimizer) else trainable
         named = self._bound.parameters
-        self._frozen = digests(self._frozen_tensors(named), merge_zeros=uses_master_weights(optimizer))
+        self.frozen = digests(self._frozen_tensors(named), merge_zeros=uses_master_weights(optimizer))
         self._refuse_left_out(named)
         waiting = {name: p for name, p in named.items() if name in trainable and name not in self._moved}
         self._unmoved |= digests(waiting)
@@ -83,10 +84,10 @@ class FreezeProof:
         """
         named = self._bound.parameters
         now = digests(self._frozen_tensors(named), merge_zeros=uses_master_weights(self._optimizer))
-        moved = [name for name, digest in self._frozen.items() if now.get(name, digest) != digest]
+        moved = [name for name, digest in self.frozen.items() if now.get(name, digest) != digest]
         # First, as all processes must take part: one that raised before would leave the others waiting for it.
         # Of buffers, that they moved: nobody but DistributedDataParallel makes them equal while they train.
-        differing = differing_replicas(named, {name: name in moved for name in self._frozen if name not in named})
+        differing = differing_replicas(named, {name: name in moved for name in self.frozen if name not in named})
         self._refuse_left_out(named)
         self._cross_off(named)
         if moved:

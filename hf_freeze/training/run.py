@@ -271,6 +271,11 @@ class FreezeRun:
             self._fired[awaited] = step
             logger.info("Step %d: %s.", step, self._settling.reason(watches, awaited))
 
+    @property
+    def frozen_digests(self) -> Mapping[str, int]:
+        """Name -> digest of what is frozen, as it was when the stage began; {} without a proof."""
+        return self._proof.frozen if self._proof else {}
+
     def verify(self) -> None:
         """Raise `FreezeViolation` when something frozen moved, or replicas differ."""
         self.hold_adapters()

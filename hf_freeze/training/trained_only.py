@@ -68,7 +68,6 @@ class TrainedOnlyTrainerMixin(_Base):
                 refuse_base_inside(self.model, Path(str(self.args.output_dir)))
                 if name_of_base(self.model) is None:
                     base_of(self.model)  # as it was handed in: nothing else brings back what a Trainer adds to it
-        self.add_callback(_NotesWhatTrains(self))
 
     @property
     def _leaves_out(self) -> bool:
@@ -134,8 +133,11 @@ class TrainedOnlyTrainerMixin(_Base):
             write_text(card, f"{card.read_text('utf-8').rstrip()}\n\n{how_to_load(base_of(self.model))}")
 
 
-class _NotesWhatTrains(TrainerCallback):
-    """Tells a Trainer's `WhatTrained` what is about to train, before the optimizer moves it."""
+class NotesWhatTrains(TrainerCallback):
+    """Tells a Trainer's `WhatTrained` what is about to train, before the optimizer moves it.
+
+    It comes right after the callback that begins the run, whose proof has just read what is frozen.
+    """
 
     def __init__(self, trainer: TrainedOnlyTrainerMixin) -> None:
         self._trainer = trainer
@@ -147,7 +149,8 @@ class _NotesWhatTrains(TrainerCallback):
         self._stage = None
         if self._trainer._leaves_out:
             refuse_unsaved(self._trainer.model)
-            self._trainer._what_trained().begin(self._names(0))
+            run = self._trainer._freezing.run
+            self._trainer._what_trained().begin(self._names(0), known=run.frozen_digests if run else {})
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -39,7 +39,7 @@ from hf_freeze.training.run import FreezeSettings
 from hf_freeze.training.schedule import continue_schedule
 from hf_freeze.training.setup import check_arguments, refuse_deepspeeds_own_optimizer, uses_deepspeed
 from hf_freeze.training.thresholds import ThresholdTrainerMixin
-from hf_freeze.training.trained_only import TrainedOnlyTrainerMixin, refuse_split_checkpoints
+from hf_freeze.training.trained_only import NotesWhatTrains, TrainedOnlyTrainerMixin, refuse_split_checkpoints
 from hf_freeze.training.trainer_events import TrainerEvents
 from hf_freeze.training.weighted_training import WeightedLossTrainerMixin, refuse_unfit_weights
 from hf_freeze.training.whole import has_optimizer, require_fitting, require_whole
@@ -112,6 +112,7 @@ class FreezeTrainerMixin(
             self._freezing.unbind(others_train=others_train and self._trains_others())
         bound = self._hold_against(self.args, self.model)
         self.add_callback(TrainerEvents(self._freezing, bind=self._bind, begin_loss_window=self._begin_loss_window))
+        self.add_callback(NotesWhatTrains(self))
         self.add_callback(CacheFeatures(self))
         set_trainable(self.model, bound.resolved.names[0])
 

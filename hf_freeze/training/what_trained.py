@@ -9,7 +9,7 @@ from torch import nn
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training.base_model import base_of, differing, is_known, saved_tensors
 from hf_freeze.training.load_trained import going_back, put
-from hf_freeze.training.trained_file import Base, read_trained
+from hf_freeze.training.trained_file import read_trained
 
 
 class WhatTrained:
@@ -24,15 +24,17 @@ class WhatTrained:
         self._names: set[str] = set()
         self._base_values: dict[str, torch.Tensor] = {}
 
-    def begin(self, names: Set[str]) -> None:
+    def begin(self, names: Set[str], *, known: Mapping[str, int]) -> None:
         """Note what trains from the start, and what is not as in the base any more.
 
-        Any buffer may begin to move at any time: the values of all are kept.
+        Any buffer may begin to move at any time: the values of all are kept. `known` as for `typed_digests`.
         """
         tensors, parameters = saved_tensors(self.model), dict(self.model.named_parameters())
         self._names |= tensors.keys() & names
         # The weights have just been read where the base had yet to be described.
-        self._names |= self._differing(tensors) if is_known(self.model) else tensors.keys() - self._base.digests.keys()
+        described = is_known(self.model)
+        base = base_of(self.model, known)
+        self._names |= self._differing(tensors, known) if described else tensors.keys() - base.digests.keys()
         self._keep(tensors.keys() - parameters.keys())
 
     def add(self, names: Set[str]) -> None:
@@ -63,12 +65,9 @@ class WhatTrained:
         self._keep(name for name in trained.tensors if name not in from_start)
         put(self.model, trained, base_values)
 
-    def _differing(self, tensors: Mapping[str, torch.Tensor]) -> set[str]:
-        return differing({name: tensor for name, tensor in tensors.items() if name not in self._names}, self._base)
-
-    @property
-    def _base(self) -> Base:
-        return base_of(self.model)
+    def _differing(self, tensors: Mapping[str, torch.Tensor], known: Mapping[str, int] | None = None) -> set[str]:
+        others = {name: tensor for name, tensor in tensors.items() if name not in self._names}
+        return differing(others, base_of(self.model), known)
 
     def _keep(self, names: Iterable[str]) -> None:
         tensors = saved_tensors(self.model)

@@ -410,6 +410,12 @@ REPORTING = [
 ]
 CHECKPOINTS = [
     change(
+        "training/trained_only.py",
+        "known=run.frozen_digests if run else {}",
+        "known={}",
+        "training/trained_only::at_the_start_of_a_run_a_frozen_weight_is_read_once_for_the_proof_and_for_its_checkpoints",
+    ),
+    change(
         "training/load_trained.py",
         "    set_base(model, trained.base)\n",
         "",
@@ -430,7 +436,7 @@ CHECKPOINTS = [
     ),
     change(
         "training/what_trained.py",
-        "self._names |= self._differing(tensors) if is_known(self.model) else tensors.keys() - self._base.digests.keys()",
+        "self._names |= self._differing(tensors, known) if described else tensors.keys() - base.digests.keys()",
         "pass",
         "training/trained_only::a_second_trainer_over_the_model_saves_what_the_first_one_trained",
     ),
@@ -456,8 +462,8 @@ CHECKPOINTS = [
     ),
     change(
         "training/digests.py",
-        "value ^ _of_kind(tensors[name])",
-        "value",
+        "values[name] ^ _of_kind(tensor)",
+        "values[name]",
         "training/trained_base::rows_of_zeros_more_are_another_base",
         "training/trained_base::zeros_in_another_precision_are_another_base",
     ),
@@ -554,7 +560,7 @@ CHECKPOINTS = [
     ),
     change(
         "training/what_trained.py",
-        "tensors.keys() - self._base.digests.keys()",
+        "tensors.keys() - base.digests.keys()",
         "set()",
         "training/trained_only::what_the_base_lacks_is_saved_although_it_is_frozen",
     ),

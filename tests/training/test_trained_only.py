@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
+from transformers import AutoModel, AutoModelForSequenceClassification, TrainerCallback, pipeline
 
 from hf_freeze import FreezePlan, FreezeTrainer, Plateau, Stage, load_trained, merge_trained
+from hf_freeze.training import digests
 from tests.installed import since
 from tests.models import tiny_bert, tiny_custom
 from tests.training.staged import PLAN, STEPS, losses, optimizer_bytes, trainer
@@ -268,3 +269,28 @@ def test_a_base_that_holds_only_what_trained_is_merged_first(tmp_path, base) -> 
     first, second = (tmp_path / name / "checkpoint-1" for name in ("first", "second"))
     merged = merge_trained(second, tmp_path / "merged", base=first)
     assert same(AutoModelForSequenceClassification.from_pretrained(merged), made.model) == []
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_at_the_start_of_a_run_a_frozen_weight_is_read_once_for_the_proof_and_for_its_checkpoints(
+    tmp_path, base, monkeypatch, resume
+) -> None:
+    if resume:
+        trained(tmp_path / "run", base, plan=HEAD, max_steps=1)
+    model = classifier(base)
+    if resume:
+        load_trained(model, tmp_path / "run" / "checkpoint-1")
+    weight, reads = model.bert.embeddings.word_embeddings.weight, []
+
+    def read(tensor):
+        reads.extend([True] * (tensor.data_ptr() == weight.data_ptr()))
+        return as_words(tensor)
+
+    class AtFirstStep(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            assert len(reads) == 1
+
+    as_words = digests.as_words
+    monkeypatch.setattr(digests, "as_words", read)
+    trained(tmp_path / "again", base, model=model, plan=HEAD, max_steps=1, trainer={"callbacks": [AtFirstStep()]})
+    assert len(reads) > 1
