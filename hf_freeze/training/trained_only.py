@@ -79,9 +79,14 @@ class TrainedOnlyTrainerMixin(_Base):
             self._what = WhatTrained(self.model)
         return self._what
 
+    @property
+    def _trains_first(self) -> frozenset[str]:
+        resolved = self._freezing.required_bound.resolved
+        return resolved.model_map.every_alias(resolved.trains(0))
+
     def _from_start(self) -> frozenset[str]:
         # Checkpoints of another plan may lack any of it.
-        return frozenset() if self._settings.ignore_plan_change else self._freezing.required_bound.resolved.names[0]
+        return frozenset() if self._settings.ignore_plan_change else self._trains_first
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not self._leaves_out:
@@ -92,8 +97,7 @@ class TrainedOnlyTrainerMixin(_Base):
         folder, what = Path(str(self.args.output_dir) if output_dir is None else output_dir), self._what_trained()
         with _weights_left_out(self.model, folder):
             super()._save(str(folder), state_dict={})
-        from_start = self._freezing.required_bound.resolved.names[0]
-        tensors = what.tensors(also=from_start, frozen_is_proved=self._frozen_is_proved)
+        tensors = what.tensors(also=self._trains_first, frozen_is_proved=self._frozen_is_proved)
         write_trained(Trained(tensors=tensors, base=base_of(self.model), plan=self._freezing.plan.to_dict()), folder)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -141,27 +145,24 @@ class NotesWhatTrains(TrainerCallback):
 
     def __init__(self, trainer: TrainedOnlyTrainerMixin) -> None:
         self._trainer = trainer
-        self._stage: int | None = None
+        self._noted: frozenset[str] = frozenset()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._stage = None
+        self._noted = frozenset()
         if self._trainer._leaves_out:
             refuse_unsaved(self._trainer.model)
             run = self._trainer._freezing.run
-            self._trainer._what_trained().begin(self._names(0), known=run.frozen_digests if run else {})
+            self._trainer._what_trained().begin(self._trainer._trains_first, known=run.frozen_digests if run else {})
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        stage = self._trainer._freezing.stage
-        if self._trainer._leaves_out and stage is not None and stage != self._stage:
-            self._stage = stage
-            self._trainer._what_trained().add(self._names(stage))
-
-    def _names(self, stage: int) -> frozenset[str]:
-        return self._trainer._freezing.required_bound.resolved.names[stage]
+        run = self._trainer._freezing.run
+        if self._trainer._leaves_out and run is not None and run.trains != self._noted:
+            self._noted = run.trains
+            self._trainer._what_trained().add(run.resolved.model_map.every_alias(self._noted))
 
 
 def how_to_load(base: Base) -> str:

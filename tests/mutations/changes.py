@@ -411,6 +411,12 @@ REPORTING = [
 CHECKPOINTS = [
     change(
         "training/trained_only.py",
+        "resolved.model_map.every_alias(resolved.trains(0))",
+        "resolved.names[0]",
+        "training/rotation::what_trained_up_to_then_is_saved_and_the_resumed_run_ends_bit_for_bit[2]",
+    ),
+    change(
+        "training/trained_only.py",
         "known=run.frozen_digests if run else {}",
         "known={}",
         "training/trained_only::at_the_start_of_a_run_a_frozen_weight_is_read_once_for_the_proof_and_for_its_checkpoints",

@@ -4,8 +4,10 @@ import logging
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hf_freeze import FreezePlan, PlanError, UnsupportedSetupError, preview, recipes
+from hf_freeze.training.trained_file import TRAINED_NAME
 from tests.models import tiny_llama
 from tests.reporting.test_preview_state import Held
 from tests.training.runs import arguments, freeze_trainer, weights
@@ -98,17 +100,22 @@ def test_rates_by_layer_hold_under_a_rotation(tmp_path):
     assert seen == {f"lr/layers.{layer}": pytest.approx(0.01 * 0.5 ** (5 - layer)) for layer in range(5)}
 
 
-def test_what_trained_is_saved_and_the_resumed_run_ends_bit_for_bit(tmp_path):
-    values = {"save_strategy": "steps", "save_steps": 4, "save_trained_only": True}
-    base = model()
-    base.save_pretrained(tmp_path / "base")
-    whole = freeze_trainer(
-        type(base).from_pretrained(tmp_path / "base"), tmp_path, freeze_plan=PLAN, max_steps=STEPS, **values
-    )
-    whole.train()
-    again = freeze_trainer(
-        type(base).from_pretrained(tmp_path / "base"), tmp_path / "again", freeze_plan=PLAN, max_steps=STEPS, **values
-    )
-    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+@pytest.mark.parametrize("step", [2, 3, 4, 8])
+def test_what_trained_up_to_then_is_saved_and_the_resumed_run_ends_bit_for_bit(tmp_path, step):
+    values = {"save_strategy": "steps", "save_steps": 1, "save_trained_only": True}
+    model().save_pretrained(tmp_path / "base")
+
+    def train(folder, **more):
+        loaded = type(model()).from_pretrained(tmp_path / "base")
+        trainer = freeze_trainer(loaded, folder, freeze_plan=PLAN, max_steps=STEPS, **values)
+        trainer.train(**more)
+        return trainer
+
+    whole = train(tmp_path)
+    stored = load_file(tmp_path / "run" / f"checkpoint-{step}" / TRAINED_NAME)
+    assert stored.keys() == frozenset().union(*by_step(whole)[:step])
+    again = train(tmp_path / "again", resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
     expected = weights(whole.model)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(again.model).items())
+    last = load_file(tmp_path / "again" / "run" / f"checkpoint-{STEPS}" / TRAINED_NAME)
+    assert last.keys() == whole.resolved_plan.ever_trainable
