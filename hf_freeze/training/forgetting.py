@@ -1,7 +1,7 @@
 """Release what the optimizer keeps of weights that freeze, for plans that say `forget`."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -29,19 +29,24 @@ def refuse_forgetting(resolved: ResolvedPlan, backend: str) -> None:
 
 def refuse_optimizers_that_keep_state(optimizer: object, bound: BoundPlan) -> None:
     """Raise `UnsupportedSetupError` for an optimizer, before its first step, that cannot release state by weight."""
-    first, named = bound.resolved.trains(0), bound.ever_trainable
     inner = inner_optimizer(optimizer)
     name, why = type(inner).__name__, ""
     if getattr(inner, "is_paged", False):
         why = "pages its state, and holds the pages for good. Use the one that does not, such as adamw_bnb_8bit"
     elif any(counter in group for group in inner.param_groups for counter in _GROUP_COUNTERS):
         why = "counts its steps per group, so that what is unfrozen again would not start fresh. Use AdamW"
-    elif any(tensor in inner.state for name, tensor in named.items() if name not in first):
+    elif _is_built_ahead(inner, [*bound.ever_trainable.values()]):
         why = "builds the state of all weights before its first step. Use one that builds it as it steps, such as AdamW"
     if why:
         raise UnsupportedSetupError(
             f"The plan releases optimizer state (forget=True, or a rotation), and {name} {why}, or leave forget out."
         )
+
+
+def _is_built_ahead(inner: Any, tensors: Sequence[torch.Tensor]) -> bool:
+    """Tell whether there is state of all, and no step was made: what an earlier run left lacks some, or has counted."""
+    states = [inner.state[tensor] for tensor in tensors if tensor in inner.state]
+    return len(states) == len(tensors) and not any(state.get("step", 0) for state in states)
 
 
 def forget_frozen(optimizer: object, bound: BoundPlan, frozen: Iterable[str]) -> None:

@@ -145,6 +145,8 @@ class FreezeRun:
             self._period = self.resolved.rotation.period(max(step - 1, 0))
         if state is None and self.resolved.forgets:
             refuse_optimizers_that_keep_state(self._optimizer, self._bound)
+            # An earlier run with this optimizer may have left some: train() is called twice, or again after it failed.
+            forget_frozen(self._optimizer, self._bound, self._bound.parameters.keys() - self.resolved.trains(0))
         self.state = state or self.state
         self.best = best or {}
         self.undo_at_end(stop_backward_at_lowest_trainable(self._bound.model))

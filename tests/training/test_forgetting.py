@@ -132,3 +132,15 @@ def test_forget_of_what_does_not_train_is_refused():
 
 def test_forget_is_written_and_read():
     assert FreezePlan.from_dict(PLAN.to_dict()) == PLAN
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adafactor", "rmsprop"])
+@pytest.mark.parametrize("plan", [PLAN, FreezePlan(trainable=PLAN.trainable, stages=STAGES[:1])], ids=["back", "away"])
+def test_a_second_run_begins_with_the_state_of_its_first_stage(tmp_path, plan, optim):
+    trainer = run(wide_bert(), tmp_path, plan=plan, optim=optim)
+    watch = Held()
+    trainer.add_callback(watch)
+    trainer.train()
+    static = Held()
+    run(wide_bert(), tmp_path, plan=FreezePlan(trainable=PLAN.trainable), watch=static, optim=optim)
+    assert watch.state == static.state

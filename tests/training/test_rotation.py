@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from hf_freeze import FreezePlan, PlanError, UnsupportedSetupError, preview, recipes
 from hf_freeze.training.trained_file import TRAINED_NAME
@@ -119,3 +120,27 @@ def test_what_trained_up_to_then_is_saved_and_the_resumed_run_ends_bit_for_bit(t
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(again.model).items())
     last = load_file(tmp_path / "again" / "run" / f"checkpoint-{STEPS}" / TRAINED_NAME)
     assert last.keys() == whole.resolved_plan.ever_trainable
+
+
+def test_train_can_be_called_again_and_begins_with_the_first_period(tmp_path):
+    trainer = run(tmp_path)
+    watch = Held()
+    trainer.add_callback(watch)
+    trainer.train()
+    first = Held()
+    run(tmp_path, watch=first)
+    assert watch.state == first.state
+
+
+@pytest.mark.filterwarnings("ignore:.*memory")
+def test_a_run_starts_over_after_it_ran_out_of_memory(tmp_path):
+    failed = []
+
+    class OutOfMemory(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 5 and not failed:
+                failed.append(state.global_step)
+                raise RuntimeError("CUDA out of memory.")
+
+    trainer = run(tmp_path, watch=OutOfMemory(), auto_find_batch_size=True)
+    assert (failed, trainer.state.global_step) == ([5], STEPS)
