@@ -65,13 +65,14 @@ class Plateau:
 class Settled:
     """The moment when what a stage freezes hardly moves any more.
 
-    Over each window of steps, the distance is taken that these weights have moved. They have settled when it falls to
-    `threshold` of the longest distance in any window so far. Going by a quantity over its largest value so far, layer
-    by layer from below, is the way of AutoFreeze (Liu et al., 2021, arXiv 2102.01386), which takes the norm of the
-    gradient; what weights move by is known after clipping and whatever the optimizer.
+    Over each window of steps, the distance is taken that these weights have moved, over the sum of their learning
+    rates: a schedule that decays makes all weights move less, and settles nothing. They have settled when it falls to
+    `threshold` of the most in any window so far. Layer by layer from below is the way of AutoFreeze (Liu et al., 2021,
+    arXiv 2102.01386). That ranks layers by the change of their gradient norm and always freezes some; this waits, and
+    freezes nothing where all layers go on as before.
 
     Args:
-        threshold: The part of the longest distance, between 0 and 1. A smaller one freezes later.
+        threshold: The part of the most, between 0 and 1. A smaller one freezes later.
         window: How long a window is: a number of steps (1 or more), or a fraction of the run (below 1).
         patience: So many windows in a row below the threshold.
 

@@ -123,7 +123,7 @@ class FreezeRun:
         warmup = warmup_steps(settings.unfreeze_warmup, max_steps)
         self._gate = RateGate(optimizer, bound, warmup=warmup)
         self._proof = FreezeProof(bound, hold_buffers=settings.frozen_eval) if settings.verify else None
-        self._settling = SettlingMonitor(bound, max_steps=max_steps)
+        self._settling = SettlingMonitor(bound, optimizer, max_steps=max_steps)
         self._wrappers = find_wrappers(bound.model)
         if self._freezes_by_lr or any(map(is_sharded, bound.model.parameters())):
             refuse_rewind(resolved, "This set-up")
@@ -219,6 +219,7 @@ class FreezeRun:
         self.hold_adapters()
         if self._proof:
             self._proof.before_step(self._optimizer)
+        self._settling.optimizer_steps(self.state.settling, stage=self.state.stage)
         return {f"lr/{name}": rate for name, rate in self._gate.rates().items()}
 
     def after_optimizer_step(self) -> None:

@@ -114,8 +114,8 @@ def _is_watch(values: Any) -> bool:
         watch = SettlingWatch.from_dict(values)
     except (TypeError, ValueError, KeyError):
         return False
-    numbers = is_number(watch.farthest) and is_number(watch.last) and is_count(watch.below)
-    return numbers and isinstance(watch.seen, int) and values.keys() == vars(watch).keys()
+    numbers = is_number(watch.rate) and is_number(watch.farthest) and is_number(watch.last)
+    return numbers and is_count(watch.below) and isinstance(watch.seen, int) and values.keys() == vars(watch).keys()
 
 
 def _at(state: Any, path: str) -> Any:

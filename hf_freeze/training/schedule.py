@@ -60,7 +60,7 @@ class RateGate:
         self._optimizer = optimizer
         self._warmup = warmup
         self._trains = _trains_by_group(optimizer, bound, warmup)
-        self._rotation, self._members = bound.resolved.rotation, _names_by_group(optimizer, bound)
+        self._rotation, self._members = bound.resolved.rotation, names_by_group(optimizer, bound)
         self._factors = bound.resolved.lr_factors
         self._applied: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._frozen: list[bool] = [False] * len(optimizer.param_groups)
@@ -106,7 +106,8 @@ class RateGate:
         self._applied = []
 
 
-def _names_by_group(optimizer: torch.optim.Optimizer, bound: BoundPlan) -> list[frozenset[str]]:
+def names_by_group(optimizer: torch.optim.Optimizer, bound: BoundPlan) -> list[frozenset[str]]:
+    """Return the canonical names of the model's parameters in each group of the optimizer."""
     names = {id(parameter): name for name, parameter in bound.parameters.items()}
     return [frozenset(names[id(p)] for p in members if id(p) in names) for members in group_members(optimizer)]
 

