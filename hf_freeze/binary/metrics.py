@@ -12,7 +12,7 @@ from hf_freeze.binary.counts import ScoreCounts, count_scores
 from hf_freeze.binary.criterion import Criterion
 from hf_freeze.binary.labelled_rows import EvaluatedRows, PositiveLabel, join_rows, labels_and_weights, read_rows
 from hf_freeze.binary.margin import Head, as_numpy, is_of_tokens, read_margin, refuse_probabilities, take_logits
-from hf_freeze.binary.metric_values import MetricOfCounts, finite, metrics_at
+from hf_freeze.binary.metric_values import MetricOfCounts, metrics_at
 from hf_freeze.binary.prevalence import calls_far_from_tuned, labels_far_from_tuned
 from hf_freeze.binary.result import ThresholdResult, as_result, reasons_to_doubt, short
 from hf_freeze.binary.risk_control import refuse_row_weights
@@ -93,7 +93,7 @@ class BinaryClassificationMetrics(TunedMetrics):
             max_fpr=max_fpr,
             confidence=confidence,
         )
-        self.search = ThresholdSearch(
+        search = ThresholdSearch(
             criterion=criterion,
             at_prevalence=at_prevalence,
             calibrate=calibrate,
@@ -101,7 +101,7 @@ class BinaryClassificationMetrics(TunedMetrics):
             n_boot=n_boot,
             seed=seed,
         )
-        super().__init__(tune_on=tune_on, head=head)
+        super().__init__(search, tune_on=tune_on, head=head)
         self.extra = metric_values.check_extra(extra)
         self._label = PositiveLabel(positive, id2label)
         if not isinstance(sample_weight, str | None) or sample_weight in ("", "label", "labels"):
@@ -199,7 +199,7 @@ class BinaryClassificationMetrics(TunedMetrics):
         values = self._of_scores(counts, tuned=outcome is not None and outcome is self._threshold)
         values |= metrics_at(self.threshold, counts)
         values["f1_at_half"] = metrics_at(0.0, counts)["f1"]
-        values |= self._expected(outcome, values) | self._about(rows)
+        values |= self._objective_values(outcome, values) | self._about(rows)
         hidden = metric_values.recall_below_accuracy(
             accuracy=values["accuracy"], recall=values["recall"], n_pos=rows.n_pos
         )
@@ -230,21 +230,6 @@ class BinaryClassificationMetrics(TunedMetrics):
             self._threshold = result
         return result
 
-    def _expected(self, outcome: ThresholdResult | ThresholdError | None, values: dict[str, float]) -> dict[str, float]:
-        """Return the objective and, where this evaluation tuned, what to expect of it and of F1 on fresh rows."""
-        tp, fp, fn, tn = (values[name] for name in ("tp", "fp", "fn", "tn"))
-        criterion = self.search.criterion
-        failed = isinstance(outcome, ThresholdError)
-        value = criterion.worst(tp + fn, fp + tn) if failed else finite(criterion.value_of((tp, fp, fn, tn)))
-        if outcome is None or self.search.n_boot == 0:
-            return {"objective": value}
-        if isinstance(outcome, ThresholdError) or outcome is not self._threshold:
-            return {"objective": value, "objective_oob": value, "f1_oob": values["f1"]}
-        if outcome.oob_counts is None or outcome.oob_value is None:
-            return {"objective": value, "objective_oob": criterion.worst(tp + fn, fp + tn), "f1_oob": 0.0}
-        f1_oob = float(metric_values.f1(*(np.array(count) for count in outcome.oob_counts)))
-        return {"objective": value, "objective_oob": finite(outcome.oob_value), "f1_oob": f1_oob}
-
     def _about(self, rows: EvaluatedRows) -> dict[str, float]:
         return {
             "threshold": self.threshold,
@@ -256,14 +241,10 @@ class BinaryClassificationMetrics(TunedMetrics):
         }
 
     def _zeros(self, rows: EvaluatedRows) -> dict[str, float]:
-        """Return the usual names with the worst values: nothing can be said of scores that are NaN."""
-        values = metric_values.all_zero() | {"f1_at_half": 0.0}
-        worst = self.search.criterion.worst(rows.n_pos, rows.n_neg)
-        values["objective"] = worst
+        """Return what is usually reported, each at its worst, for scores that are NaN."""
+        values = self._worst_values(rows.n_pos, rows.n_neg)
         if self.search.calibrate is not None:
             values |= {"brier_uncalibrated": 0.0, "expected_calibration_error_uncalibrated": 0.0}
-        if self.tunes and self.search.n_boot:
-            values |= {"objective_oob": worst, "f1_oob": 0.0}
         return values | dict.fromkeys(self._extra_metrics(rows, values | self._about(rows)), 0.0)
 
     def _extra_metrics(self, rows: EvaluatedRows, values: dict[str, float]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from hf_freeze.binary.counts import ScoreCounts, count_scores
 from hf_freeze.binary.criterion import Criterion
 from hf_freeze.binary.label_thresholds import LabelThresholds, read_label_matrix, read_margins, take_matrix
 from hf_freeze.binary.margin import Head, ValueRange, refuse_probabilities
-from hf_freeze.binary.metric_values import MetricOfCounts, finite, metrics_at
+from hf_freeze.binary.metric_values import MetricOfCounts, metrics_at
 from hf_freeze.binary.prevalence import calls_far_from_tuned, labels_far_from_tuned
 from hf_freeze.binary.result import ThresholdResult, reasons_to_doubt, short
 from hf_freeze.binary.search import Select, ThresholdError, ThresholdSearch
@@ -106,8 +106,8 @@ class MultiLabelMetrics(TunedMetrics):
             max_fpr=max_fpr,
             confidence=confidence,
         )
-        self.search = ThresholdSearch(criterion=criterion, select=select, n_boot=n_boot, seed=seed)
-        super().__init__(tune_on=tune_on, head=head)
+        search = ThresholdSearch(criterion=criterion, select=select, n_boot=n_boot, seed=seed)
+        super().__init__(search, tune_on=tune_on, head=head)
         self._given_labels = labels is not None
         self._labels = None if labels is None else _names(labels)
         self._results: dict[str, ThresholdResult] = {}
@@ -215,26 +215,20 @@ class MultiLabelMetrics(TunedMetrics):
         counted = rows.counted[:, column]
         margin, positive = rows.margin[counted, column], rows.positive[counted, column]
         n_nan = int(np.isnan(margin).sum())
-        criterion = self.search.criterion
-        n_pos, n_neg = float(positive.sum()), float((~positive).sum())
+        sizes = {"n_pos": float(positive.sum()), "n_neg": float((~positive).sum())}
         if n_nan:
-            values = metric_values.all_zero() | {"f1_at_half": 0.0, "threshold": self._kept(name).threshold}
-            values |= {"n_pos": n_pos, "n_neg": n_neg, "objective": criterion.worst(n_pos, n_neg)}
             problem = ThresholdError("nonfinite", f"{n_nan} of {len(margin)} scores are NaN.") if self.tunes else None
-            return _Judged(values | self._expected(problem, values), problem)
+            return _Judged(self._worst_values(**sizes) | sizes | {"threshold": self._kept(name).threshold}, problem)
         counts = count_scores(np.ascontiguousarray(margin), positive)
         outcome = self._tune(name, counts, len(counted) - len(margin)) if self.tunes else None
         far = None
         if outcome is None and name in self._results:
             far = labels_far_from_tuned(self._results[name], counts, one_label=False)
         threshold = self._kept(name).threshold
-        values = metrics_at(threshold, counts) | {"threshold": threshold, "n_pos": n_pos, "n_neg": n_neg}
+        values = metrics_at(threshold, counts) | sizes | {"threshold": threshold}
         values |= {"auroc": counts.auroc(), "average_precision": counts.average_precision()}
         values["f1_at_half"] = metrics_at(0.0, counts)["f1"]
-        cells = (values["tp"], values["fp"], values["fn"], values["tn"])
-        failed = isinstance(outcome, ThresholdError)
-        values["objective"] = criterion.worst(n_pos, n_neg) if failed else finite(criterion.value_of(cells))
-        return _Judged(values | self._expected(outcome, values), outcome, far)
+        return _Judged(values | self._objective_values(outcome, values), outcome, far)
 
     def warn_of_calls(self, logits: Any) -> None:
         """Warn when far more or fewer of these rows, which have no labels, are called positive than was expected."""
@@ -264,17 +258,6 @@ class MultiLabelMetrics(TunedMetrics):
         if result.status != "constant":
             self._results[name] = result
         return result
-
-    def _expected(self, outcome: ThresholdResult | ThresholdError | None, values: dict[str, float]) -> dict[str, float]:
-        """Return what to expect of one label on fresh rows, where this evaluation tuned."""
-        if outcome is None or not self.search.n_boot:
-            return {}
-        if isinstance(outcome, ThresholdError) or outcome.status == "constant":
-            return {"objective_oob": values["objective"], "f1_oob": values["f1"]}
-        if outcome.oob_counts is None or outcome.oob_value is None:
-            return {"objective_oob": self.search.criterion.worst(values["n_pos"], values["n_neg"]), "f1_oob": 0.0}
-        f1_oob = float(metric_values.f1(*(np.array(count) for count in outcome.oob_counts)))
-        return {"objective_oob": finite(outcome.oob_value), "f1_oob": f1_oob}
 
     def _about(self, rows: _LabelledRows, judged: Mapping[str, _Judged], names: Sequence[str]) -> dict[str, float]:
         limits = np.array([self._kept(name).threshold for name in names], np.float32)

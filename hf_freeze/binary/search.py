@@ -191,35 +191,38 @@ class ThresholdSearch:
             refuse_row_weights(self.criterion)
         shift = 0.0
         if self.at_prevalence is not None:
-            n_pos, n_neg = float(counts.rows.tp[0]), float(counts.rows.fp[0])
-            shift = log_odds_shift(float(self.at_prevalence), n_pos / (n_pos + n_neg))
-        counts = counts.at_prevalence(None if self.at_prevalence is None else float(self.at_prevalence))
+            prevalence = float(self.at_prevalence)
+            shift = log_odds_shift(prevalence, float(counts.rows.tp[0]) / _n_rows(counts))
+            counts = counts.at_prevalence(prevalence)
         control = None if self.criterion.confidence is None else RiskControl.of(counts, self.criterion)
         value = _acceptable_values(counts, self.criterion, control)
         first, last = _longest_plateau(counts, value)
         kept = counts.thinned(RESOLUTION, keep=first)
         tried = kept if control is None else np.union1d(kept, control.tested)
-        smoothing, resamples = None, None
-        if self.select == "smoothed":
-            smoothing = Smoothing.at(counts, tried)
-            smooth = self.criterion.value(*smoothing.table(counts.tp[tried], counts.fp[tried]))
-            first = last = int(tried[np.where(value[tried] > -np.inf, smooth, -np.inf).argmax()])
+        smoothing = Smoothing.at(counts, tried) if self.select == "smoothed" else None
+        if smoothing is not None:
+            first = last = self._best_smoothed(counts, value, tried, smoothing)
+        resamples = None
         if self.n_boot:
             settings: Any = {"control": control, "smoothing": smoothing, "n_boot": self.n_boot, "seed": self.seed}
             resamples = resample(counts, self.criterion, kept=tried, tuned=first, **settings)
             if self.select == "bagged" and len(resamples.thresholds):
-                median = counts.candidate_at(float(np.median(resamples.thresholds)))
-                acceptable = np.flatnonzero(value > -np.inf)
-                first = last = int(acceptable[np.abs(acceptable - median).argmin()])
+                first = last = _acceptable_near(counts, value, float(np.median(resamples.thresholds)))
         low, high = (float(end) for end in counts.gaps(first, last))
         result = self._describe(counts, value, low=low, high=high)
-        result = replace(result, curve=_curve(counts, self.criterion, kept))
+        result = replace(result, curve=_curve(counts, self.criterion, kept), intercept=shift, status=status_of(result))
         if resamples is not None:
             result = _with_optimism(result, self.criterion, resamples)
-        result = replace(result, status=status_of(result), intercept=shift)
         if self.calibrate is not None:
             result = _with_calibration(result, calibrated(counts, self.calibrate, shift=shift, seed=self.seed))
         return replace(result, message=" ".join(reasons_to_doubt(result).values()))
+
+    def _best_smoothed(
+        self, counts: ScoreCounts, value: FloatArray, tried: NDArray[np.intp], smoothing: Smoothing
+    ) -> int:
+        """Return the acceptable candidate, of those `tried`, that is best by smoothed counts."""
+        smooth = self.criterion.value(*smoothing.table(counts.tp[tried], counts.fp[tried]))
+        return int(tried[np.where(value[tried] > -np.inf, smooth, -np.inf).argmax()])
 
     def _describe(self, counts: ScoreCounts, value: FloatArray, *, low: float, high: float) -> ThresholdResult:
         threshold = _middle(low, high)
@@ -316,6 +319,12 @@ def _longest_plateau(counts: ScoreCounts, value: FloatArray) -> tuple[int, int]:
     low, high = counts.gaps(first, last)
     longest = int((high - low).argmax())
     return int(first[longest]), int(last[longest])
+
+
+def _acceptable_near(counts: ScoreCounts, value: FloatArray, threshold: float) -> int:
+    """Return the acceptable candidate that is the fewest candidates away from a threshold."""
+    acceptable = np.flatnonzero(value > -np.inf)
+    return int(acceptable[np.abs(acceptable - counts.candidate_at(threshold)).argmin()])
 
 
 def _middle(low: float, high: float) -> float:

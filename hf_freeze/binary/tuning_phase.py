@@ -4,8 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
+import numpy as np
+
+from hf_freeze.binary import metric_values
 from hf_freeze.binary.margin import Head, check_head
-from hf_freeze.binary.result import short, warn_once_per_run
+from hf_freeze.binary.metric_values import finite
+from hf_freeze.binary.result import ThresholdResult, short, warn_once_per_run
+from hf_freeze.binary.search import ThresholdError, ThresholdSearch
 from hf_freeze.errors import FreezeError
 
 
@@ -18,10 +23,11 @@ class TunedMetrics:
     sample_weight: str | None = None
     """The label column that has a weight for each row, if there is one."""
 
-    def __init__(self, *, tune_on: str, head: Head) -> None:
+    def __init__(self, search: ThresholdSearch, *, tune_on: str, head: Head) -> None:
         check_head(head)
         if not isinstance(tune_on, str):
             raise FreezeError(f"tune_on={tune_on!r} must be the name of an eval set.")
+        self.search = search
         self._head: Head = head
         self._tune_on = tune_on
         self._frozen = False
@@ -157,6 +163,32 @@ class TunedMetrics:
             rows = self._join(self._batches)
             self._batches.clear()
         return self._metrics_of(rows)
+
+    def _objective_values(
+        self, outcome: ThresholdResult | ThresholdError | None, values: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Return the objective and, where an evaluation tuned, what to expect of it and of F1 on fresh rows.
+
+        `outcome`: what tuning came to; None where nothing was to be tuned. `values`: the metrics at the threshold now.
+        """
+        criterion = self.search.criterion
+        tp, fp, fn, tn = (values[name] for name in ("tp", "fp", "fn", "tn"))
+        worst = criterion.worst(tp + fn, fp + tn)
+        value = worst if isinstance(outcome, ThresholdError) else finite(criterion.value_of((tp, fp, fn, tn)))
+        if outcome is None or not self.search.n_boot:
+            return {"objective": value}
+        if isinstance(outcome, ThresholdError) or outcome.status == "constant":  # the threshold stayed what it was
+            return {"objective": value, "objective_oob": value, "f1_oob": values["f1"]}
+        if outcome.oob_counts is None or outcome.oob_value is None:
+            return {"objective": value, "objective_oob": worst, "f1_oob": 0.0}
+        f1_oob = float(metric_values.f1(*(np.array(count) for count in outcome.oob_counts)))
+        return {"objective": value, "objective_oob": finite(outcome.oob_value), "f1_oob": f1_oob}
+
+    def _worst_values(self, n_pos: float, n_neg: float) -> dict[str, float]:
+        """Return every metric of one label at its worst, for scores that are NaN."""
+        worst = self.search.criterion.worst(n_pos, n_neg)
+        values = metric_values.all_zero() | {"f1_at_half": 0.0, "objective": worst}
+        return values | ({"objective_oob": worst, "f1_oob": 0.0} if self.tunes and self.search.n_boot else {})
 
     def _warn(self, texts: Mapping[str, str]) -> None:
         for kind, text in texts.items():

@@ -259,7 +259,7 @@ BINARY = [
     ),
     change(
         "binary/search.py",
-        "shift = log_odds_shift(float(self.at_prevalence), n_pos / (n_pos + n_neg))",
+        "shift = log_odds_shift(prevalence, float(counts.rows.tp[0]) / _n_rows(counts))",
         "shift = 0.0",
         "binary/calibration::a_prevalence_shifts_the_log_odds_by_those_of_the_classes",
     ),
