@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ class Batch:
     """Model inputs, with what tells rows and lengths, and the digests of the rows where they were taken."""
 
     tensors: Mapping[str, Any]
-    digests: torch.Tensor | None = None
+    digests: Keys | None = None
 
     def inputs(self) -> dict[str, Any]:
         """Return a copy that may be popped from."""
@@ -36,7 +37,7 @@ class Batch:
         """The number of rows."""
         return row_count(self.tensors)
 
-    @property
+    @cached_property
     def sizes(self) -> dict[str, int]:
         """`rows`, and per input of two dimensions its length; those that have a mask come first."""
         lengths = {
@@ -101,11 +102,12 @@ class Digesting:
         return batch
 
 
-def without_digests(batch: Mapping[str, Any]) -> tuple[Any, torch.Tensor | None]:
+def without_digests(batch: Mapping[str, Any]) -> tuple[Any, Keys | None]:
     """Return a batch as the collator made it, of its own type where that lets go of a key, and the digests."""
-    digests: torch.Tensor | None = batch.get(ROWS)
-    if digests is None:
+    found = batch.get(ROWS)
+    if found is None:
         return batch, None
+    digests: Keys = found.numpy(force=True)
     try:
         del batch[ROWS]  # type: ignore[attr-defined]  # of a mapping that cannot, as `ModelOutput`, a copy is made
     except Exception:
@@ -147,8 +149,7 @@ class Source:
         for collated in loader:
             if not isinstance(collated, Mapping):
                 raise CacheRefused(f"its batches are no mappings, but {type(collated).__name__}")
-            inputs = dict(collated)
-            digests = inputs.pop(ROWS, None)
+            inputs, digests = without_digests(dict(collated))
             yield Batch(inputs, None if digests is None else read_as(digests, fixed_widths=self.fixed_widths))
 
     def batch(self, rows: Sequence[int]) -> Batch:

@@ -21,7 +21,7 @@ from hf_freeze.features.fingerprint import fingerprint, short
 from hf_freeze.features.frontier import Frontier, find_frontier, without_checkpointing
 from hf_freeze.features.ranks import Ranks
 from hf_freeze.features.replay import Replay
-from hf_freeze.features.row_digests import keys_of, padded_in_front, read_as
+from hf_freeze.features.row_digests import Keys, keys_of, padded_in_front, read_as
 from hf_freeze.features.sets import FeatureSet, Reading, read_rows
 from hf_freeze.features.store import Features, FeatureStore
 from hf_freeze.no_trace import random_states_kept, untouched
@@ -127,7 +127,7 @@ class FeatureCache:
             kept.replay.remove()
         self._kept = {}
 
-    def replaying(self, name: str, digests: torch.Tensor, inputs: Mapping[str, Any]) -> AbstractContextManager[None]:
+    def replaying(self, name: str, digests: Keys, inputs: Mapping[str, Any]) -> AbstractContextManager[None]:
         """Answer for the frozen prefix while rows of the set `name` go through the model, where features are kept.
 
         A batch with a row that is not among those whose features are stored goes through the whole model.

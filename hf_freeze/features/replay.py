@@ -30,7 +30,6 @@ class Replay:
     @contextmanager
     def of(self, places: torch.Tensor, batch: Batch, *, unread: float = 0.0) -> Iterator[None]:
         """Answer for `batch`, whose rows lie at these places of the features; fill what nothing reads with `unread`."""
-        sizes = batch.sizes
 
         def answer(call: Call) -> Any:
             known = self._frontier.answers.get(call.key)
@@ -40,21 +39,20 @@ class Replay:
             if known.is_computed:
                 with torch.no_grad():
                     computed = pytree.tree_flatten(call.run())[0]
-            arguments = tensors_of((call.args, call.kwargs))
             leaves = [
-                computed[index] if isinstance(leaf, Computed) else value_of(leaf, arguments)
+                computed[index] if isinstance(leaf, Computed) else value_of(leaf, call)
                 for index, leaf in enumerate(known.leaves)
             ]
             return pytree.tree_unflatten(leaves, known.spec)
 
-        def value_of(leaf: Leaf, arguments: list[torch.Tensor]) -> Any:
+        def value_of(leaf: Leaf, call: Call) -> Any:
             if isinstance(leaf, Stored):
                 return self._stored(leaf, places, batch)
             if isinstance(leaf, Passed):
-                return arguments[leaf.position]
+                return tensors_of((call.args, call.kwargs))[leaf.position]
             if isinstance(leaf, Unread):
                 fill = unread if leaf.dtype.is_floating_point else 0
-                shape = [dim.at(sizes) for dim in leaf.dims]
+                shape = [dim.at(batch.sizes) for dim in leaf.dims]
                 return torch.full((), fill, dtype=leaf.dtype, device=leaf.device).expand(shape)
             return leaf.value if isinstance(leaf, Other) else None
 

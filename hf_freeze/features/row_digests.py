@@ -63,8 +63,8 @@ def digest_rows(
     flat = dict(_leaves(inputs))
     spans = _spans_of_masks(flat, rows)
     lengths = [span.stops - span.starts for span in spans.values()]
-    fixed, padded, of_labels = (np.zeros((rows, 2), np.int64) for _ in range(3))
-    numbers = np.zeros((rows, 3), np.int64)
+    digests = np.zeros((rows, WIDTH + 4), np.int64)
+    fixed, of_labels, padded = (digests[:, start : start + 2] for start in (0, 2, WIDTH))
     for name in [name for name in flat if name in labels]:
         span = _span_of_labels(flat[name])
         of_labels += _digest(name, flat.pop(name), rows, span)
@@ -74,32 +74,31 @@ def digest_rows(
         padded += found
         fixed += _digest(name, value, rows, None) if span is not None and name in flat else found
     if lengths:
-        numbers[:, 0] = lengths[0] if len(lengths) == 1 else np.max(lengths, axis=0)
+        digests[:, WIDTH - 1] = lengths[0] if len(lengths) == 1 else np.max(lengths, axis=0)
     for span in spans.values():
-        numbers[:, 1] += span.starts
-    numbers[:, 2] = set_number
-    return torch.from_numpy(np.concatenate([fixed, of_labels, numbers[:, :1], padded, numbers[:, 1:]], axis=1))
+        digests[:, -2] += span.starts
+    digests[:, -1] = set_number
+    return torch.from_numpy(digests)
 
 
-def read_as(digests: torch.Tensor, *, fixed_widths: bool) -> torch.Tensor:
+def read_as(digests: Keys, *, fixed_widths: bool) -> Keys:
     """Return digests, (rows, `WIDTH`), where inputs that are as wide as the mask have a fixed width, or are padded."""
     return digests[:, :WIDTH] if fixed_widths else digests[:, [WIDTH, WIDTH + 1, *range(2, WIDTH)]]
 
 
-def padded_in_front(digests: torch.Tensor) -> int:
+def padded_in_front(digests: Keys) -> int:
     """Return how many rows have padding in front."""
-    return int(digests[:, -2].count_nonzero())
+    return int(np.count_nonzero(digests[:, -2]))
 
 
-def set_number_of(digests: torch.Tensor) -> int:
+def set_number_of(digests: Keys) -> int:
     """Return the number of the data set that a batch is of."""
     return int(digests[0, -1])
 
 
-def keys_of(digests: torch.Tensor | Keys, *, with_labels: bool) -> Keys:
+def keys_of(digests: Keys, *, with_labels: bool) -> Keys:
     """Return what tells rows apart, (rows, 2)."""
-    values = digests.cpu().numpy() if isinstance(digests, torch.Tensor) else digests
-    keys: Keys = values[:, :2] ^ (values[:, 2:4] * _ODD) if with_labels else np.ascontiguousarray(values[:, :2])
+    keys: Keys = digests[:, :2] ^ (digests[:, 2:4] * _ODD) if with_labels else np.ascontiguousarray(digests[:, :2])
     return keys
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_freeze.features.batches import ROWS, Digesting, Source, without_digests
+from hf_freeze.features.batches import Digesting, Source, without_digests
 from hf_freeze.features.cache import CacheSettings, Demand, FeatureCache
 from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.ranks import reason
@@ -99,11 +99,11 @@ class CachedFeaturesTrainerMixin(_Base):
             yield inputs
             return
         if digests is None and name in self._cache.kept:
-            digests = Digesting(lambda _: dict(inputs), self._labels, self._set_names.index(name))([]).get(ROWS)
+            digest = Digesting(lambda _: dict(inputs), self._labels, self._set_names.index(name))
+            _, digests = without_digests(digest([]))
         if digests is None:
             yield inputs
             return
-        digests = digests.cpu()
         with self._cache.replaying(self._set_names[set_number_of(digests)], digests, inputs):
             yield inputs
 
@@ -284,8 +284,9 @@ class CacheFeatures(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Make the features of a stage that begins ready."""
-        stage = self._trainer._freezing.stage
-        if self._trainer._settings.cache_frozen and stage != self._stage:
+        if not self._trainer._settings.cache_frozen:
+            return
+        if (stage := self._trainer._freezing.stage) != self._stage:
             self._stage = stage
             self._trainer._enter_stage(state)
 

@@ -4,6 +4,7 @@ The Trainer adds up what `training_step` returns, and begins anew whenever it lo
 or in a private attribute, depending on its version; so the same sum is kept here beside it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,13 +111,13 @@ class LossWindow:
         """
         if logged != self.logged:
             self.begin(logged)
-        if skips_nan and not bool(loss.isfinite()):
+        if skips_nan and not math.isfinite(loss):
             mean = 1 + step - logged
             self.total, self.carried = self.total + self.total / mean, self.carried + self.carried / mean
             return loss
         self.total = self.total + loss
-        seen, self.carried = loss + self.carried, 0.0
-        return seen
+        carried, self.carried = self.carried, 0.0
+        return loss + carried if carried else loss
 
     def begin(self, logged: int, total: float = 0.0) -> None:
         """Begin anew at step `logged`, or go on with the `total` of a run that was interrupted."""

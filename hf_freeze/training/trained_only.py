@@ -159,8 +159,10 @@ class NotesWhatTrains(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if not self._trainer._leaves_out:
+            return
         run = self._trainer._freezing.run
-        if self._trainer._leaves_out and run is not None and run.trains != self._noted:
+        if run is not None and run.trains != self._noted:
             self._noted = run.trains
             self._trainer._what_trained().add(run.resolved.model_map.every_alias(self._noted))
 

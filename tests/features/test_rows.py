@@ -38,7 +38,7 @@ def computed(monkeypatch):
 
 
 def keys(batch, *, with_labels=False):
-    return keys_of(digest_rows(batch), with_labels=with_labels).tolist()
+    return keys_of(digest_rows(batch).numpy(), with_labels=with_labels).tolist()
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -117,7 +117,7 @@ def test_an_input_of_a_fixed_width_has_one_digest_also_where_a_batch_is_as_wide_
 
 
 def _key_of_first(batch, *, fixed_widths):
-    return keys_of(read_as(digest_rows(batch), fixed_widths=fixed_widths), with_labels=False)[0].tolist()
+    return keys_of(read_as(digest_rows(batch).numpy(), fixed_widths=fixed_widths), with_labels=False)[0].tolist()
 
 
 def test_labels_count_only_where_they_are_asked_for():
