@@ -262,11 +262,11 @@ class ResolvedPlan:
             parts = describe_parts(names, self.model_map)
             if self.rotation is not None:
                 always = describe_parts(names - self.rotation.layer_of.keys(), self.model_map)
-                parts = f"{always}, {self.rotation}"
+                parts = ", ".join(filter(None, [always, str(self.rotation)]))
             rows.append((str(index), when, f"{count:,}", f"{count / max(total, 1):.1%}", parts))
         by_name = ", ".join(self.model_map.head_by_name)
         told = f"\nThe head, found by its names: {by_name}." if by_name else ""
-        return as_table(rows) + told
+        return "\n".join([as_table(rows), *([self.rotation.schedule] if self.rotation else [])]) + told
 
 
 def resolve(plan: FreezePlan, model: "nn.Module", *, others_train: bool = False) -> ResolvedPlan:
@@ -280,9 +280,10 @@ def resolve(plan: FreezePlan, model: "nn.Module", *, others_train: bool = False)
         first = trainable_only(plan.trainable, model_map)
     else:
         first = all_but(plan.freeze or (), model_map)
-    if not others_train:
+    rule = next((stage for stage in plan.stages if isinstance(stage, Rotate)), None)
+    if not others_train and rule is None:
         _refuse_nothing(first, plan, "from the start", model_map)
-    if rule := next((stage for stage in plan.stages if isinstance(stage, Rotate)), None):
+    if rule is not None:
         rotation = rotate(rule, first, model_map)
         both = (first | frozenset(rotation.layer_of),)
         return ResolvedPlan(

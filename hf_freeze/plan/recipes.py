@@ -102,7 +102,7 @@ def auto_freeze(*, threshold: float = 0.5, window: float = 0.05, patience: int =
 
 
 def rotate(
-    layers: int = 2, every: int = 20, *, seed: int = 0, order: str = "random", always: Selection = "head"
+    layers: int = 2, every: int = 20, *, seed: int = 0, order: str = "random", always: Selection | None = "head"
 ) -> FreezePlan:
     """Train `layers` layers at a time, and others every `every` steps (LISA, Pan et al., 2024; BAdam, Luo et al.).
 
@@ -114,12 +114,13 @@ def rotate(
         every: After so many optimizer steps it is the turn of others.
         seed: What the random order follows.
         order: "random", "ascending" (from the bottom up) or "descending".
-        always: What trains throughout.
+        always: What trains throughout; None for nothing but the layers.
 
     Raises:
         PlanError: For a number out of range, or another order.
     """
-    return FreezePlan(trainable=always, stages=[Rotate(layers=layers, every=every, seed=seed, order=order)])
+    stages = [Rotate(layers=layers, every=every, seed=seed, order=order)]
+    return FreezePlan(freeze="all", stages=stages) if always is None else FreezePlan(trainable=always, stages=stages)
 
 
 def norms_only() -> FreezePlan:

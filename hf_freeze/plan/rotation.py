@@ -1,5 +1,6 @@
 """A rotation held against a model: which layers train in each of its periods."""
 
+import logging
 import random
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
@@ -7,9 +8,14 @@ from functools import cached_property, lru_cache
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.stages import Rotate
-from hf_freeze.plan.tables import stack_prefixes
+from hf_freeze.plan.tables import join_neighbours, stack_prefixes
 from hf_freeze.plan.trainable import changed
 from hf_freeze.selection.model_map import ModelMap
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 4
+"""How many periods are shown of a cycle."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +53,13 @@ class Rotation:
         return max(range(self.periods_per_cycle), key=lambda period: sum(sizes[n] for n in self.names(period)))
 
     def factor(self, names: Set[str], step: int, warmup: int) -> float:
-        """Return what a rate is multiplied with for these names: 0 while frozen, else their ramp; 1 for others."""
-        places = {self.layer_of[name] for name in names if name in self.layer_of}
-        if not places:
+        """Return what a rate is multiplied with for these names: 0 while all are frozen, else their ramp.
+
+        It is 1 where some of them train throughout.
+        """
+        if not names or not names <= self.layer_of.keys():
             return 1.0
+        places = {self.layer_of[name] for name in names}
         first = self.period(step)
         if places.isdisjoint(self._chosen(first)):
             return 0.0
@@ -59,13 +68,47 @@ class Rotation:
             first, steps = first - 1, steps + self.rule.every
         return min(steps / warmup, 1.0) if first and warmup else 1.0
 
+    def take_turns(self, names: Set[str]) -> bool:
+        """Tell whether some of these names train while others do not."""
+        return len({self.layer_of.get(name, -1) for name in names}) > 1
+
     def check_length(self, max_steps: int) -> None:
-        """Raise `PlanError` for a run that ends before the first period does."""
+        """Raise `PlanError` for a run that ends with the first period; warn of one in which layers never train."""
         if self.rule.every >= max_steps:
             raise PlanError(
                 f"{self.rule!r}: a period has {self.rule.every} steps, and the run has {max_steps}, so that the layers "
                 "would never change. Lower every, or train for longer."
             )
+        periods = self.period(max_steps - 1) + 1
+        if periods >= self.periods_per_cycle:
+            return
+        turns = frozenset().union(*map(self._chosen, range(periods)))
+        never = [label for place, label in enumerate(self.layers) if place not in turns]
+        logger.warning(
+            "%r: the run ends after %d steps, and every layer has had its turn after %d. Of %d layers, %d never train: "
+            "%s. Lower every, or train for longer.",
+            self.rule,
+            max_steps,
+            (self.periods_per_cycle - 1) * self.rule.every + 1,
+            len(self.layers),
+            len(never),
+            ", ".join(join_neighbours(never)),
+        )
+
+    def layers_of(self, names: Set[str]) -> str:
+        """Name the layers that hold these: `layers[3:5], layers[7]`."""
+        chosen = {self.layer_of[name] for name in names if name in self.layer_of}
+        return ", ".join(join_neighbours(label for place, label in enumerate(self.layers) if place in chosen))
+
+    @property
+    def schedule(self) -> str:
+        """Say in a line which layers train when, from the start of a run on."""
+        every, length = self.rule.every, self.periods_per_cycle
+        steps = [f"{period * every} {self.layers_of(self.names(period))}" for period in range(min(length, _SHOWN))]
+        if length > _SHOWN:
+            steps.append("...")
+        order = "another" if self.rule.order == "random" and length > 1 else "the same"
+        return f"The rotation, from step {'; '.join(steps)}; {length * every} the next cycle, in {order} order."
 
     def __str__(self) -> str:
         rule, count = self.rule, len(self.layers)
@@ -101,6 +144,11 @@ def rotate(rule: Rotate, always: frozenset[str], model_map: ModelMap) -> Rotatio
             if after != taken:  # layers that share all their weights take one turn
                 layers[f"{where}layers[{index}]"] = after - taken
             taken = after
+    if not layers:
+        raise PlanError(
+            f"{rule!r} has no layers to rotate: all of this model's train from the start, and so throughout. Let "
+            "less train from the start, such as trainable='head'."
+        )
     if rule.layers > len(layers):
         raise PlanError(
             f"{rule!r} trains {rule.layers} layers at a time, and this model has {len(layers)} that may train beside "

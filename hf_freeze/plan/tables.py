@@ -30,15 +30,19 @@ def describe_parts(names: Collection[str], model_map: ModelMap) -> str:
     for name, label in labels.items():
         members.setdefault(label, []).append(name in names)
     whole = [label for label, chosen in members.items() if all(chosen)]
-    partly = [
-        f"{label} ({sum(chosen)} of {len(chosen)} tensors)"
-        for label, chosen in members.items()
-        if any(chosen) and not all(chosen)
+    partly: dict[str, list[str]] = {}
+    for label, chosen in members.items():
+        if any(chosen) and not all(chosen):
+            partly.setdefault(f"{sum(chosen)} of {len(chosen)} tensors", []).append(label)
+    parts = [
+        f"{part} ({share}{' each' if part.count(':') else ''})"
+        for share, labels in partly.items()
+        for part in join_neighbours(labels)
     ]
-    return ", ".join([*_join_neighbours(whole), *partly])
+    return ", ".join([*join_neighbours(whole), *parts])
 
 
-def _join_neighbours(labels: Iterable[str]) -> list[str]:
+def join_neighbours(labels: Iterable[str]) -> list[str]:
     """Join runs of whole layers: layers[4], layers[5] -> layers[4:6]."""
     runs: list[tuple[str, int, int]] = []
     for label in labels:

@@ -355,12 +355,18 @@ class FreezeRun:
         rotation = self.resolved.rotation
         if rotation is None or (period := rotation.period(step)) == self._period:
             return
-        self.verify()
         before, self._period = self.trains, period
+        if self.trains == before:
+            return
+        self.verify()
         self._apply(self.state.stage)
         forget_frozen(self._optimizer, self._bound, before - self.trains)
-        parts = describe_parts(self.trains, self.resolved.model_map)
-        logger.info("Step %d: period %d of the rotation begins. Trains: %s.", step, period, parts)
+        anew, others = rotation.layers_of(self.trains - before), rotation.layers_of(self.trains & before)
+        goes_on = f"; goes on: {others}" if others else ""
+        logger.info(
+            "Step %d: period %d of the rotation. Trains from here on, with fresh optimizer state: %s%s.",
+            *(step, period, anew, goes_on),
+        )
 
     def _apply(self, stage: int) -> None:
         trainable = self.resolved.model_map.every_alias(self.resolved.trains(stage, self._period))

@@ -107,8 +107,8 @@ class RateGate:
 
 
 def names_by_group(optimizer: torch.optim.Optimizer, bound: BoundPlan) -> list[frozenset[str]]:
-    """Return the canonical names of the model's parameters in each group of the optimizer."""
-    names = {id(parameter): name for name, parameter in bound.parameters.items()}
+    """Return the canonical names of what ever trains in each group of the optimizer."""
+    names = {id(parameter): name for name, parameter in bound.ever_trainable.items()}
     return [frozenset(names[id(p)] for p in members if id(p) in names) for members in group_members(optimizer)]
 
 
@@ -121,10 +121,12 @@ def _trains_by_group(optimizer: torch.optim.Optimizer, bound: BoundPlan, warmup:
         members = [names[id(parameter)] for parameter in parameters if id(parameter) in names]
         ever = [name for name in members if name in bound.resolved.ever_trainable]
         stages = [[name in trainable for name in ever] for trainable in bound.resolved.names]
-        if (warmup or freezes_by_lr) and any(any(stage) and not all(stage) for stage in stages):
+        rotation = bound.resolved.rotation
+        takes_turns = rotation is not None and rotation.take_turns(frozenset(ever))
+        if (warmup or freezes_by_lr) and (takes_turns or any(any(stage) and not all(stage) for stage in stages)):
             raise PlanError(
-                f"{'DeepSpeed' if freezes_by_lr else 'unfreeze_warmup'} needs groups that are unfrozen as a "
-                f"whole; group {group.get('name', index)!r} of the optimizer mixes parameters of several stages. "
+                f"{'DeepSpeed' if freezes_by_lr else 'unfreeze_warmup'} needs groups that are unfrozen as a whole; "
+                f"group {group.get('name', index)!r} of the optimizer mixes parameters of several stages or periods. "
                 "Build it with hf_freeze.param_groups(model, args, plan=plan), or use FreezeTrainer."
             )
         result.append([any(stage) or not members for stage in stages])

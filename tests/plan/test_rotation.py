@@ -61,10 +61,38 @@ def test_the_layers_of_all_stacks_take_turns():
     assert len(rotation(tiny_t5(), layers=1, always="embeddings").layers) == 5
 
 
-def test_it_is_shown_in_one_line():
+def test_it_is_shown_by_its_first_periods_and_the_length_of_a_cycle():
     lines = str(recipes.rotate(layers=2, every=20, seed=7).resolve(tiny_bert(layers=5))).splitlines()
-    assert len(lines) == 2
     assert lines[1].endswith("head, 2 of 5 layers, others every 20 steps (random, seed 7)")
+    assert lines[2:] == [
+        "The rotation, from step 0 layers[2], layers[4]; 20 layers[0:2]; 40 layers[3]; 60 the next cycle, in another order."
+    ]
+    many = str(recipes.rotate(layers=1, every=10, order="ascending").resolve(tiny_bert(layers=9))).splitlines()
+    assert many[2].endswith("20 layers[2]; 30 layers[3]; ...; 90 the next cycle, in the same order.")
+
+
+def test_nothing_but_the_layers_may_train():
+    model = tiny_bert(layers=3)
+    found = recipes.rotate(layers=1, order="ascending", always=None).resolve(model)
+    assert found.trains(0, 1) == {name for name, _ in model.named_parameters() if "layer.1." in name}
+    assert FreezePlan.from_dict(found.plan.to_dict()) == found.plan
+
+
+def test_a_group_of_several_layers_trains_while_one_of_them_does_and_with_what_trains_throughout():
+    found = rotation(tiny_bert(layers=4), layers=1, every=5, order="ascending")
+    of = [{name for name, place in found.layer_of.items() if place == layer} for layer in range(4)]
+    assert [found.factor(of[1] | of[2], step, 0) for step in (0, 5, 10, 15)] == [0.0, 1.0, 1.0, 0.0]
+    assert [found.factor(of[1] | {"classifier.weight"}, step, 0) for step in (0, 5, 10, 15)] == [1.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "never"), [(10, "2 never train: layers[2:4]"), (15, "1 never train: layers[3]"), (16, "")]
+)
+def test_a_run_that_ends_before_every_layer_had_its_turn_is_warned_of(caplog, max_steps, never):
+    found = rotation(tiny_bert(layers=4), layers=1, every=5, order="ascending")
+    found.check_length(max_steps)
+    assert never in caplog.text
+    assert bool(never) == bool(caplog.records)
 
 
 def test_it_is_a_recipe_on_the_command_line_and_a_mapping():
@@ -99,6 +127,8 @@ def test_options_out_of_range_are_refused(options):
 def test_what_a_model_cannot_rotate_is_refused():
     with pytest.raises(PlanError, match="trains 3 layers at a time, and this model has 2"):
         recipes.rotate(layers=3).resolve(tiny_bert(layers=2))
+    with pytest.raises(PlanError, match="all of this model's train from the start"):
+        recipes.rotate(always="all").resolve(tiny_bert())
     with pytest.raises(PlanError, match="this model has none"):
         FreezePlan(trainable="all", stages=[Rotate()]).resolve(nn.Linear(2, 2))
 

@@ -131,3 +131,10 @@ def test_the_help_lists_what_matters_for_a_plan(capsys):
     for flag in ("--freeze", "--unfreeze_stages", "--group_lrs", "--layer_lr_decay", "--learning_rate", "--rows"):
         assert f"  {flag}" in printed
     assert len(printed.splitlines()) < 110
+
+
+def test_a_rotation_is_shown_by_one_period_and_by_which_layers_come_when(model, capsys):
+    assert main(["plan", model, "--freeze_recipe", "rotate:layers=1,every=5,order=ascending", "--use_cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "The rotation, from step 0 layers[0]; 5 layers[1]; 10 the next cycle, in the same order." in printed
+    assert len(printed.splitlines()) < 12

@@ -5,11 +5,11 @@ import logging
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from hf_freeze import FreezePlan, PlanError, UnsupportedSetupError, preview, recipes
+from hf_freeze import FreezeCallback, FreezePlan, PlanError, UnsupportedSetupError, preview, recipes
 from hf_freeze.training.trained_file import TRAINED_NAME
-from tests.models import tiny_llama
+from tests.models import text_rows, tiny_llama
 from tests.reporting.test_preview_state import Held
 from tests.training.runs import arguments, freeze_trainer, weights
 from tests.training.staged import Snapshots
@@ -80,8 +80,21 @@ def test_layers_that_go_on_into_the_next_cycle_keep_their_state(tmp_path):
 
 def test_the_log_says_what_begins(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="hf_freeze")
-    run(tmp_path, plan=recipes.rotate(layers=1, every=5, order="descending"), max_steps=6)
-    assert "Step 5: period 1 of the rotation begins. Trains: layers[3], head." in caplog.text
+    run(tmp_path, plan=recipes.rotate(layers=2, every=3, seed=1), max_steps=10)
+    assert (
+        "Step 3: period 1 of the rotation. Trains from here on, with fresh optimizer state: layers[3:5]." in caplog.text
+    )
+    assert (
+        "Step 9: period 3 of the rotation. Trains from here on, with fresh optimizer state: layers[1]; goes on: layers[0]."
+        in caplog.text
+    )
+
+
+def test_a_ramp_is_refused_where_groups_hold_layers_of_several_periods(tmp_path):
+    args = arguments(tmp_path, cls=TrainingArguments, max_steps=STEPS)
+    trainer = Trainer(model(), args, train_dataset=text_rows(), callbacks=[FreezeCallback(PLAN, unfreeze_warmup=2)])
+    with pytest.raises(PlanError, match="group 0 of the optimizer mixes parameters of several stages or periods"):
+        trainer.train()
 
 
 def test_periods_as_long_as_the_run_are_refused(tmp_path):

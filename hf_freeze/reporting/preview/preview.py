@@ -10,6 +10,7 @@ from transformers import Trainer, TrainingArguments
 from hf_freeze.errors import FreezeError
 from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.plan.given import PlanLike
+from hf_freeze.plan.rotation import Rotation
 from hf_freeze.reporting.preview.named_model import ModelSource, without_weights
 from hf_freeze.reporting.preview.optimizer_state import StateBytes, state_bytes
 from hf_freeze.reporting.preview.preview_inputs import (
@@ -105,7 +106,7 @@ def preview(
     schedule = rate_schedule(args, resolved, specs, rows=rows)
     count = args.per_device_train_batch_size if batch_size is None else batch_size
     length = min(_TOKENS, longest_text(built) or _TOKENS) if tokens is None else tokens
-    remarks: list[str] = []
+    remarks = [] if resolved.rotation is None else [_about_rotation(resolved.rotation)]
     optimizer = _optimizer_state(specs, built, args, remarks)
     period = resolved.rotation.largest(resolved.sizes) if resolved.rotation else 0
     shown = tuple(resolved.trains(stage, period) for stage in range(len(resolved.stages)))
@@ -194,6 +195,10 @@ class _Facts:
             return None
         held = {name: self.optimizer[name] for name in spec.parameters}
         return sum(state.stepped if name in stepped else state.built for name, state in held.items())
+
+
+def _about_rotation(rotation: Rotation) -> str:
+    return f"{rotation.schedule} Shown is a period in which most trains."
 
 
 def _about_idle(names: Sequence[str], *, of_given_batch: bool) -> str:
