@@ -4,14 +4,25 @@ import logging
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from hf_freeze import FreezeCallback, FreezePlan, PlanError, UnsupportedSetupError, preview, recipes
+from hf_freeze import (
+    FreezeCallback,
+    FreezePlan,
+    FreezeViolation,
+    PlanError,
+    UnsupportedSetupError,
+    param_groups,
+    preview,
+    recipes,
+)
+from hf_freeze.training.run import FreezeRun, FreezeSettings
 from hf_freeze.training.trained_file import TRAINED_NAME
-from tests.models import text_rows, tiny_llama
+from tests.models import text_batch, text_rows, tiny_llama
 from tests.reporting.test_preview_state import Held
-from tests.training.runs import arguments, freeze_trainer, weights
+from tests.training.runs import AtStep, arguments, freeze_trainer, weights
 from tests.training.staged import Snapshots
 
 PLAN = recipes.rotate(layers=2, every=3, seed=1)
@@ -46,6 +57,7 @@ def test_each_step_moves_the_layers_of_its_period_and_the_optimizer_holds_their_
     values = [2 * sum(4 * named[name].numel() for name in names) for names in by_step(trainer)]
     steps = [4 * len(names) for names in by_step(trainer)]
     assert held.state == [value + step for value, step in zip(values, steps, strict=True)]
+    assert held.gradients == [value // 2 for value in values]
     assert preview(model(), arguments(tmp_path), plan=recipes.rotate(layers=2, every=1)).stages[
         0
     ].optimizer_bytes == max(held.state)
@@ -157,3 +169,39 @@ def test_a_run_starts_over_after_it_ran_out_of_memory(tmp_path):
 
     trainer = run(tmp_path, watch=OutOfMemory(), auto_find_batch_size=True)
     assert (failed, trainer.state.global_step) == ([5], STEPS)
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_in_a_loop_of_ones_own_gradients_and_state_are_of_what_trains_alone(accelerated):
+    torch.manual_seed(0)
+    made = model()
+    resolved = PLAN.resolve(made)
+    optimizer = torch.optim.AdamW(param_groups(made, lr=0.01, plan=PLAN))
+    prepared, stepped = Accelerator(cpu=True).prepare(made, optimizer) if accelerated else (made, optimizer)
+    planned = FreezeRun(resolved, prepared, stepped, settings=FreezeSettings(), max_steps=STEPS, steps_per_epoch=None)
+    planned.begin()
+    for step in range(STEPS):
+        planned.step_begins(step)
+        trains = resolved.trains(0, step // 3)
+        with_gradient = {name for name, parameter in made.named_parameters() if parameter.grad is not None}
+        assert with_gradient <= trains  # those of the step before, which are zeros, are gone where they froze
+        prepared(**text_batch()).loss.backward()
+        planned.before_optimizer_step()
+        stepped.step()
+        planned.after_optimizer_step()
+        optimizer.zero_grad(set_to_none=False)
+        named = dict(made.named_parameters())
+        assert {name for name, parameter in named.items() if parameter.grad is not None} == trains
+        assert {name for name, parameter in named.items() if parameter in optimizer.state} == trains
+    planned.conclude()
+
+
+@pytest.mark.parametrize("layer", [0, 4])
+def test_a_change_of_a_layer_while_it_is_frozen_is_proved_at_the_end_of_the_period(tmp_path, layer):
+    def change(model, optimizer):
+        with torch.no_grad():
+            model.model.layers[layer].mlp.up_proj.weight[0, 0].add_(1e-3)
+
+    frozen_at = {0: 4, 4: 1}[layer]  # layer 4 trains in the next period
+    with pytest.raises(FreezeViolation, match=rf"layers.{layer}.mlp.up_proj.weight' changed although frozen"):
+        run(tmp_path, watch=AtStep(change, step=frozen_at))
