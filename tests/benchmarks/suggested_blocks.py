@@ -1,6 +1,6 @@
 """Does the block that the gradient puts first adapt best? Three constructed shifts, against brute force.
 
-Run (about three minutes):  OMP_NUM_THREADS=1 python tests/benchmarks/suggested_blocks.py
+Run (about a minute):  OMP_NUM_THREADS=1 python tests/benchmarks/suggested_blocks.py
 Options: --seeds 5 --rows 128
 
 A small residual model learns to tell texts by the sum of its letters' values. Then the letters are swapped, the labels
@@ -8,7 +8,8 @@ flipped, or an offset is added to the features behind layers[1]. Each block alon
 the better of two rates, and judged on others; its place among the blocks is that of its accuracy.
 
 Goal: for each shift, in at least 4 of 5 seeds, the block that `suggest_layers(method="gradient")` puts first is among
-the best two.
+the best two. It is missed: that is the head each time, which is among them in 5 of 5 seeds for the labels, and in 0 of 5
+for the other two shifts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import time
 import torch
 from torch import nn
 
-from hf_freeze import FreezePlan, freeze, suggest_layers
+from hf_freeze import freeze, suggest_layers, unfreeze
 
 LETTERS, LENGTH, WIDTH, LAYERS = 20, 8, 24, 4
 SHIFTS = ("input", "middle", "output")
@@ -84,7 +85,7 @@ def shifted(model: Reader, shift: str, texts: torch.Tensor, labels: torch.Tensor
     elif shift == "output":
         labels = 1 - labels
     else:
-        model.offset = 2 * torch.randn(WIDTH, generator=draw)
+        model.offset = 6 * torch.randn(WIDTH, generator=draw)
     return model, texts, labels
 
 
@@ -93,7 +94,8 @@ def alone(model: Reader, block: str, few: tuple, held_out: tuple) -> float:
     found = []
     for rate in RATES:
         one = copy.deepcopy(model)
-        freeze(one, FreezePlan(trainable=block))
+        freeze(one, "all")
+        unfreeze(one, block)
         train(one, *few, steps=STEPS, rate=rate)
         found.append(accuracy(one, *held_out))
     return max(found)

@@ -12,6 +12,7 @@ from hf_freeze import FreezeError, SelectionError, UnsupportedSetupError, plot_l
 from hf_freeze.reporting.layers.block_suggestion import BlockSuggestion
 from tests import models
 from tests.models import image_rows, text_rows
+from tests.training.staged import trainer
 
 
 def by_gradient(model, rows, **given):
@@ -58,22 +59,33 @@ def small_rows(count=8):
     return [{"input_ids": [1 + i % 7, 3, 8], "labels": i % 2} for i in range(count)]
 
 
-def test_the_score_is_the_mean_of_relative_gradient_norms_over_tensors_and_batches_without_norm_layers():
+def test_the_score_of_a_block_is_the_norm_of_its_gradient_over_that_of_its_weights_averaged_over_batches():
+    """But for normalisation layers."""
     model, rows = Small(), small_rows()
     found = by_gradient(model, rows, batch_size=4)
-    expected = {name: [] for name, _ in model.named_parameters()}
+    expected = {"embeddings": model.embeddings, "layers[1]": model.layers[1], "head": model.classifier}
+    ratios = {name: [] for name in expected}
     order = np.random.default_rng(0).permutation(8).tolist()
     for part in (order[:4], order[4:]):
         model.zero_grad()
         batch = {name: torch.tensor([rows[i][name] for i in part]) for name in ("input_ids", "labels")}
         model(**batch)["loss"].backward()
-        for name, parameter in model.named_parameters():
-            expected[name].append((parameter.grad.norm() / parameter.norm()).item())
-    means = {name: sum(values) / 2 for name, values in expected.items()}
-    layer = [means["layers.1.dense.weight"], means["layers.1.dense.bias"]]
-    assert found.scores["layers[1]"] == pytest.approx(sum(layer) / 2, rel=1e-4)
-    assert found.scores["embeddings"] == pytest.approx(means["embeddings.weight"], rel=1e-4)
+        for name, block in expected.items():
+            counted = [p for path, p in block.named_parameters() if "norm" not in path]
+            weights, gradients = zip(*((p.detach(), p.grad) for p in counted), strict=True)
+            norms = [torch.cat([tensor.flatten() for tensor in kind]).norm().item() for kind in (gradients, weights)]
+            ratios[name].append(norms[0] / norms[1])
+    for name, found_by_hand in ratios.items():
+        assert found.scores[name] == pytest.approx(sum(found_by_hand) / 2, rel=1e-4)
     assert list(found.scores) == ["embeddings", "layers[0]", "layers[1]", "layers[2]", "head"]
+
+
+def test_a_bias_close_to_zero_does_not_put_its_block_first():
+    model = Small()
+    before = by_gradient(model, small_rows()).scores
+    with torch.no_grad():
+        model.layers[1].dense.bias.fill_(1e-12)
+    assert by_gradient(model, small_rows()).scores["layers[1]"] < 2 * before["layers[1]"]
 
 
 def test_the_plan_trains_the_best_blocks_wherever_they_are_and_the_head():
@@ -86,8 +98,7 @@ def test_the_plan_trains_the_best_blocks_wherever_they_are_and_the_head():
 
 def test_the_soft_plan_has_rates_in_proportion_and_freezes_what_has_no_gradient():
     soft = made({"embeddings": 0.0, "layers[0]": 0.5, "head": 2.0}).soft_plan
-    assert soft.to_dict() == {"freeze": ["embeddings"], "lr_factors": {"layers[0]": 0.25, "head": 1.0}}
-    assert made({"layers[0]": 0.5, "head": 2.0}).soft_plan.trainable == "all"
+    assert soft.to_dict() == {"trainable": ["layers[0]", "head"], "lr_factors": {"layers[0]": 0.25, "head": 1.0}}
     with pytest.raises(FreezeError, match="soft_plan is of method='gradient'"):
         _ = made({"layers[0]": 0.5}, method="spectrum").soft_plan
 
@@ -100,6 +111,34 @@ def test_the_soft_plan_of_a_real_model_resolves_and_a_quarter_of_the_blocks_is_t
     assert len(found.plan.resolve(model).ever_trainable) < len(dict(model.named_parameters()))
     assert f"Plan: {found.plan.to_dict()}" in str(found)
     assert found.to_dict()["best"] == list(found.best)
+
+
+def with_adapters():
+    peft = pytest.importorskip("peft")
+    settings = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
+    return peft.get_peft_model(models.tiny_bert(layers=3), settings)
+
+
+def handed_in_frozen():
+    model = models.tiny_bert(layers=3)
+    model.bert.encoder.layer.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("make", [with_adapters, handed_in_frozen])
+def test_the_plans_train_what_was_scored_also_where_it_was_handed_in_frozen(tmp_path, make):
+    model = make()
+    before = {name: (p.requires_grad, p.grad) for name, p in model.named_parameters()}
+    found = by_gradient(model, text_rows(16), k=6)
+    by_spectrum(model)
+    assert {name: (p.requires_grad, p.grad) for name, p in model.named_parameters()} == before
+    for plan in (found.plan, found.soft_plan):
+        fresh = make()
+        weights = copy.deepcopy(fresh.state_dict())
+        trainer(tmp_path, model=fresh, plan=plan, max_steps=2).train()
+        moved = {name for name, value in fresh.state_dict().items() if not torch.equal(value, weights[name])}
+        assert any("layer.1." in name for name in moved)
+        assert any("classifier" in name for name in moved)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -259,7 +298,7 @@ def quantised():
             lambda: broken(lambda m: m.bert.encoder.layer[1].output.dense.weight.fill_(float("inf"))),
             None, {"method": "spectrum"}, FreezeError, "output.dense.weight' holds NaN or infinity",
         ),
-        (lambda: broken(lambda m: m.classifier.weight.zero_()), text_rows(8), {}, FreezeError, "weights of 'head' are zero"),
+        (lambda: broken(lambda m: m.classifier.weight.zero_()), text_rows(8), {}, FreezeError, "All weights of 'head' are"),
         (quantised, text_rows(8), {}, UnsupportedSetupError, "quantised"),
         (quantised, None, {"method": "spectrum"}, UnsupportedSetupError, "quantised"),
         (lambda: models.tiny_bert().to("meta"), None, {"method": "spectrum"}, FreezeError, "on the meta device.*Load"),

@@ -57,19 +57,16 @@ class BlockSuggestion(LayerSuggestion):
 
     @property
     def soft_plan(self) -> FreezePlan:
-        """The plan that trains all, each block at a rate in proportion to its score, the best at the full rate.
+        """The plan that trains every block at a rate in proportion to its score, the best at the full rate.
 
-        Auto-RGN's form (Lee et al., 2022). A block without a gradient stays frozen. Raises `FreezeError` for a
-        spectrum, which is a rank and no size.
+        Auto-RGN's form (Lee et al., 2022). A block without a gradient stays frozen, one handed in frozen trains. Raises
+        `FreezeError` for a spectrum, which is a rank and no size.
         """
         if self.method != "gradient":
             raise FreezeError("soft_plan is of method='gradient': the rank of a spectrum gives no rates. Take plan.")
         most = max(self.scores.values())
         factors = {block: score / most for block, score in self.scores.items() if score > 0}
-        still = [block for block, score in self.scores.items() if not score > 0]
-        return (
-            FreezePlan(freeze=still, lr_factors=factors) if still else FreezePlan(trainable="all", lr_factors=factors)
-        )
+        return FreezePlan(trainable=list(factors), lr_factors=factors)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""

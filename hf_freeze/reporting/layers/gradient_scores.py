@@ -1,5 +1,6 @@
 """The relative gradient norm of each block: how much a task pulls at its weights (auto-RGN; Lee et al., 2022)."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import fmean
@@ -30,30 +31,34 @@ def gradient_scores(
     tokenizer: Any,
     show_progress: bool,
 ) -> dict[str, float]:
-    """Return block -> the mean over `batches` and its tensors of the norm of the gradient over that of the weights.
+    """Return block -> the mean over `batches` of the norm of its gradient over that of its weights.
 
     As in the authors' code, norms of single batches are averaged, not gradients, and the weights of normalisation
-    layers are left out, unless a block has no others; so are tensors of zeros. The model is in eval mode, and left as
-    it was. Raises `FreezeError` where there is no loss, no label or no gradient, or one that is not finite.
+    layers, which start at 1, are left out, unless a block has no others. Theirs are also averaged over the tensors of a
+    block, where a bias close to zero outweighs all matrices; here a block counts as one vector. The model is in eval
+    mode, and left as it was. Raises `FreezeError` where there is no loss, no label or no gradient, or one that is not
+    finite.
     """
     inspected = inspect_model(unwrap(model), tokenizer=tokenizer, collator=collator, threshold=None)
-    own = dict(inspected.model.named_parameters())
-    weighed = _weighed(blocks, map_model(model).roles["norms"], own)
+    own, norm_layers = dict(inspected.model.named_parameters()), map_model(model).roles["norms"]
+    weighed = {block: sorted(names - norm_layers or names) for block, names in blocks.items()}
+    sizes = {block: _size(block, [own[name] for name in names]) for block, names in weighed.items()}
     if collator is None:
         refuse_unread(inspected, dataset[batches[0][0]])
-    names = sorted(frozenset().union(*weighed.values()))
+    names = sorted({name for members in weighed.values() for name in members})
     source = Source(dataset, collator or (lambda rows: _with_labels(inspected, rows)), inspected.place)
-    ratios: dict[str, list[float]] = {name: [] for name in names}
+    pulls: dict[str, list[float]] = {block: [] for block in blocks}
     bar = tqdm(total=sum(map(len, batches)), unit="rows", desc="Gradients", disable=not show_progress)
     with bar, _ready(inspected.model, [own[name] for name in names]):
         for rows, batch in zip(batches, source.batches(batches), strict=True):
             gradients = torch.autograd.grad(
                 _loss(inspected, batch.inputs()), [own[name] for name in names], allow_unused=True
             )
-            for name, gradient in zip(names, gradients, strict=True):
-                ratios[name].append(0.0 if gradient is None else _ratio(name, gradient, own[name]))
+            norms = {name: _norm(name, gradient) for name, gradient in zip(names, gradients, strict=True)}
+            for block, members in weighed.items():
+                pulls[block].append(math.hypot(*(norms[name] for name in members)) / sizes[block])
             bar.update(len(rows))
-    scores = {block: fmean(fmean(ratios[name]) for name in sorted(members)) for block, members in weighed.items()}
+    scores = {block: fmean(found) for block, found in pulls.items()}
     if not any(scores.values()):
         raise FreezeError(
             "Every gradient is zero, so no block stands out. Is the loss saturated, or does it not depend on the "
@@ -62,20 +67,15 @@ def gradient_scores(
     return scores
 
 
-def _weighed(
-    blocks: Mapping[str, frozenset[str]], norms: frozenset[str], own: Mapping[str, nn.Parameter]
-) -> dict[str, frozenset[str]]:
-    """Return block -> the tensors that count. Raises `FreezeError` for a block of zeros."""
-    weighed = {}
-    for block, names in blocks.items():
-        nonzero = frozenset(name for name in names if bool(own[name].detach().any()))
-        if not nonzero:
-            raise FreezeError(
-                f"All weights of {block!r} are zero, and a gradient has no size relative to them. Initialise them, or "
-                "load the trained weights."
-            )
-        weighed[block] = nonzero - norms or nonzero
-    return weighed
+def _size(block: str, weights: Sequence[torch.Tensor]) -> float:
+    """Return the norm of the weights of a block. Raises `FreezeError` where all are zero."""
+    size = math.hypot(*(float(torch.linalg.vector_norm(tensor.detach().float())) for tensor in weights))
+    if not size:
+        raise FreezeError(
+            f"All weights of {block!r} are zero, and a gradient has no size relative to them. Initialise them, or load "
+            "the trained weights."
+        )
+    return size
 
 
 @contextmanager
@@ -133,12 +133,14 @@ def _loss(inspected: InspectedModel, batch: dict[str, Any]) -> torch.Tensor:
     return loss.reshape(())
 
 
-def _ratio(name: str, gradient: torch.Tensor, weights: torch.Tensor) -> float:
+def _norm(name: str, gradient: torch.Tensor | None) -> float:
+    if gradient is None:
+        return 0.0
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
-    ratio = float(torch.linalg.vector_norm(values.float()) / torch.linalg.vector_norm(weights.detach().float()))
-    if ratio - ratio != 0:
+    norm = float(torch.linalg.vector_norm(values.float()))
+    if not math.isfinite(norm):
         raise FreezeError(
             f"The gradient of {name!r} is not finite, though the loss is. A model in float16 can overflow: load it in "
             "float32 or bfloat16."
         )
-    return ratio
+    return norm

@@ -62,8 +62,8 @@ def suggest_layers(  # noqa: PLR0913 - one door to three methods, and all but tw
     cross-validated over the same `folds`. The plan trains what lies above.
 
     `"gradient"` ranks embeddings, layers, rest and head by their relative gradient norm (auto-RGN; Lee et al., 2022):
-    the norm of the gradient over that of the weights, of the model's own loss, averaged over a block's tensors and over
-    batches; normalisation layers are left out. The best blocks may be the first or in the middle.
+    the norm of the gradient of the model's own loss over that of the weights, averaged over batches; normalisation
+    layers are left out. The best blocks may be the first or in the middle. A hint, no more: the head often comes first.
 
     `"spectrum"` ranks the layers by the signal-to-noise ratio of their weight matrices (Spectrum; Hartford et al.,
     2024), among those of one kind. It needs no rows, and the memory of one matrix.
