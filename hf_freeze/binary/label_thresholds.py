@@ -34,7 +34,7 @@ class LabelThresholds:
     by_label: Mapping[str, ThresholdResult]
 
     def __post_init__(self) -> None:
-        """Raise `FreezeError` for what are no thresholds by name; read bare margins."""
+        """Raise `FreezeError` for anything but thresholds by name; make results of bare margins."""
         given = self.by_label
         if not isinstance(given, Mapping) or not given or not all(isinstance(name, str) for name in given):
             raise FreezeError(f"{short(given)} must be thresholds by the labels' names.")
@@ -121,7 +121,7 @@ def predict_multi_label(logits: Any, thresholds: LabelThresholds) -> MultiLabelP
     array([[0, 1]])
     """
     if not isinstance(thresholds, LabelThresholds):
-        raise FreezeError(f"{short(thresholds)} are no LabelThresholds. Give what load_label_thresholds returned.")
+        raise FreezeError(f"{short(thresholds)} is not a LabelThresholds. Give what load_label_thresholds returned.")
     head: Head = "probability" if thresholds.head == "probability" else "auto"
     margin, seen = read_margins(logits, head=head)
     refuse_probabilities([seen], head=head)

@@ -106,7 +106,8 @@ class BinaryClassificationMetrics(TunedMetrics):
         self._label = PositiveLabel(positive, id2label)
         if not isinstance(sample_weight, str | None) or sample_weight in ("", "label", "labels"):
             raise FreezeError(
-                f"sample_weight={short(sample_weight)} must be the name of a column of the eval set, beside the labels."
+                f"sample_weight={short(sample_weight)} must be the name of a column of the eval set, other "
+                "than that of the labels."
             )
         if sample_weight is not None:
             refuse_row_weights(criterion)

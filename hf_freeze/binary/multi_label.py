@@ -20,10 +20,10 @@ from hf_freeze.binary.tuning_phase import TunedMetrics
 from hf_freeze.errors import FreezeError
 
 _AVERAGED = ("f1", "precision", "recall")
-_SAID = {
+_OF_LABELS = {
     "untuned": "keep their thresholds",
     "prevalence": "have another share of positives than they were tuned at",
-    "calls": "are called far more or less often than was to be expected",
+    "calls": "are called far more or less often than expected",
 }
 
 
@@ -163,7 +163,7 @@ class MultiLabelMetrics(TunedMetrics):
         if self._results:
             self.use(LabelThresholds(self._results))
 
-    def one_by_one(self, outputs: Any) -> Any:
+    def comparable(self, outputs: Any) -> Any:
         """Return the logits in one column, which is how `read_margins` reads them."""
         try:
             matrix = take_matrix(outputs)
@@ -247,7 +247,7 @@ class MultiLabelMetrics(TunedMetrics):
 
     def _warn_of(self, kind: str, found: Mapping[str, str | None]) -> None:
         if texts := {name: text for name, text in found.items() if text is not None}:
-            self._warn({kind: _said(kind, texts, len(found))})
+            self._warn({kind: _one_warning(kind, texts, len(found))})
 
     def _tune(self, name: str, counts: ScoreCounts, n_ignored: int) -> ThresholdResult | ThresholdError:
         try:
@@ -298,7 +298,7 @@ def _mean(labels: Sequence[Mapping[str, float]], name: str) -> float:
 
 
 def _untuned(outcome: ThresholdResult | ThresholdError | None) -> str | None:
-    """Return why a label that was to be tuned keeps its threshold."""
+    """Return why tuning left a label its threshold; None where it did not."""
     if isinstance(outcome, ThresholdError):
         return str(outcome)
     return outcome.message if outcome is not None and outcome.status == "constant" else None
@@ -313,12 +313,13 @@ def _grouped(outcomes: Mapping[str, ThresholdResult | ThresholdError | None]) ->
         elif isinstance(outcome, ThresholdResult):
             for kind, why in reasons_to_doubt(outcome).items():
                 kinds.setdefault(kind, {})[name] = why
-    return {kind: _said(kind, labels, len(outcomes)) for kind, labels in kinds.items()}
+    return {kind: _one_warning(kind, labels, len(outcomes)) for kind, labels in kinds.items()}
 
 
-def _said(kind: str, labels: Mapping[str, str], n_labels: int) -> str:
+def _one_warning(kind: str, labels: Mapping[str, str], n_labels: int) -> str:
     names = ", ".join(repr(name) for name in list(labels)[:8]) + (
         f" and {len(labels) - 8} more" if len(labels) > 8 else ""
     )
     first, why = next(iter(labels.items()))
-    return f"{len(labels)} of {n_labels} labels {_SAID.get(kind, 'are to be doubted')}: {names}. Of {first!r}: {why}"
+    found = _OF_LABELS.get(kind, "have thresholds to doubt")
+    return f"{len(labels)} of {n_labels} labels {found}: {names}. Of {first!r}: {why}"

@@ -39,13 +39,13 @@ def labels_far_from_tuned(result: ThresholdResult, counts: ScoreCounts, *, one_l
         n_seen = n_rows**2 / float(counts.squares.tp[-1] + counts.squares.fp[-1])  # effective rows (Kish, 1965)
     observed = result.weighted_counts is None
     n_tuned = float(result.n_pos + result.n_neg) or n_seen  # unknown from a config alone: as many as are seen
-    if not _far(share, n_seen, result.prevalence, n_tuned if observed else None):
+    if not _is_far(share, n_seen, result.prevalence, n_tuned if observed else None):
         return None
     advice = f" Tune with at_prevalence={share:.3g} if the model will run on rows like these." if one_label else ""
     return (
         f"{_percent(share)} of the {n_rows:.0f} rows are positive, but the threshold was tuned at "
-        f"{_percent(result.prevalence)}: it is not the best one here, and the values to expect of it do not "
-        f"hold.{advice}"
+        f"{_percent(result.prevalence)}: it is not the best one here, and what was estimated for fresh "
+        f"rows does not hold.{advice}"
     )
 
 
@@ -63,12 +63,12 @@ def calls_far_from_tuned(result: ThresholdResult, margin: NDArray[np.float32], *
     n_tuned: float = result.n_pos + result.n_neg
     if result.weighted_counts is not None:
         n_tuned = min(n_tuned, expected * (1 - expected) / _variance_of_calls(result))
-    if not _far(called, len(margin), expected, n_tuned * _COUNTED_OF_CALLS):
+    if not _is_far(called, len(margin), expected, n_tuned * _COUNTED_OF_CALLS):
         return None
     advice = " If not, tune with at_prevalence=." if one_label else ""
     return (
-        f"{_percent(called)} of the {len(margin)} rows are called positive, where {_percent(expected)} were to be "
-        f"expected: the threshold was tuned at {_percent(result.prevalence)} of positives. Are there as many "
+        f"{_percent(called)} of the {len(margin)} rows are called positive, where {_percent(expected)} were "
+        f"expected: the threshold was tuned on data of which {_percent(result.prevalence)} were positive. Is that so "
         f"here?{advice}"
     )
 
@@ -81,7 +81,7 @@ def _variance_of_calls(result: ThresholdResult) -> float:
     return sum(share**2 * rate * (1 - rate) / n_rows for share, rate, n_rows in rates)
 
 
-def _far(share: float, n_rows: float, tuned: float, n_tuned: float | None) -> bool:
+def _is_far(share: float, n_rows: float, tuned: float, n_tuned: float | None) -> bool:
     n, k = round(n_rows), round(share * n_rows)
     if n_tuned is None:
         return _odds_differ(share, tuned, 0.5 / n) and bool(binomtest(k, n, tuned).pvalue < _LEVEL)

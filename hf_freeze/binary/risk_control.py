@@ -36,8 +36,8 @@ def refuse_row_weights(criterion: Criterion) -> None:
     """Raise `FreezeError` when the constraints have a confidence: the tests take rows that were drawn alike."""
     if criterion.confidence is not None:
         raise FreezeError(
-            "confidence= is a statement about rows drawn alike, and sample_weight= says that they were not. Leave one "
-            "of them out; at_prevalence= goes with a confidence."
+            "confidence= holds for rows that were all drawn alike, and sample_weight= says that these were not. Leave "
+            "one of them out; at_prevalence= works with a confidence."
         )
 
 

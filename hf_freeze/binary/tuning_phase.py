@@ -49,8 +49,8 @@ class TunedMetrics:
         """Take the label names from the model's config. Raises `FreezeError` for a head that does not fit."""
         raise NotImplementedError
 
-    def one_by_one(self, outputs: Any) -> Any:
-        """Return a model's outputs in the form in which the scores handed to the metrics can be compared with them."""
+    def comparable(self, outputs: Any) -> Any:
+        """Return outputs of a model in the form that `refuse_other_scores` compares, one score per entry."""
         return outputs
 
     def warn_of_calls(self, logits: Any) -> None:

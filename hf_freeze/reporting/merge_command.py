@@ -1,7 +1,5 @@
 """The shell command `hf-freeze merge`: the whole model of a folder that holds only what trained."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

@@ -24,8 +24,6 @@ from hf_freeze.selection.norms import norm_names
 from hf_freeze.selection.stacks import Stack, find_stacks
 from hf_freeze.selection.vocabulary import ancestors, paths_below
 
-PARTS = ("head", "embeddings", "layers", "rest")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelMap:

@@ -49,8 +49,8 @@ def resolve_weights(given: FreezeArguments, model: nn.Module, *, counted: Sequen
     `counted` are the weights that "balanced" stands for; None while the labels have not been counted.
 
     Raises:
-        PlanError: For a label that the model has not, weights in the wrong number or without effect, and arguments
-            that contradict each other or the head.
+        PlanError: For an unknown label, weights in the wrong number or without effect, and arguments that contradict
+            each other or the head.
     """
     if not declares_weights(given):
         return None
@@ -96,7 +96,7 @@ def balanced_weights(dataset: Any, names: Sequence[str], model: nn.Module, **rea
     """Return n / (C * n_c) for each class c, as scikit-learn's `compute_class_weight("balanced")` does.
 
     Raises:
-        PlanError: For data without a length or labels, labels that are no classes, and a class without a row.
+        PlanError: For data without a length or labels, labels that are not class ids, and a class without a row.
     """
     known = label_names(model)
     counts = count_classes(dataset, names, ids={name: i for i, name in enumerate(known or ())}, **reading)
@@ -165,13 +165,13 @@ def _refuse_unfit(given: FreezeArguments, config: Any) -> None:
         )
     if problem == "regression":
         raise PlanError(
-            f"config.problem_type is 'regression', whose loss is no cross entropy, and {_first(given)} asks for one. "
-            "transformers sets it when a model with one logit is first called with labels: for two classes on one "
-            "logit set model.config.problem_type = None."
+            f"config.problem_type is 'regression', whose loss is not a cross entropy, and {_first_given(given)} asks "
+            "for one. transformers sets it when a model with one logit is first called with labels: for two classes "
+            "on one logit set model.config.problem_type = None."
         )
 
 
-def _first(given: FreezeArguments) -> str:
+def _first_given(given: FreezeArguments) -> str:
     names = ("class_weights", "pos_weight", "focal_gamma")
     return next(f"{name}={getattr(given, name)!r}" for name in names if getattr(given, name) is not None)
 
@@ -180,6 +180,6 @@ def refuse_unapplied(args: Any) -> None:
     """Raise `UnsupportedSetupError` where a plain Trainer was given weights that nothing would apply."""
     if isinstance(args, FreezeArguments) and declares_weights(args):
         raise UnsupportedSetupError(
-            f"{_first(args)} weights the loss, which a callback cannot do: this Trainer would ignore it. Use "
+            f"{_first_given(args)} weights the loss, which a callback cannot do: this Trainer would ignore it. Use "
             "FreezeTrainer, or freezing(...) of your Trainer class, with the plan as freeze_plan=."
         )

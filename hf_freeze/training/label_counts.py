@@ -23,7 +23,7 @@ def count_classes(
     numbers of labels that are given by name.
 
     Raises:
-        PlanError: For a data set without a length, without labels, or with labels that are no whole numbers.
+        PlanError: For a data set without a length, without labels, or with labels that are not whole numbers.
     """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise PlanError(
@@ -67,8 +67,8 @@ def _whole(counts: Counter[Any]) -> dict[int, int]:
     odd = next((value for value in counts if not isinstance(value, int | float) or value != int(value)), None)
     if odd is not None:
         raise PlanError(
-            f'class_weights="balanced" counts classes, and train_dataset has the label {odd!r}, which is no number of '
-            "one. Give the weights as a list or by name."
+            f'class_weights="balanced" counts classes, and train_dataset has the label {odd!r}, which is not a '
+            "class id. Give the weights as a list or by name."
         )
     whole: Counter[int] = Counter()
     for value, count in counts.items():

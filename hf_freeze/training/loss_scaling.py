@@ -93,7 +93,7 @@ class ScaledLossTrainerMixin(_Base):
     """
 
     model: Any  # the Trainer's own annotation admits None, which it never is after construction
-    corrects_loss_scale = True  # for who looks at a Trainer without knowing its class
+    corrects_loss_scale = True  # read by debug_sample
     _count_is_ignored: bool | None = None
     _window_count: torch.Tensor | None = None
 

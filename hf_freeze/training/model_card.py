@@ -75,7 +75,7 @@ labels = predict_binary(logits, threshold).label
 def _figures(tuned: ThresholdResult) -> dict[str, str]:
     found = "It was given, not tuned."
     if tuned.value is not None:
-        expected = "" if tuned.oob_value is None else f"; {tuned.oob_value:.4g} is to be expected on fresh rows"
+        expected = "" if tuned.oob_value is None else f"; expect {tuned.oob_value:.4g} on fresh rows"
         rows = f"{tuned.n_pos + tuned.n_neg:,} rows"
         found = f"Tuned on {rows}, it reaches {tuned.objective} {tuned.value:.4g} there{expected}."
     return {

@@ -40,26 +40,26 @@ class ThresholdTrainerMixin(_Base):
         return metrics if isinstance(metrics, TunedMetrics) else None
 
     @property
-    def _weight_column(self) -> str | None:
+    def _sample_weight_column(self) -> str | None:
         return None if self._threshold_metrics is None else self._threshold_metrics.sample_weight
 
-    def _read_weights(self) -> None:
+    def _gather_sample_weights(self) -> None:
         """Have the Trainer gather the weights with the labels, from all processes."""
-        if self._weight_column is not None and self._weight_column not in self.label_names:
-            self.label_names = [*self.label_names, self._weight_column]
+        if self._sample_weight_column is not None and self._sample_weight_column not in self.label_names:
+            self.label_names = [*self.label_names, self._sample_weight_column]
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss as the Trainer does; the model does not get to see the weights of the metrics."""
-        return super().compute_loss(model, self._without_weights(inputs), *args, **kwargs)
+        return super().compute_loss(model, self._without_sample_weights(inputs), *args, **kwargs)
 
-    def _without_weights(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        if self._weight_column not in inputs:
+    def _without_sample_weights(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        if self._sample_weight_column not in inputs:
             return inputs
-        return {name: value for name, value in inputs.items() if name != self._weight_column}
+        return {name: value for name, value in inputs.items() if name != self._sample_weight_column}
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, after a check of the metrics against the model and the eval sets."""
-        self._read_weights()
+        self._gather_sample_weights()
         if metrics := self._threshold_metrics:
             metrics.prepare(
                 self.model,
@@ -102,7 +102,7 @@ class ThresholdTrainerMixin(_Base):
             yield
             return
         metrics.read_names(self.model)
-        self._read_weights()
+        self._gather_sample_weights()
         # A threshold that the model was saved with is that of its weights until the first step.
         if metrics.result is None and self.state.global_step == 0 and (saved := threshold_of(self.model)):
             metrics.use(saved)
@@ -119,8 +119,8 @@ class ThresholdTrainerMixin(_Base):
         def checked(logits: Any, labels: Any) -> Any:
             given = logits if preprocess is None else preprocess(logits, labels)
             served, self._served = [*self._served] or [logits], ()
-            own = [metrics.one_by_one(logits) for logits in served]
-            refuse_other_scores(metrics.one_by_one(given), own, head=head, preprocessed=preprocess is not None)
+            own = [metrics.comparable(logits) for logits in served]
+            refuse_other_scores(metrics.comparable(given), own, head=head, preprocessed=preprocess is not None)
             return given
 
         with replaced(self, preprocess_logits_for_metrics=checked):
@@ -131,13 +131,13 @@ class ThresholdTrainerMixin(_Base):
         if self._threshold_metrics is None:
             return super().prediction_step(model, inputs, *args, **kwargs)
         labelled = [name for name in self.label_names if inputs.get(name) is not None]
-        if self._weight_column is not None and len(labelled) < len(self.label_names):
-            if labelled and labelled != [self._weight_column]:
+        if self._sample_weight_column is not None and len(labelled) < len(self.label_names):
+            if labelled and labelled != [self._sample_weight_column]:
                 raise FreezeError(
-                    f"sample_weight={self._weight_column!r}, but the rows have no such column. They have "
+                    f"sample_weight={self._sample_weight_column!r}, but the rows have no such column. They have "
                     f"{', '.join(sorted(inputs))}."
                 )
-            inputs = self._without_weights(inputs)
+            inputs = self._without_sample_weights(inputs)
         with logits_of(model) as self._served:
             return super().prediction_step(model, inputs, *args, **kwargs)
 

@@ -43,7 +43,7 @@ class TrainerEvents(RunEvents):
         self._begin_loss_window(training.saved_loss_window(state) if state.global_step else {})
 
 
-# By this name trainer_state.json holds its state, so that each kind of Trainer knows a checkpoint of the other.
+# trainer_state.json holds its state by this name, so that either kind of Trainer can read the other's checkpoints.
 TrainerEvents.__name__ = STATE_KEY
-# Who looks for the callback that follows the plan finds it in every Trainer.
+# So that isinstance(callback, FreezeCallback) finds the callback of a plan under every Trainer.
 FreezeCallback.register(TrainerEvents)

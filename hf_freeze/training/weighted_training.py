@@ -46,7 +46,7 @@ class WeightedLossTrainerMixin(ScaledLossTrainerMixin):
 
     @property
     def weighted_loss(self) -> WeightedLoss | None:
-        """What trains in place of the model's own loss, for who looks at a Trainer without knowing its class."""
+        """The loss that trains in place of the model's own; None without weights. `debug_sample` reads it, too."""
         return self.compute_loss_func if isinstance(self.compute_loss_func, WeightedLoss) else None
 
     def _declare_weights(self) -> None:
@@ -127,7 +127,7 @@ class WeightedLossTrainerMixin(ScaledLossTrainerMixin):
         compute_loss: Any = self.compute_loss
 
         def with_loss_in_tuples(*given: Any, **options: Any) -> Any:
-            """The Trainer takes the first item of a tuple for the loss, which a model without labels does not give."""
+            """Put the loss in front of a tuple, where the Trainer looks for it: without labels the model gives none."""
             loss, outputs = compute_loss(*given, **options)
             return loss, outputs if isinstance(outputs, Mapping) else (loss, *_parts(outputs))
 

@@ -57,7 +57,7 @@ def test_a_prevalence_that_was_asked_for_is_what_labels_are_compared_with():
 def test_rows_without_labels_warn_by_the_share_that_is_called_positive(tuned):
     metrics = frozen(tuned)
     metrics.warn_of_calls(rows(3000, 0.15, 1)[0])
-    with pytest.warns(ThresholdWarning, match=r"called positive, where 1\d\.?\d* % were to be expected"):
+    with pytest.warns(ThresholdWarning, match=r"called positive, where 1\d\.?\d* % were expected"):
         metrics.warn_of_calls(rows(3000, 0.02, 1)[0])
 
 

@@ -289,7 +289,7 @@ BINARY = [
     ),
     change(
         "training/thresholds.py",
-        "if self._weight_column not in inputs:",
+        "if self._sample_weight_column not in inputs:",
         "if True:",
         "training/thresholds::a_weight_column_reaches_the_metrics_and_not_the_model",
     ),

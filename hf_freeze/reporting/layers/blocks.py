@@ -20,11 +20,11 @@ def find_blocks(model: nn.Module) -> dict[str, frozenset[str]]:
     model_map = map_model(model)
     if not model_map.stacks:
         raise SelectionError(
-            f"This {type(model).__name__} has no repeated stack of layers, so its blocks cannot be told. Try its "
+            f"This {type(model).__name__} has no repeated stack of layers, so there are no blocks to rank. Try its "
             "modules one by one, with compare() and a FreezePlan that names each by its path."
         )
     if "head" in model_map.unclear:
-        raise SelectionError(f"The blocks cannot be told, as the head is ambiguous: {model_map.unclear['head']}")
+        raise SelectionError(f"The blocks cannot be ranked, as the head is ambiguous: {model_map.unclear['head']}")
     labels = dict.fromkeys(part_labels(model_map).values())
     named = [label for label in labels if label not in ROLES or model_map.roles[label]]
     found = {label: trainable_only(label, model_map) for label in named}

@@ -98,7 +98,7 @@ def depth_features(
 ) -> DepthFeatures:
     """Run all rows through the model once, up to the last layer, and keep what a head would read at every depth.
 
-    Raises `FreezeError` for features that are no numbers.
+    Raises `FreezeError` for features that are not finite.
     """
     values: dict[int, list[torch.Tensor]] = {}
     numbers: list[torch.Tensor] = []

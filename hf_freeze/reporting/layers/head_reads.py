@@ -12,7 +12,7 @@ from hf_freeze.reporting.layers.layer_outputs import Place
 
 
 def real_tokens(hidden: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor | None:
-    """Return where the tokens are that are no padding, (rows, length); None where features are no sequence."""
+    """Return which tokens are not padding, (rows, length); None where the features are not a sequence."""
     if hidden.dim() != 3:
         return None
     for name, value in inputs.items():
@@ -42,7 +42,7 @@ def _place(mask: torch.Tensor, how: str) -> torch.Tensor:
 def token_that_is_read(
     model: nn.Module, top: Mapping[str, nn.Module], place: Place, batches: Iterable[Mapping[str, Any]]
 ) -> tuple[str, ...]:
-    """Say whether the logits hang on the first, or the last, real token of what the `top` layer returns, and no other.
+    """Return the one real token of the `top` layer's output that the logits depend on, "first" or "last"; else ().
 
     Asked of autograd, of single rows in `batches`: nothing needs to be known of the architecture.
     """
@@ -54,7 +54,7 @@ def token_that_is_read(
 def _tokens_read(
     model: nn.Module, top: Mapping[str, nn.Module], place: Place, inputs: Mapping[str, Any]
 ) -> set[str] | None:
-    """Return the names of the only token that a batch's logits hang on; None where the batch cannot tell."""
+    """Return the names of the only token that a batch's logits depend on; None where no row has two tokens."""
     leaves: list[torch.Tensor] = []
 
     def cut(call: Call) -> Any:

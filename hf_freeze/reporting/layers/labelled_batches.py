@@ -54,7 +54,7 @@ class LabelledBatches:
             batch[CLASSES] = [self._class_in(row) for row in rows]
         return {**batch, CLASSES: torch.tensor(batch[CLASSES], dtype=torch.long)}
 
-    def first_row_reaches_the_model(self, row: Any) -> None:
+    def refuse_unread(self, row: Any) -> None:
         """Raise `FreezeError` where what the model needs is not in a row; a collator's own rows are left to it."""
         if self._collator is None:
             refuse_unread(self._inspected, row)

@@ -10,7 +10,7 @@ from hf_freeze.model_inputs.inspected_model import InspectedModel
 
 
 def as_mapping(row: Any) -> Mapping[str, Any]:
-    """Return the row. Raises `FreezeError` for one that is no mapping."""
+    """Return the row. Raises `FreezeError` for one that is not a mapping."""
     if not isinstance(row, Mapping):
         raise FreezeError(
             f"dataset has rows such as {row!r:.80}, a {type(row).__name__}. Give rows as dicts, {{'input_ids': [...], "

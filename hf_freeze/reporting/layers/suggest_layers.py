@@ -166,7 +166,7 @@ def _probed(
     rows = _rows(dataset, max_rows=max_rows, seed=seed)
     sample = [rows[index] for index in np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE), dtype=int)]
     first = source.batch(sample).inputs()
-    batches.first_row_reaches_the_model(dataset[rows[0]])
+    batches.refuse_unread(dataset[rows[0]])
     ahead = batches.labels_ahead(dataset, rows, sample, first)
     if ahead is not None:
         _fitting(ahead, scoring, folds)
