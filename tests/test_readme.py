@@ -40,6 +40,14 @@ def test_readme_is_a_front_page() -> None:
     assert len(README.splitlines()) <= 250
 
 
+def test_the_map_has_every_room_and_no_file_that_is_gone() -> None:
+    package, table = ROOT / "hf_freeze", README.split("## Where things are")[1]
+    assert {path.parent.name for path in package.glob("*/__init__.py")} <= set(re.findall(r"`(\w+)/`", table))
+    files = set(re.findall(r"`(\w+\.py)`", table))
+    assert files
+    assert files <= {path.name for path in package.rglob("*.py")}
+
+
 def migrations() -> list[str]:
     """What the table "From your code to hf_freeze" tells people to write: the arguments of each row."""
     table = README.split("## From your code to hf_freeze")[1].split("##")[0]
