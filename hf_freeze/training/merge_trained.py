@@ -1,13 +1,16 @@
 """From a folder that holds only what trained, the whole model: in memory, or in a folder for `from_pretrained`."""
 
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import transformers
+from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
@@ -20,6 +23,7 @@ from hf_freeze.training.trained_file import TRAINED_NAME, Base, holds_trained_on
 from hf_freeze.whole_files import whole_folder
 
 HOW_TO_LOAD = "## How to load it"  # in a model card
+_LIBRARIES = ("transformers", "sentence_transformers")
 _NOT_OF_THE_MODEL = (
     TRAINED_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
@@ -48,34 +52,51 @@ def merge_trained(
     folder, out = Path(folder), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir()) or out.samefile(".")):
         raise FreezeError(f"{str(out)!r} exists. Give a new folder to write the whole model to.")
-    model = load_whole(folder, base)
+    model = _load(folder, base)
     with whole_folder(out.resolve()) as unfinished:
-        model.save_pretrained(unfinished)
+        model.save_pretrained(str(unfinished))
         for path in filter(_is_of_the_model, folder.iterdir()):
             shutil.copy(path, unfinished)
-        if (templates := folder / CHAT_TEMPLATE_DIR).is_dir():
-            shutil.copytree(templates, unfinished / CHAT_TEMPLATE_DIR, dirs_exist_ok=True)
+        for part in (CHAT_TEMPLATE_DIR, *_modules_in(folder)):
+            if (folder / part).is_dir():
+                shutil.copytree(folder / part, unfinished / part, ignore=_no_index, dirs_exist_ok=True)
         _say_no_more_how_to_load(unfinished / "README.md")
     return out
 
 
-def load_whole(folder: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> PreTrainedModel:
-    """Load the base that a folder names, or `base`, and what trained into it. Raises as `merge_trained` does."""
+def can_be_merged(model_class: str) -> bool:
+    """Tell whether models of this class, given with its module, are loaded by a name."""
+    return model_class.partition(".")[0] in _LIBRARIES
+
+
+def load_whole(folder: str | os.PathLike[str]) -> PreTrainedModel:
+    """Load the base that a folder names, and what trained into it. Raises as `merge_trained` does."""
+    model = _load(folder, None)
+    if not isinstance(model, PreTrainedModel):
+        raise FreezeError(
+            f"{str(folder)!r} holds what trained of a {type(model).__name__}. Write the whole one with "
+            "'hf-freeze merge FOLDER OUT', and load it from there."
+        )
+    return model
+
+
+def _load(folder: str | os.PathLike[str], base: str | os.PathLike[str] | None) -> Any:
+    """What has no weights in a model of sentence-transformers, such as how it pools, is then that of the base."""
     if not holds_trained_only(folder):
         raise FreezeError(
             f"{str(folder)!r} is not a folder that a Trainer with save_trained_only=True wrote: it has no "
             f"{TRAINED_NAME!r}, or the whole weights or a PEFT adapter beside it."
         )
     described = read_base(folder)
+    model_class = _class_of(described, folder)
     name, revision = (described.name, described.revision) if base is None else (os.fspath(base), None)
     if name is None:
         raise FreezeError(
             f"The model that {str(folder)!r} belongs to was built without a name, from a configuration say, so that "
             "it cannot be found. Save it with save_pretrained and give its folder as base (--base)."
         )
-    model_class = _class_of(described, folder)
     if holds_trained_only(name):
-        model = load_whole(name)
+        model = _load(name, None)
     else:
         model = _load_base(model_class, name, folder, dtype=described.dtype, revision=revision)
     load_trained(model, folder)
@@ -95,25 +116,26 @@ def _say_no_more_how_to_load(card: Path) -> None:
         card.write_text(f"{before.rstrip()}\n{''.join(after[1:])}", encoding="utf-8")
 
 
-def _class_of(described: Base, folder: str | os.PathLike[str]) -> type[PreTrainedModel]:
-    module, _, name = described.model_class.rpartition(".")
-    found: Any = getattr(transformers, name, None) if module.startswith("transformers.") else None
-    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+def _class_of(described: Base, folder: str | os.PathLike[str]) -> Any:
+    library, name = described.model_class.partition(".")[0], described.model_class.rpartition(".")[2]
+    found = getattr(import_module(library), name, None) if can_be_merged(described.model_class) else None
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise FreezeError(
-            f"{str(folder)!r} belongs to a {described.model_class}, which is not a class of transformers. Build that "
-            "model with the weights of its base, then call hf_freeze.load_trained(model, folder), and save it."
+            f"{str(folder)!r} belongs to a {described.model_class}, which is not a class of transformers or "
+            "sentence_transformers. Build that model with the weights of its base, then call "
+            "hf_freeze.load_trained(model, folder), and save it."
         )
     return found
 
 
-def _load_base(
-    model_class: Any, name: str, folder: str | os.PathLike[str], *, dtype: str, revision: str | None
-) -> PreTrainedModel:
-    options = {} if revision is None or Path(name).is_dir() else {"revision": revision}
+def _load_base(model_class: Any, name: str, folder: str | os.PathLike[str], *, dtype: str, revision: str | None) -> Any:
+    options: dict[str, Any] = {} if revision is None or Path(name).is_dir() else {"revision": revision}
     try:
         with _without_load_report():
+            if not issubclass(model_class, PreTrainedModel):
+                return _sentence_model(model_class, name, folder, dtype=dtype, **options)
             # What does not fit is what trained, or is named when the base is compared.
-            model: PreTrainedModel = model_class.from_pretrained(
+            return model_class.from_pretrained(
                 name, config=AutoConfig.from_pretrained(folder), dtype=dtype, ignore_mismatched_sizes=True, **options
             )
     except Exception as error:  # the hub, the files and the code of a model can each fail in their own way
@@ -122,7 +144,23 @@ def _load_base(
             f"{' '.join(str(error).split())[:300]}). Was it moved? Give its folder or hub name as base (--base), or "
             "load it as you did for training, and call hf_freeze.load_trained(model, folder)."
         ) from error
-    return model
+
+
+def _sentence_model(model_class: Any, name: str, folder: str | os.PathLike[str], *, dtype: str, **options: Any) -> Any:
+    options |= {"device": "cpu", "model_kwargs": {"dtype": dtype, "ignore_mismatched_sizes": True}}
+    if "num_labels" in signature(model_class).parameters:  # a cross-encoder
+        options["num_labels"] = AutoConfig.from_pretrained(folder).num_labels
+    return model_class(name, **options)
+
+
+def _modules_in(folder: Path) -> list[str]:
+    """Return the folders of the modules of sentence-transformers."""
+    listed = folder / "modules.json"
+    return [module["path"] for module in json.loads(listed.read_bytes()) if module["path"]] if listed.exists() else []
+
+
+def _no_index(folder: str, names: Sequence[str]) -> list[str]:
+    return [name for name in names if name == SAFE_WEIGHTS_INDEX_NAME]
 
 
 @contextmanager

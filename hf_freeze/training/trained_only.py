@@ -21,7 +21,7 @@ from hf_freeze.training.arguments import FreezeArguments
 from hf_freeze.training.attributes import replaced
 from hf_freeze.training.backends import is_sharded
 from hf_freeze.training.base_model import base_of, name_of_base, transformers_models
-from hf_freeze.training.merge_trained import HOW_TO_LOAD, load_whole
+from hf_freeze.training.merge_trained import HOW_TO_LOAD, can_be_merged, load_whole
 from hf_freeze.training.planned_training import PlannedTraining
 from hf_freeze.training.setup import is_whole, uses_deepspeed
 from hf_freeze.training.trained_file import (
@@ -173,10 +173,11 @@ def how_to_load(base: Base) -> str:
     source = repr(base.name or "path/to/the/base")
     revision = f", revision={base.revision!r}" if base.revision else ""
     merge, imports, build = "", "", f"...  # the {name} that training began with, with its weights"
-    if module.startswith("transformers."):
+    if can_be_merged(module):
         merge = (
             "Write the whole model, for\n`from_pretrained` and `pipeline`, with `hf-freeze merge FOLDER OUT`, or load"
         )
+    if module.startswith("transformers."):
         imports = f"from transformers import AutoConfig, {name}\n"
         build = f"{name}.from_pretrained({source}, config=AutoConfig.from_pretrained(folder){revision})"
     return f"""{HOW_TO_LOAD}

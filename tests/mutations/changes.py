@@ -410,6 +410,18 @@ REPORTING = [
 ]
 CHECKPOINTS = [
     change(
+        "training/merge_trained.py",
+        "(CHAT_TEMPLATE_DIR, *_modules_in(folder))",
+        "(CHAT_TEMPLATE_DIR,)",
+        "trainers/trained_sentences::a_merged_folder_is_what_the_trainer_would_have_saved[pooling of its own]",
+    ),
+    change(
+        "training/merge_trained.py",
+        "    if not isinstance(model, PreTrainedModel):\n",
+        "    if False:\n",
+        "trainers/trained_sentences::an_encoder_that_is_not_of_transformers_is_merged_before_it_trains_again",
+    ),
+    change(
         "training/trained_only.py",
         "resolved.model_map.every_alias(resolved.trains(0))",
         "resolved.names[0]",
@@ -578,7 +590,7 @@ CHECKPOINTS = [
     ),
     change(
         "training/merge_trained.py",
-        "    if holds_trained_only(name):\n        model = load_whole(name)\n    else:\n        model = _load_base(",
+        "    if holds_trained_only(name):\n        model = _load(name, None)\n    else:\n        model = _load_base(",
         "    if True:\n        model = _load_base(",
         "training/trained_only::a_base_that_holds_only_what_trained_is_merged_first",
     ),
