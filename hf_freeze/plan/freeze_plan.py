@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import compress
@@ -14,10 +13,8 @@ from hf_freeze.errors import PlanError
 from hf_freeze.plan.rotation import Rotation, rotate
 from hf_freeze.plan.stages import (
     AnyStage,
-    BottomUp,
     Rotate,
     Stage,
-    TopDown,
     is_factor,
     known_fields,
     plain,
@@ -25,8 +22,10 @@ from hf_freeze.plan.stages import (
     stage_from_dict,
     stage_to_dict,
 )
-from hf_freeze.plan.tables import as_table, describe_parts, stack_prefixes
+from hf_freeze.plan.tables import as_table, describe_parts
 from hf_freeze.plan.trainable import all_but, changed, trainable_only
+from hf_freeze.plan.written_out import written_out
+from hf_freeze.selection.cuts import cut_at, sizes_of
 from hf_freeze.selection.language import Selection, parse
 from hf_freeze.selection.model_map import ModelMap, map_model, unwrap
 
@@ -174,9 +173,9 @@ class ResolvedPlan:
     Attributes:
         plan: The plan that was resolved.
         model_map: The roles, layers and tied weights of the model.
-        sizes: Canonical name of each tensor -> its elements.
+        sizes: Canonical name of each member, a tensor or rows of a matrix, -> its elements.
         timed: The plan's stages, with `TopDown` written out for this model.
-        stages: Canonical names (one a tensor) of what trains in each stage; `names` has every alias of tied weights. A
+        stages: Canonical names (one a member) of what trains in each stage; `names` has every alias of tied weights. A
             rotation is one stage, with all of its layers.
         rotation: The rotation, where the plan is one.
     """
@@ -228,10 +227,11 @@ class ResolvedPlan:
         # epoch=1 is epoch=1.0
         times = ["start", *(json.loads(json.dumps(stage.time), parse_int=float) for stage in self.timed)]
         # The text of json.dumps([[when, sorted(names)], ...]), with each name sorted and written once for all stages.
-        ever = sorted(frozenset().union(*self.stages))
+        stages = [*map(self.model_map.in_whole_runs, self.stages)]
+        ever = sorted(frozenset().union(*stages))
         texts = [json.dumps(name) for name in ever]
         digest = hashlib.sha256()
-        for index, (when, names) in enumerate(zip(times, self.stages, strict=True)):
+        for index, (when, names) in enumerate(zip(times, stages, strict=True)):
             chosen = ", ".join(compress(texts, map(names.__contains__, ever)))
             digest.update(f"{', ' if index else '['}[{json.dumps(when)}, [{chosen}]]".encode())
         digest.update(b"]")
@@ -269,13 +269,16 @@ class ResolvedPlan:
         return "\n".join([as_table(rows), *([self.rotation.schedule] if self.rotation else [])]) + told
 
 
-def resolve(plan: FreezePlan, model: "nn.Module", *, others_train: bool = False) -> ResolvedPlan:
+def resolve(
+    plan: FreezePlan, model: "nn.Module", *, others_train: bool = False, rates: Iterable[Selection] = ()
+) -> ResolvedPlan:
     """Hold `plan` against `model`; see `FreezePlan.resolve`.
 
     With `others_train`, something beside the model has parameters that train, so that all of the model may be frozen.
+    `rates` are selections that have learning rates of their own: rows that they name become members, too.
     """
     model = unwrap(model)
-    model_map = map_model(model)
+    model_map = cut_at(map_model(model), [*selections_of(plan), *rates])
     if plan.trainable is not None:
         first = trainable_only(plan.trainable, model_map)
     else:
@@ -287,13 +290,13 @@ def resolve(plan: FreezePlan, model: "nn.Module", *, others_train: bool = False)
         rotation = rotate(rule, first, model_map)
         both = (first | frozenset(rotation.layer_of),)
         return ResolvedPlan(
-            plan=plan, model_map=model_map, sizes=sizes_of(model), timed=(), stages=both, rotation=rotation
+            plan=plan, model_map=model_map, sizes=sizes_of(model, model_map), timed=(), stages=both, rotation=rotation
         )
     timed: list[Stage] = []
     stages = [first]
-    for stage, written_out in _written_out(plan.stages, model_map):
+    for stage, by_rule in written_out(plan.stages, model_map):
         after = changed(stages[-1], model_map, unfreeze=stage.unfreeze, freeze=stage.freeze)
-        if after == stages[-1] and written_out:
+        if after == stages[-1] and by_rule:
             continue
         if after == stages[-1]:
             raise PlanError(
@@ -310,59 +313,14 @@ def resolve(plan: FreezePlan, model: "nn.Module", *, others_train: bool = False)
         timed.append(stage)
         stages.append(after)
     _check_settling(timed, stages)
-    return ResolvedPlan(plan=plan, model_map=model_map, sizes=sizes_of(model), timed=tuple(timed), stages=tuple(stages))
+    sizes = sizes_of(model, model_map)
+    return ResolvedPlan(plan=plan, model_map=model_map, sizes=sizes, timed=tuple(timed), stages=tuple(stages))
 
 
-def sizes_of(model: "nn.Module") -> dict[str, int]:
-    """Canonical name -> number of elements; under DeepSpeed ZeRO-3 that of the whole tensor."""
-    return {name: getattr(p, "ds_numel", p.numel()) for name, p in unwrap(model).named_parameters()}
-
-
-def _written_out(stages: Sequence[AnyStage], model_map: ModelMap) -> Iterator[tuple[Stage, bool]]:
-    """The stages, each with whether it stems from `TopDown` or `BottomUp`."""
-    for stage in stages:
-        if isinstance(stage, TopDown):
-            yield from ((written, True) for written in _top_down(stage, model_map))
-        elif isinstance(stage, BottomUp):
-            yield from ((written, True) for written in _bottom_up(stage, model_map))
-        elif isinstance(stage, Stage):
-            yield stage, False
-
-
-def _depth(rule: TopDown | BottomUp, model_map: ModelMap) -> int:
-    deepest = max((len(stack.layers) for stack in model_map.stacks), default=0)
-    if not deepest:
-        raise PlanError(f"{rule!r} needs a repeated stack of layers, and this model has none. Write the stages out.")
-    return deepest
-
-
-def _bottom_up(rule: BottomUp, model_map: ModelMap) -> Iterator[Stage]:
-    deepest = _depth(rule, model_map)
-    if rule.keep >= deepest:
-        raise PlanError(
-            f"{rule!r} keeps all {deepest} layers of this model training: it would freeze none. Lower keep."
-        )
-    for index in range(deepest - rule.keep):
-        layers = [
-            f"{where}layers[{index}]"
-            for where, stack in zip(stack_prefixes(model_map), model_map.stacks, strict=True)
-            if len(stack.layers) - rule.keep > index
-        ]
-        below = ["embeddings"] if index == 0 and model_map.roles["embeddings"] else []
-        yield Stage(settled=rule.settled, freeze=[*below, *layers])
-
-
-def _top_down(rule: TopDown, model_map: ModelMap) -> Iterator[Stage]:
-    count = math.ceil(_depth(rule, model_map) / rule.layers_per_stage)
-    for index in range(1, count + 1):
-        above, depth = (index - 1) * rule.layers_per_stage, index * rule.layers_per_stage
-        layers = [
-            f"{where}layers[-{depth}:{-above or ''}]"
-            for where, stack in zip(stack_prefixes(model_map), model_map.stacks, strict=True)
-            if len(stack.layers) > above
-        ]
-        yield Stage(epoch=index * rule.every_epochs, unfreeze=[*(["rest"] if index == 1 else ()), *layers])
-    yield Stage(epoch=(count + 1) * rule.every_epochs, unfreeze="all")
+def selections_of(plan: FreezePlan) -> list[Selection | None]:
+    """Return every selection that a plan holds."""
+    changes = [what for stage in plan.stages if isinstance(stage, Stage) for what in (stage.unfreeze, stage.freeze)]
+    return [plan.freeze, plan.trainable, *changes, *plan.lr_factors]
 
 
 def _check_settling(timed: Sequence[Stage], stages: Sequence[frozenset[str]]) -> None:

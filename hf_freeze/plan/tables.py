@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 
 from hf_freeze.selection.model_map import ModelMap
+from hf_freeze.selection.rows import joined
 from hf_freeze.selection.vocabulary import paths_in_front
 
 
@@ -26,20 +27,30 @@ def stack_prefixes(model_map: ModelMap) -> list[str]:
 def describe_parts(names: Collection[str], model_map: ModelMap) -> str:
     """Name the parts that these canonical names make up: whole ones plainly, others with their share."""
     labels = part_labels(model_map)
-    members: dict[str, list[bool]] = {}
+    members: dict[str, list[str]] = {}
     for name, label in labels.items():
-        members.setdefault(label, []).append(name in names)
-    whole = [label for label, chosen in members.items() if all(chosen)]
+        members.setdefault(label, []).append(name)
+    chosen = {label: [name for name in found if name in names] for label, found in members.items()}
+    whole = [label for label, found in members.items() if chosen[label] == found]
     partly: dict[str, list[str]] = {}
-    for label, chosen in members.items():
-        if any(chosen) and not all(chosen):
-            partly.setdefault(f"{sum(chosen)} of {len(chosen)} tensors", []).append(label)
+    for label, found in chosen.items():
+        if found and label not in whole:
+            partly.setdefault(_some_of(found, of=members[label], model_map=model_map), []).append(label)
     parts = [
         f"{part} ({share}{' each' if part.count(':') else ''})"
-        for share, labels in partly.items()
-        for part in join_neighbours(labels)
+        for share, found in partly.items()
+        for part in join_neighbours(found)
     ]
     return ", ".join([*join_neighbours(whole), *parts])
+
+
+def _some_of(chosen: Sequence[str], *, of: Sequence[str], model_map: ModelMap) -> str:
+    """Count the whole tensors among these members of a part, and name the rows."""
+    rows = model_map.rows
+    runs = [run.name for run in joined(rows[name] for name in chosen if name in rows)]
+    tensors = len({rows[name].matrix if name in rows else name for name in of})
+    whole = sum(name not in rows for name in chosen)
+    return " and ".join([*([f"{whole} of {tensors} tensors"] if whole else []), *runs])
 
 
 def join_neighbours(labels: Iterable[str]) -> list[str]:

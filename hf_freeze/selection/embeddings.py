@@ -3,7 +3,9 @@
 import re
 from collections.abc import Iterator
 
+import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from hf_freeze.selection.stacks import Stack
 from hf_freeze.selection.vocabulary import ancestors
@@ -35,6 +37,32 @@ def _is_embedding(path: str, module: nn.Module) -> bool:
         or "embed" in path.rpartition(".")[2].lower()
         or "embed" in type(module).__name__.lower()
     )
+
+
+def word_embeddings(model: nn.Module) -> list[torch.Tensor]:
+    """Return the matrices with one row per token, as the models of transformers inside name them.
+
+    Where there is none of these, any table that is looked up may be one. Several mean that it cannot be told.
+    """
+    inner = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    tables = map(_input_embeddings, inner) if inner else model.modules()
+    kinds = nn.Module if inner else (nn.Embedding, nn.EmbeddingBag)
+    weights = (getattr(table, "weight", None) for table in tables if isinstance(table, kinds))
+    matrices = (weight for weight in weights if isinstance(weight, nn.Parameter) and weight.dim() == 2)
+    return [*{id(weight): weight for weight in matrices}.values()]
+
+
+def _input_embeddings(model: PreTrainedModel) -> nn.Module | None:
+    try:
+        return model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):  # a model of images says so in either way
+        return None
+
+
+def gathered_sparsely(model: nn.Module) -> set[int]:
+    """Return the ids of the tables whose gradients are sparse."""
+    tables = (module for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag))
+    return {id(table.weight) for table in tables if table.sparse}
 
 
 def stem_paths(model: nn.Module, stacks: tuple[Stack, ...]) -> frozenset[str]:

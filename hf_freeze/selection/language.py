@@ -2,11 +2,15 @@
 
     selection := one string, or a list of strings read in order; a later entry overrides an earlier one
     entry     := ["!"] term ("&" term)*              "!x" takes x out; "a & b" is the intersection
-    term      := "all" | role | [path "."] "layers[" index "]" | dotted path with "*" | "re:" regex | literal
+    term      := "all" | role | [path "."] "layers[" index "]" | rows | dotted path with "*" | "re:" regex | literal
+    rows      := (role | dotted path | literal) "[" index "]"     rows of the one matrix there: lm_head[32000:]
     literal   := a dotted path in double quotes, taken as it is (escapes as in JSON): "extra.q&a"
     index     := python index or slice, or a comma list of them: layers[0], layers[-2:], layers[0,5,-1]
 
-Everything here is text and sets: what the names, roles and layers of a model are is asked of its `Vocabulary`.
+`embeddings[-3:]` are rows of the matrix of word embeddings, whatever positions and types have beside it.
+
+Everything here is text and sets: what the names, roles and layers of a model are is asked of its `Vocabulary`. One that
+has been cut (`rows.cut_at`) knows the rows that a selection names as members of their own.
 """
 
 import json
@@ -18,6 +22,7 @@ from functools import lru_cache
 from typing import Protocol, TypeAlias
 
 from hf_freeze.errors import SelectionError
+from hf_freeze.selection.rows import Rows, row_ranges
 from hf_freeze.selection.vocabulary import (
     ROLES,
     LayerStack,
@@ -29,6 +34,7 @@ from hf_freeze.selection.vocabulary import (
     path_pattern,
     paths_in_front,
     stack_sizes,
+    the_matrix,
     what_stacks,
 )
 
@@ -162,6 +168,34 @@ class Layers:
 
 
 @dataclass(frozen=True)
+class RowsOf:
+    """`lm_head[32000:]`, `embeddings[-3:]`: rows of the one matrix that a path or a role holds."""
+
+    text: str
+    holder: "Role | DottedPath | Literal"
+    indices: tuple[int | slice, ...]
+    specificity = Specificity.NAMED
+
+    def found(self, words: Vocabulary) -> list[Rows]:
+        """Return the runs of rows that are meant; raises `SelectionError`."""
+        holder = _term_text(self.holder)
+        members = self.holder.pick(words)
+        if not members:
+            raise SelectionError(no_match(self.text, holder, words))
+        matrix = the_matrix(members, words, text=self.text, holder=holder)
+        return row_ranges(self.text, matrix, self.indices, count=words.shapes[matrix][0])
+
+    def pick(self, words: Vocabulary) -> frozenset[str]:
+        found = self.found(words)
+        matrix, count = found[0].matrix, sum(map(len, found))
+        if count == words.shapes[matrix][0] and matrix in words.spellings:
+            return frozenset([matrix])
+        picked = frozenset(name for name, rows in words.rows.items() if any(map(rows.is_within, found)))
+        assert sum(len(words.rows[name]) for name in picked) == count, f"the map is not cut for {self.text!r}"
+        return picked
+
+
+@dataclass(frozen=True)
 class Entry:
     """One string of a selection: terms whose intersection is added, or taken out."""
 
@@ -267,6 +301,7 @@ def _terms(text: str) -> list[str]:
 _LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"')
 _LAYERS = re.compile(r"(?:(?P<path>.+)\.)?layers\[(?P<index>.*)\]")
 _PATH = re.compile(r"[\w*-]+(\.[\w*-]+)*")
+_ROWS = re.compile(rf"(?P<holder>{_LITERAL.pattern}|{_PATH.pattern})\[(?P<index>[^\[\]]*)\]")
 
 
 def _parse_term(term: str, entry: str) -> Term:
@@ -287,16 +322,27 @@ def _parse_term(term: str, entry: str) -> Term:
         return Role(term)
     if layers := _LAYERS.fullmatch(term):
         return Layers(entry, layers["path"] or "", tuple(_parse_index(layers["index"], entry)))
+    if rows := _ROWS.fullmatch(term):
+        return RowsOf(entry, _parse_holder(rows["holder"], entry), tuple(_parse_index(rows["index"], entry)))
     if not _PATH.fullmatch(term):
         raise SelectionError(f"{entry!r} is not a selection: {term!r} cannot be read. {_GRAMMAR}")
     return DottedPath(term)
 
 
 _GRAMMAR = (
-    f"An entry is 'all', a role ({', '.join(ROLES)}), layers[index], a dotted path with '*', or re:regex; "
+    f"An entry is 'all', a role ({', '.join(ROLES)}), layers[index], a dotted path with '*', rows such as "
+    "lm_head[32000:], or re:regex; "
     "a path with other characters goes in double quotes; '!' in front takes it out, '&' intersects. "
     "Several entries are several strings in a list."
 )
+
+
+def _parse_holder(term: str, entry: str) -> "Role | DottedPath | Literal":
+    if _LITERAL.fullmatch(term):
+        return _parse_literal(term, entry)
+    if term == "all":
+        raise SelectionError(f"{entry!r}: 'all' is no matrix. Name one, as in embeddings[-3:] or lm_head[32000:].")
+    return Role(term) if term in ROLES else DottedPath(term)
 
 
 def _parse_literal(term: str, entry: str) -> Literal:
@@ -326,7 +372,7 @@ def _parse_index(text: str, entry: str) -> Iterator[int | slice]:
         except ValueError:
             raise SelectionError(
                 f"{entry!r}: {part.strip()!r} is not an index or a slice. "
-                "Write layers[0], layers[-2:], layers[:6] or layers[0,5,-1]."
+                "Write layers[0], layers[-2:], layers[:6] or layers[0,5,-1], and rows of a matrix likewise."
             ) from None
         yield slice(*numbers)
 

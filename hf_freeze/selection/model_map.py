@@ -6,8 +6,8 @@ belongs to exactly one part: head, embeddings, layers or rest.
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -17,10 +17,17 @@ from torch.nn.parameter import UninitializedParameter
 
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
 from hf_freeze.selection import peft_support
-from hf_freeze.selection.embeddings import embedding_paths, names_an_embedding, stem_paths
+from hf_freeze.selection.embeddings import (
+    embedding_paths,
+    gathered_sparsely,
+    names_an_embedding,
+    stem_paths,
+    word_embeddings,
+)
 from hf_freeze.selection.frozen_marks import frozen_by_us
 from hf_freeze.selection.heads import base_path, find_head
 from hf_freeze.selection.norms import norm_names
+from hf_freeze.selection.rows import Rows, joined
 from hf_freeze.selection.stacks import Stack, find_stacks
 from hf_freeze.selection.vocabulary import ancestors, paths_below
 
@@ -42,11 +49,31 @@ class ModelMap:
     frozen_by_peft: frozenset[str]
     inactive: frozenset[str]
     not_floating: frozenset[str]
+    shapes: Mapping[str, tuple[int, ...]]
+    word_embeddings: frozenset[str]
+    uncuttable: Mapping[str, str]
+    rows: Mapping[str, Rows] = field(default_factory=dict)
 
     @cached_property
     def below(self) -> tuple[dict[str, frozenset[str]], ...]:
         """Path -> the tensors at and below it, for exact spellings and for short ones."""
         return paths_below(self.spellings), paths_below(self.short_spellings)
+
+    @cached_property
+    def cuts(self) -> dict[str, tuple[Rows, ...]]:
+        """Canonical name of each matrix that is cut -> its pieces in order."""
+        found: dict[str, tuple[Rows, ...]] = {}
+        for rows in sorted(self.rows.values()):
+            found[rows.matrix] = (*found.get(rows.matrix, ()), rows)
+        return found
+
+    def in_whole_runs(self, names: frozenset[str]) -> frozenset[str]:
+        """Join rows that lie side by side: into how many members rates cut them is not what trains."""
+        if not self.rows:
+            return names
+        runs = joined(self.rows[name] for name in names & self.rows.keys())
+        whole = (run.matrix if len(run) == self.shapes[run.matrix][0] else run.name for run in runs)
+        return (names - self.rows.keys()) | frozenset(whole)
 
     def every_alias(self, canonical: Iterable[str]) -> frozenset[str]:
         """Every name, aliases of tied weights included, of the tensors that these canonical names stand for."""
@@ -110,7 +137,31 @@ def map_model(model: nn.Module) -> ModelMap:
         frozen_by_peft=(frozen & tensors(peft_support.frozen_by_peft(model))) - adapters,
         inactive=inactive,
         not_floating=frozenset(name for name in ties if not _can_have_gradient(by_name[name])),
+        shapes={name: tuple(getattr(by_name[name], "ds_shape", by_name[name].shape)) for name in ties},
+        word_embeddings=_names_of(word_embeddings(model), ties, by_name),
+        uncuttable=_uncuttable(ties, by_name, gathered_sparsely(model)),
     )
+
+
+def _names_of(
+    tensors: Iterable[torch.Tensor], ties: Iterable[str], by_name: Mapping[str, torch.Tensor]
+) -> frozenset[str]:
+    ids = set(map(id, tensors))
+    return frozenset(name for name in ties if id(by_name[name]) in ids)
+
+
+def _uncuttable(ties: Iterable[str], by_name: Mapping[str, torch.Tensor], sparse: Collection[int]) -> dict[str, str]:
+    """Canonical name -> why rows of it cannot train while others are frozen."""
+    reasons: dict[str, str] = {}
+    for name in ties:
+        tensor = by_name[name]
+        if hasattr(tensor, "ds_tensor") or hasattr(tensor, "to_local"):
+            reasons[name] = "FSDP2, tensor parallelism or ZeRO-3 keeps it in shards. Use DistributedDataParallel"
+        elif not _can_have_gradient(tensor) or type(tensor.data) is not torch.Tensor:
+            reasons[name] = "its values are quantised or packed. Load the model without quantisation"
+        elif id(tensor) in sparse:
+            reasons[name] = "its gradients are sparse. Build the embedding with sparse=False"
+    return reasons
 
 
 def _each_once(stacks: tuple[Stack, ...]) -> tuple[Stack, ...]:

@@ -5,9 +5,12 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
+
+from hf_freeze.errors import SelectionError, UnsupportedSetupError
+from hf_freeze.selection.rows import Rows
 
 ROLES = ("head", "backbone", "embeddings", "layers", "rest", "norms", "biases", "adapters")
 
@@ -48,6 +51,22 @@ class Vocabulary(Protocol):
     @property
     def stacks(self) -> Sequence[LayerStack]:
         """The stacks that `layers` means."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Canonical name of each tensor -> its shape."""
+
+    @property
+    def word_embeddings(self) -> frozenset[str]:
+        """The matrices that `embeddings[rows]` may mean: one, or several where that cannot be told."""
+
+    @property
+    def uncuttable(self) -> Mapping[str, str]:
+        """Canonical name -> why its rows cannot train apart."""
+
+    @property
+    def rows(self) -> Mapping[str, Rows]:
+        """Canonical name -> which rows of which matrix it stands for, where a matrix is cut into several members."""
 
     @property
     def minor_stacks(self) -> Sequence[LayerStack]:
@@ -152,3 +171,36 @@ def _path_in_front(stack: LayerStack, stacks: Sequence[LayerStack]) -> str:
     holder = stack.path.rpartition(".")[0]
     inside = [other for other in stacks if other.path.startswith(f"{holder}.")]
     return holder if holder and inside == [stack] else stack.path
+
+
+def the_matrix(members: Collection[str], words: Vocabulary, *, text: str, holder: str) -> str:
+    """Return the one matrix that a path or a role holds.
+
+    Raises `SelectionError` where there is none or several, `UnsupportedSetupError` where its rows cannot train apart.
+    """
+    tensors = {words.rows[name].matrix if name in words.rows else name for name in members}
+    if holder == "embeddings":
+        tensors = set(words.word_embeddings & tensors or words.word_embeddings)
+        if not tensors:
+            raise SelectionError(f"{text!r}: this model has no matrix of word embeddings. Name a matrix by its path.")
+    matrices = sorted(name for name in tensors if len(words.shapes[name]) == 2)
+    if len(tensors) == 1 and (why := words.uncuttable.get(min(tensors))):
+        raise UnsupportedSetupError(f"{text!r}: rows of {min(tensors)!r} cannot train apart: {why}.")
+    if not matrices:
+        found = ", ".join(f"{name!r} has the shape {words.shapes[name]}" for name in sorted(tensors)[:3])
+        raise SelectionError(f"{text!r}: only a matrix has rows that can be selected, and {found}. Select it whole.")
+    if len(matrices) > 1:
+        raise SelectionError(_several(matrices, words, text=text, holder=holder))
+    if why := words.uncuttable.get(matrices[0]):
+        raise UnsupportedSetupError(f"{text!r}: rows of {matrices[0]!r} cannot train apart: {why}.")
+    return matrices[0]
+
+
+def _several(matrices: Sequence[str], words: Vocabulary, *, text: str, holder: str) -> str:
+    index = text[text.rindex("[") :]
+    stacks = {stack.path for stack in (*words.stacks, *words.minor_stacks)}
+    if any(path == holder or path.endswith(f".{holder}") for path in stacks):
+        return f"{text!r}: {holder!r} is a stack of layers. Write 'layers{index}' for its layers."
+    more = f" and {len(matrices) - 3} more" if len(matrices) > 3 else ""
+    choices = ", ".join(repr(f"{name.removesuffix('.weight')}{index}") for name in matrices[:3])
+    return f"{text!r} could mean rows of several matrices. Say which: {choices}{more}."

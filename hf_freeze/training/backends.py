@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_freeze.errors import UnsupportedSetupError
 from hf_freeze.selection.model_map import unwrap
+from hf_freeze.training.row_parameters import members_held
 
 
 def find_wrappers(model: nn.Module) -> list[DistributedDataParallel]:
@@ -83,7 +84,7 @@ def group_members(optimizer: torch.optim.Optimizer) -> list[list[torch.Tensor]]:
     """
     groups = optimizer.param_groups
     if not uses_master_weights(optimizer):
-        return [list(group["params"]) for group in groups]
+        return [[member for parameter in group["params"] for member in members_held(parameter)] for group in groups]
     inner = inner_optimizer(optimizer)
     kept: list[Any] = next((getattr(inner, name) for name in _GROUPS_OF_ORIGINALS if hasattr(inner, name)), [])
     members = [list(group["params"] if isinstance(group, Mapping) else group) for group in kept]

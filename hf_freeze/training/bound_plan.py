@@ -1,11 +1,16 @@
 """A plan bound to the one model that it was held against."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import nn
 
-from hf_freeze.plan.freeze_plan import FreezePlan, ResolvedPlan, resolve, sizes_of
+from hf_freeze.plan.freeze_plan import FreezePlan, ResolvedPlan, resolve
+from hf_freeze.selection.cuts import sizes_of
+from hf_freeze.selection.language import Selection
 from hf_freeze.selection.model_map import unwrap
+from hf_freeze.training.row_parameters import members
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,25 +19,31 @@ class BoundPlan:
 
     resolved: ResolvedPlan
     model: nn.Module
+    rates: tuple[Selection, ...] = ()
+    """The selections that have learning rates of their own."""
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Canonical name -> tensor, as it is now: FSDP, DeepSpeed and users put others in the place of some."""
-        return dict(self.model.named_parameters())
+        """Canonical name -> member, as it is now: FSDP, DeepSpeed and users put others in the place of some tensors."""
+        named, cuts = dict(self.model.named_parameters()), self.resolved.model_map.cuts
+        names = [[rows.name for rows in cuts[name]] if name in cuts else [name] for name in named]
+        return members(named, chain.from_iterable(names)) if cuts else named
 
     @property
     def ever_trainable(self) -> dict[str, nn.Parameter]:
         """Those of the parameters that train in some stage."""
         return {name: tensor for name, tensor in self.parameters.items() if name in self.resolved.ever_trainable}
 
-    def fits(self, plan: FreezePlan, model: nn.Module) -> bool:
+    def fits(self, plan: FreezePlan, model: nn.Module, *, rates: Iterable[Selection] = ()) -> bool:
         """Tell whether this is still that plan on that model, none of whose embeddings was resized since."""
-        return self.resolved.plan == plan and self.model is unwrap(model) and self.resolved.sizes == sizes_of(model)
+        resolved = self.resolved
+        same = resolved.plan == plan and self.model is unwrap(model) and self.rates == (*rates,)
+        return same and resolved.sizes == sizes_of(model, resolved.model_map)
 
 
-def bind(plan: FreezePlan, model: nn.Module, *, others_train: bool = False) -> BoundPlan:
-    """Hold `plan` against `model`, as `FreezePlan.resolve` does.
-
-    With `others_train`, something beside the model has parameters that train, so that all of the model may be frozen.
-    """
-    return BoundPlan(resolve(plan, model, others_train=others_train), unwrap(model))
+def bind(
+    plan: FreezePlan, model: nn.Module, *, others_train: bool = False, rates: Iterable[Selection] = ()
+) -> BoundPlan:
+    """Hold `plan` against `model`, as `resolve` does."""
+    rates = (*rates,)
+    return BoundPlan(resolve(plan, model, others_train=others_train, rates=rates), unwrap(model), rates)

@@ -1,21 +1,25 @@
 """The one writer of `requires_grad` and of the eval mode of what is frozen."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from functools import partial
 from operator import itemgetter
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.plan.trainable import changed
+from hf_freeze.selection.cuts import cut_at
 from hf_freeze.selection.frozen_marks import mark_frozen, unmark_frozen
 from hf_freeze.selection.language import Selection, evaluate, quoted
 from hf_freeze.selection.model_map import map_model, unwrap
+from hf_freeze.selection.rows import Rows, rows_named, tensors_of
+from hf_freeze.training.row_parameters import runs, set_rows, trained_rows
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +29,9 @@ def freeze(model: nn.Module, selection: Selection = "all") -> list[str]:
 
     Their gradients are dropped, so that a stale one cannot move them. `module.requires_grad = False` does none of
     this: it sets an attribute that nobody reads.
+
+    Of rows of a matrix that still trains, such as `"embeddings[:30522]"`, the gradient is 0, and an optimizer that
+    holds the matrix leaves them as they are; one over `param_groups(model, ...)` has moments for the other rows alone.
 
     Args:
         model: Any module, wrapped (DDP, DataParallel, torch.compile) or not.
@@ -36,7 +43,7 @@ def freeze(model: nn.Module, selection: Selection = "all") -> list[str]:
     Raises:
         SelectionError: For an entry that matches nothing.
     """
-    model_map = map_model(model)
+    model_map = cut_at(map_model(model), [selection])
     frozen = _write(model, model_map.every_alias(evaluate(selection, model_map).names), trainable=False)
     logger.info("freeze(%r) froze %d parameters: %s", selection, len(frozen), ", ".join(frozen))
     return frozen
@@ -58,7 +65,7 @@ def unfreeze(model: nn.Module, selection: Selection = "all") -> list[str]:
         SelectionError: For an entry that matches nothing.
         UnsupportedSetupError: Where quantised weights are named, which have no gradient.
     """
-    model_map = map_model(model)
+    model_map = cut_at(map_model(model), [selection])
     thawed = _write(model, model_map.every_alias(changed(frozenset(), model_map, unfreeze=selection)), trainable=True)
     logger.info("unfreeze(%r) unfroze %d parameters: %s", selection, len(thawed), ", ".join(thawed))
     return thawed
@@ -66,41 +73,107 @@ def unfreeze(model: nn.Module, selection: Selection = "all") -> list[str]:
 
 def plan_as_it_is(model: nn.Module) -> FreezePlan:
     """Return a plan that trains exactly the parameters that require a gradient now."""
-    requires = {name: parameter.requires_grad for name, parameter in unwrap(model).named_parameters()}
-    if all(requires.values()):
+    entries: list[str] = []
+    is_partly = False
+    for name, parameter in unwrap(model).named_parameters():
+        rows = trained_rows(parameter)
+        is_partly |= not (parameter.requires_grad if rows is None else bool(rows.all()))
+        if rows is not None and not rows.all():
+            entries += [f"{quoted(name)}[{start}:{stop}]" for start, stop in runs(rows)]
+        elif parameter.requires_grad:
+            entries.append(quoted(name))
+    if not is_partly:
         return FreezePlan(trainable="all")
-    names = [name for name, trains in requires.items() if trains]
-    return FreezePlan(trainable=[quoted(name) for name in names]) if names else FreezePlan(freeze="all")
+    return FreezePlan(trainable=entries) if entries else FreezePlan(freeze="all")
 
 
 def set_trainable(model: nn.Module, trainable: Collection[str]) -> tuple[list[str], list[str]]:
-    """Make exactly these parameters trainable, a tied one by any name; return what it unfroze and what it froze.
+    """Make exactly these members trainable, a tied one by any name; return what it unfroze and what it froze.
 
     Doing it twice changes nothing.
     """
     model = unwrap(model)
     by_name = dict(model.named_parameters(remove_duplicate=False))
+    cut = _rows_by_matrix(trainable, by_name)
     chosen = {id(parameter) for name, parameter in by_name.items() if name in trainable}
     trains = {name: parameter for name, parameter in by_name.items() if id(parameter) in chosen}
-    stays = {name: parameter for name, parameter in by_name.items() if id(parameter) not in chosen}
-    return _set(model, trains, trainable=True), _set(model, stays, trainable=False)
+    stays = {name: p for name, p in by_name.items() if id(p) not in chosen and id(p) not in cut}
+    unfrozen, frozen = _set(model, trains, trainable=True), _set(model, stays, trainable=False)
+    for matrix, rows in cut.values():
+        names = [name for name, parameter in by_name.items() if parameter is matrix]
+        thawed, refrozen = _set_rows(model, matrix, _truth(matrix, rows), names)
+        unfrozen, frozen = unfrozen + thawed, frozen + refrozen
+    return unfrozen, frozen
 
 
 def _write(model: nn.Module, names: Collection[str], *, trainable: bool) -> list[str]:
     model = unwrap(model)
-    named = model.named_parameters(remove_duplicate=False)
-    return _set(model, {name: parameter for name, parameter in named if name in names}, trainable=trainable)
+    by_name = dict(model.named_parameters(remove_duplicate=False))
+    changed = _set(model, {name: parameter for name, parameter in by_name.items() if name in names}, trainable)
+    for matrix, rows in _rows_by_matrix(names, by_name).values():
+        before, these = _rows_that_train(matrix), _truth(matrix, rows)
+        aliases = [name for name, parameter in by_name.items() if parameter is matrix]
+        thawed, frozen = _set_rows(model, matrix, before | these if trainable else before & ~these, aliases)
+        changed += thawed + frozen
+    return changed
 
 
-def _set(model: nn.Module, parameters: Mapping[str, nn.Parameter], *, trainable: bool) -> list[str]:
-    """Set `requires_grad` of these parameters of `model`; the only place where hf_freeze does so."""
-    different = [name for name, parameter in parameters.items() if parameter.requires_grad is not trainable]
+def _set(model: nn.Module, parameters: Mapping[str, nn.Parameter], trainable: bool) -> list[str]:
+    """Set `requires_grad` of these parameters of `model`; with `_set_rows` the only place where hf_freeze does so."""
+    different: list[str] = []
+    for name, parameter in parameters.items():
+        rows = trained_rows(parameter)
+        is_so = parameter.requires_grad is trainable and (rows is None or bool((rows == trainable).all()))
+        different += [] if is_so else [name]
     (unmark_frozen if trainable else mark_frozen)(model, set(different))
     for parameter in parameters.values():
         parameter.requires_grad_(trainable)
         if not trainable:
             parameter.grad = None
+        if (rows := trained_rows(parameter)) is not None:
+            set_rows(parameter, torch.full_like(rows, trainable))
     return different
+
+
+def _set_rows(
+    model: nn.Module, matrix: nn.Parameter, trained: torch.Tensor, names: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Let these rows of a matrix with these names train, and no others; return what it unfroze and what it froze."""
+    before = _rows_that_train(matrix)
+    if not trained.any():
+        return [], _set(model, dict.fromkeys(names, matrix), False)
+    matrix.requires_grad_(True)
+    unmark_frozen(model, set(names))
+    set_rows(matrix, trained)
+    changes = (runs(trained & ~before), runs(before & ~trained))
+    unfrozen, frozen = ([Rows(name, *run).name for run in found for name in names] for found in changes)
+    return unfrozen, frozen
+
+
+def _rows_that_train(matrix: nn.Parameter) -> torch.Tensor:
+    rows = trained_rows(matrix)
+    return torch.full((matrix.shape[0],), matrix.requires_grad) if rows is None else rows
+
+
+def _truth(matrix: nn.Parameter, rows: Iterable[Rows]) -> torch.Tensor:
+    """Return one truth value a row: whether it is among these."""
+    chosen = torch.zeros(matrix.shape[0], dtype=torch.bool)
+    for one in rows:
+        chosen[one.start : one.stop] = True
+    return chosen
+
+
+def _rows_by_matrix(
+    names: Iterable[str], by_name: Mapping[str, nn.Parameter]
+) -> dict[int, tuple[nn.Parameter, list[Rows]]]:
+    """Return each matrix, by its id, of which rows are named and not the whole."""
+    found: dict[int, tuple[nn.Parameter, list[Rows]]] = {}
+    for name in names:
+        rows = None if name in by_name else rows_named(name)
+        if rows is not None:
+            matrix = by_name[rows.matrix]
+            found.setdefault(id(matrix), (matrix, []))[1].append(rows)
+    return found
 
 
 def hold_requires_grad(parameters: Iterable[tuple[nn.Parameter, bool]]) -> None:
@@ -114,7 +187,8 @@ def hold_requires_grad(parameters: Iterable[tuple[nn.Parameter, bool]]) -> None:
 
 @contextmanager
 def trainable_for_now(model: nn.Module, trainable: Collection[str]) -> Iterator[None]:
-    """Make exactly these names require a gradient while the context lasts."""
+    """Make exactly these names require a gradient while the context lasts, a matrix of which rows are named whole."""
+    trainable = tensors_of(trainable)
     parameters = dict(unwrap(model).named_parameters(remove_duplicate=False))
     before = {name: parameter.requires_grad for name, parameter in parameters.items()}
     try:
@@ -130,7 +204,8 @@ def frozen_modules(model: nn.Module, trainable: Collection[str] | None = None) -
     """The largest modules that hold parameters, none of which trains: is among `trainable`, or requires a gradient."""
     model = unwrap(model)
     named = model.named_parameters(remove_duplicate=False)
-    trains = {id(p) for name, p in named if (p.requires_grad if trainable is None else name in trainable)}
+    names = None if trainable is None else tensors_of(trainable)
+    trains = {id(p) for name, p in named if (p.requires_grad if names is None else name in names)}
     return _frozen_modules(model, trains)[0]
 
 

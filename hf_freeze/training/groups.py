@@ -19,7 +19,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from hf_freeze.errors import PlanError
-from hf_freeze.plan.freeze_plan import FreezePlan, ResolvedPlan
+from hf_freeze.plan.freeze_plan import FreezePlan, ResolvedPlan, resolve
 from hf_freeze.plan.given import PlanLike, as_plan
 from hf_freeze.plan.stages import is_number
 from hf_freeze.plan.tables import part_labels
@@ -29,6 +29,7 @@ from hf_freeze.training.backends import group_members
 from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.freezing import plan_as_it_is
 from hf_freeze.training.group_names import group_name
+from hf_freeze.training.row_parameters import members
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,8 @@ def param_groups(
     _refuse_other_types(args, group_lrs, optimizer_cls)
     base = _base_options(args, lr, weight_decay)
     _refuse_misspelt_options(group_lrs or {}, args, model, optimizer_cls)
-    resolved = (plan_as_it_is(model) if plan is None else as_plan(plan)).resolve(model)
+    declared = plan_as_it_is(model) if plan is None else as_plan(plan)
+    resolved = resolve(declared, model, rates=group_lrs or ())
     decayed = Trainer.get_decay_parameter_names(None, unwrap(model))  # type: ignore[arg-type] # reads nothing of self
     specs = group_specs(resolved, base, decayed=decayed, group_lrs=group_lrs or {}, layer_lr_decay=layer_lr_decay)
     mark = _NO_PLAN if plan is None else resolved.fingerprint
@@ -182,21 +184,22 @@ def group_specs(
     rungs = _ladder(resolved.model_map, base.learning_rate, layer_lr_decay, spread=plan.lr_spread)
     rungs |= _named_rungs(factors, resolved, base.learning_rate, argument="lr_factors")
     rungs |= _named_rungs(group_lrs, resolved, base.learning_rate, argument="group_lrs", after=len(factors))
-    members: dict[tuple[Any, ...], list[str]] = {}
+    in_groups: dict[tuple[Any, ...], list[str]] = {}
     decayed = frozenset(decayed)  # transformers gives a list
     stages_of = _stages_of_each(resolved.stages)
-    rotation = resolved.rotation
+    rotation, rows = resolved.rotation, resolved.model_map.rows
     turns, turn_labels = (rotation.layer_of, [*rotation.layers]) if rotation is not None else ({}, [])
     for name in resolved.model_map.parts:
         if stages := stages_of.get(name):
-            decays = any(alias in decayed for alias in resolved.model_map.ties[name])
-            members.setdefault((rungs[name].order, stages, turns.get(name, -1), not decays), []).append(name)
-    splits = {order for order, _, _, undecayed in members if not undecayed}
+            tensor = rows[name].matrix if name in rows else name
+            decays = any(alias in decayed for alias in resolved.model_map.ties[tensor])
+            in_groups.setdefault((rungs[name].order, stages, turns.get(name, -1), not decays), []).append(name)
+    splits = {order for order, _, _, undecayed in in_groups if not undecayed}
     times: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
-    for order, stages, _, _ in members:
+    for order, stages, _, _ in in_groups:
         times.setdefault(order, set()).add(stages)
     specs = []
-    for (order, stages, turn, undecayed), names in sorted(members.items()):
+    for (order, stages, turn, undecayed), names in sorted(in_groups.items()):
         rung = rungs[names[0]]
         label = _label_of_turn(rung, turn_labels[turn]) if turn >= 0 else rung.label
         asked_to_decay = "weight_decay" in rung.options and order not in splits
@@ -334,9 +337,9 @@ def _options_of(cls: type) -> frozenset[str]:
 
 def with_parameters(specs: Sequence[GroupSpec], model: nn.Module) -> list[dict[str, Any]]:
     """Turn specs into what `torch.optim` takes."""
-    by_name = dict(unwrap(model).named_parameters())
+    named = dict(unwrap(model).named_parameters())
     return [
-        {"params": [by_name[name] for name in spec.parameters], "name": spec.name, **spec.options} for spec in specs
+        {"params": [*members(named, spec.parameters).values()], "name": spec.name, **spec.options} for spec in specs
     ]
 
 

@@ -13,7 +13,7 @@ checkpoint, beside the Trainer's own files:
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers import TrainerState, TrainingArguments
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.freeze_plan import FreezePlan
+from hf_freeze.selection.language import Selection
 from hf_freeze.training import checkpoint, thawed_base
 from hf_freeze.training.beside_model import average_gradients, clear_gradients, load_beside, save_beside, share_beside
 from hf_freeze.training.bound_plan import BoundPlan, bind
@@ -72,6 +73,7 @@ class PlannedTraining:
         self._run: FreezeRun | None = None
         self._beside: list[torch.Tensor] = []  # what the optimizer holds that is not the model's
         self._rates: dict[str, float] = {}
+        self._rates_of: tuple[Selection, ...] = ()
         self._grad_norms: dict[str, float] = {}
         self.misses_evaluation = False
         """Whether the checkpoint that the run goes on from lacks the evaluation of its epoch."""
@@ -80,9 +82,12 @@ class PlannedTraining:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_run": None, "_beside": []}  # the run of a Trainer is not that of its copies
 
-    def declare(self, plan: FreezePlan, settings: FreezeSettings, *, ignores_plan_change: bool) -> None:
-        """Go by this plan and these settings from the next `bind` on."""
+    def declare(
+        self, plan: FreezePlan, settings: FreezeSettings, *, ignores_plan_change: bool, rates: Iterable[Selection] = ()
+    ) -> None:
+        """Go by this plan and these settings from the next `bind` on; `rates` are what has rates of its own."""
         self.plan, self.settings, self.ignores_plan_change = plan, settings, ignores_plan_change
+        self._rates_of = (*rates,)
 
     # The model
 
@@ -95,8 +100,8 @@ class PlannedTraining:
             SelectionError, PlanError, UnsupportedSetupError: Where plan, model and arguments do not go together.
         """
         require_module(model)
-        if self.bound is None or not self.bound.fits(self.plan, model):
-            self.bound = bind(self.plan, model, others_train=self.others_train)
+        if self.bound is None or not self.bound.fits(self.plan, model, rates=self._rates_of):
+            self.bound = bind(self.plan, model, others_train=self.others_train, rates=self._rates_of)
             warn_of_coarse_weights(self.bound)
         check_setup(args, self.bound, log_grad_norms=self.settings.log_grad_norms)
         return self.bound

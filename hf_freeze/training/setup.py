@@ -36,6 +36,7 @@ def check_setup(args: TrainingArguments, bound: BoundPlan, *, log_grad_norms: bo
         refuse_rewind(bound.resolved, "FSDP")
         refuse_settling(bound.resolved, "FSDP")
     _check_thawed_base(args, bound)
+    _check_rows(args, bound.resolved)
 
 
 def require_module(model: object) -> None:
@@ -77,6 +78,15 @@ def _check_thawed_base(args: TrainingArguments, bound: BoundPlan) -> None:
             f"The plan trains {next(iter(thawed))!r} and {len(thawed) - 1} other weights of the base model under PEFT, "
             f"which would have to be saved beside the adapter, and {in_shards} keeps them in shards. Train adapters "
             "only, list the modules in modules_to_save of the PEFT config, or use DistributedDataParallel."
+        )
+
+
+def _check_rows(args: TrainingArguments, resolved: ResolvedPlan) -> None:
+    if resolved.model_map.rows and not is_whole(args):
+        raise UnsupportedSetupError(
+            f"The plan tells rows of {next(iter(resolved.model_map.cuts))!r} apart, and "
+            f"{'DeepSpeed' if uses_deepspeed(args) else 'FSDP'} keeps weights in shards or steps copies of them, in "
+            "which rows cannot be frozen. Train the whole matrix, or use DistributedDataParallel."
         )
 
 

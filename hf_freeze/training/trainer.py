@@ -151,7 +151,8 @@ class FreezeTrainerMixin(
             unfreeze_warmup=given.unfreeze_warmup,
             log_grad_norms=given.log_grad_norms,
         )
-        self._freezing.declare(self._declared_plan(), settings, ignores_plan_change=given.ignore_plan_change)
+        plan, rates = self._declared_plan(), given.rates_by_selection
+        self._freezing.declare(plan, settings, ignores_plan_change=given.ignore_plan_change, rates=rates)
 
     def _declared_plan(self) -> FreezePlan:
         given, declared = self._given_plan, self._settings.freeze_plan()

@@ -272,7 +272,6 @@ def test_how_directly_a_parameter_was_named_is_kept_with_it():
         ("head & ", "has an empty term"),
         ("head, norms", r"cannot be read.*Several entries are several strings in a list"),
         ("layers[0", "cannot be read"),
-        ("bert.layer[0]", "cannot be read"),
         ("head | norms", "cannot be read"),
         ("all & !head", r"'!' stands only at the start of an entry. Write two entries: \['all', '!head'\]"),
         ("re:[", r"'re:\[' is not a valid regular expression"),

@@ -1,0 +1,240 @@
+"""Rows of a matrix that train while its other rows are frozen, in any loop and with any optimizer.
+
+autograd knows whole tensors only, and an optimizer decays and moves all that it holds, also by a gradient of zeros. So:
+
+- The matrix requires a gradient. A hook sets that of frozen rows to zero before anything sees it: before it is
+  accumulated, before DistributedDataParallel reduces it, before it is clipped.
+- `members` gives one parameter per run of rows, which shares memory with the matrix. An optimizer over these steps,
+  decays and keeps moments for these rows alone; `param_groups` and FreezeTrainer build theirs so. Their gradients are
+  views of the matrix's own, set as backward ends and once more before the optimizer steps.
+- An optimizer that holds the matrix itself, as a plain Trainer's does, moves all of it, and has moments for all of it:
+  the frozen rows are put back after each of its steps.
+
+Copies of a model do not have the hooks: freeze their rows anew.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import nn
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from hf_freeze.errors import UnsupportedSetupError
+from hf_freeze.selection.rows import rows_named
+
+_CUT: Any = WeakTensorKeyDictionary()
+"""Each matrix of which rows were told apart -> its `_CutMatrix`."""
+
+Run = tuple[int, int]
+"""The rows from the first number to before the second."""
+
+
+def members(named: Mapping[str, nn.Parameter], names: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Return for each name the parameter of it, or of the rows that it stands for, out of a model's by name."""
+    found: dict[str, nn.Parameter] = {}
+    for name in names:
+        rows = None if name in named else rows_named(name)
+        found[name] = named[name] if rows is None else _cut(named[rows.matrix]).member((rows.start, rows.stop))
+    return found
+
+
+def set_rows(matrix: nn.Parameter, trained: torch.Tensor) -> None:
+    """Make exactly the rows train for which `trained` holds, one truth value a row."""
+    _cut(matrix).train(trained)
+
+
+def trained_rows(parameter: nn.Parameter) -> torch.Tensor | None:
+    """Return which rows train, one truth value a row; None where they were never told apart."""
+    cut = _CUT.get(parameter)
+    if cut is None:
+        return None
+    trained: torch.Tensor = cut.trained & parameter.requires_grad
+    return trained
+
+
+def runs(chosen: torch.Tensor) -> list[Run]:
+    """Return the runs of rows for which this holds.
+
+    >>> runs(torch.tensor([False, True, True, False, True]))
+    [(1, 3), (4, 5)]
+    """
+    padded = torch.cat([chosen.new_zeros(1), chosen, chosen.new_zeros(1)]).int()
+    ends = padded.diff().nonzero().flatten().tolist()
+    return [*zip(ends[::2], ends[1::2], strict=True)]
+
+
+def members_held(parameter: torch.Tensor) -> list[torch.Tensor]:
+    """Return what an optimizer steps that holds a parameter: itself, and members of it."""
+    cut = _CUT.get(parameter)
+    return [parameter] if cut is None else [parameter, *cut.members]
+
+
+def whole_of(parameter: torch.Tensor) -> torch.Tensor:
+    """Return the matrix that a member is part of, and any other parameter as it is."""
+    return next((matrix for matrix, cut in _CUT.items() if any(one is parameter for one in cut.members)), parameter)
+
+
+class _CutMatrix:
+    """Which rows of a matrix train, and the members that stand for runs of them."""
+
+    def __init__(self, matrix: nn.Parameter) -> None:
+        self.trained = torch.full((matrix.shape[0],), matrix.requires_grad)
+        self._matrix = ref(matrix)
+        self._shape = matrix.shape
+        self._members: dict[Run, nn.Parameter] = {}
+        self._runs: list[Run] = []
+        self._linked: torch.Tensor | None = None
+        self._has_hooks = False
+
+    @property
+    def members(self) -> list[torch.Tensor]:
+        return [*self._members.values()]
+
+    def member(self, run: Run) -> nn.Parameter:
+        """Return the parameter of a run of rows, which shares memory with the matrix."""
+        matrix = self._there()
+        if run not in self._members:
+            rows = matrix.detach()[slice(*run)]
+            self._members[run] = nn.Parameter(rows, requires_grad=self._trains(run))
+        self._share(matrix)
+        return self._members[run]
+
+    def train(self, trained: torch.Tensor) -> None:
+        matrix = self._there()
+        self.trained, self._runs = trained, runs(trained)
+        if trained.any() and not self._has_hooks:
+            self._has_hooks = True
+            matrix.register_hook(self._without_frozen)  # type: ignore[no-untyped-call]
+            matrix.register_post_accumulate_grad_hook(self._link)  # type: ignore[no-untyped-call]
+        if matrix.grad is not None:
+            matrix.grad[~trained.to(matrix.grad.device)] = 0
+        self._share(matrix)
+        self._link(matrix)
+
+    def before_step(self) -> None:
+        """Give the members their gradients, whatever became of the matrix's since backward."""
+        matrix = self._there()
+        self._drop_let_go(matrix)
+        self._share(matrix)
+        self._link(matrix)
+
+    def after_step(self, held: Iterable[torch.Tensor], *, holds_all: bool) -> None:
+        """Let go of the gradients that were stepped: what zeroes an optimizer's knows nothing of the matrix."""
+        for member in self._members.values() if holds_all else held:
+            member.grad = None
+        if all(member.grad is None for member in self._members.values()):
+            self._linked = None
+            if not holds_all:
+                self._there().grad = None
+
+    def frozen_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the places of the frozen rows, and a copy of these rows."""
+        matrix = self._there()
+        places = (~self.trained).nonzero().flatten().to(matrix.device)
+        return places, matrix.detach()[places]
+
+    def put_back(self, places: torch.Tensor, rows: torch.Tensor) -> None:
+        with torch.no_grad():
+            self._there()[places] = rows
+
+    def _there(self) -> nn.Parameter:
+        matrix = self._matrix()
+        assert matrix is not None
+        if matrix.shape != self._shape:
+            raise UnsupportedSetupError(
+                f"A matrix of which rows train had {self._shape[0]} rows, and has {matrix.shape[0]} now. Resize "
+                "embeddings before the Trainer and the optimizer are built."
+            )
+        return matrix
+
+    def _trains(self, run: Run) -> bool:
+        return bool(self.trained[slice(*run)].all())
+
+    def _share(self, matrix: nn.Parameter) -> None:
+        """Let members be where the matrix is now: `model.to(device)` puts other memory in its place."""
+        for run, member in self._members.items():
+            rows = matrix.detach()[slice(*run)]
+            if _address(rows) != _address(member):
+                member.data = rows
+            member.requires_grad_(matrix.requires_grad and self._trains(run))
+
+    def _link(self, matrix: torch.Tensor) -> None:
+        self._linked = matrix.grad
+        for run, member in self._members.items():
+            gradient = matrix.grad if member.requires_grad else None
+            member.grad = None if gradient is None else gradient[slice(*run)]
+
+    def _without_frozen(self, gradient: torch.Tensor) -> torch.Tensor:
+        self._drop_let_go(self._there())
+        if self.trained.all():
+            return gradient
+        masked = torch.zeros_like(gradient)
+        for start, stop in self._runs:
+            masked[start:stop] = gradient[start:stop]
+        return masked
+
+    def _drop_let_go(self, matrix: nn.Parameter) -> None:
+        """Drop the matrix's gradient where the optimizer's `zero_grad` has dropped those of its members."""
+        is_linked = matrix.grad is not None and matrix.grad is self._linked and bool(self._members)
+        if is_linked and all(member.grad is None for member in self._members.values()):
+            matrix.grad = self._linked = None
+
+
+def _cut(matrix: nn.Parameter) -> _CutMatrix:
+    _watch_optimizers()
+    known = _CUT.get(matrix)
+    if known is None or known._shape != matrix.shape:
+        known = _CUT[matrix] = _CutMatrix(matrix)
+    cut: _CutMatrix = known
+    return cut
+
+
+def _address(tensor: torch.Tensor) -> tuple[object, ...] | None:
+    """Tell where the values lie; None where there are none."""
+    if tensor.is_meta or type(tensor.data) is not torch.Tensor:
+        return None
+    return tensor.data_ptr(), tensor.device, tensor.dtype
+
+
+@cache
+def _watch_optimizers() -> None:
+    """From the first matrix on, look at every optimizer as it steps; it may hold one, or members of one."""
+    kept: WeakKeyDictionary[Optimizer, list[Any]] = WeakKeyDictionary()
+
+    def before(optimizer: Optimizer, *_: Any) -> None:
+        kept[optimizer] = []
+        for matrix, cut, held in _held_by(optimizer):
+            cut.before_step()
+            if any(one is matrix for one in held) and not cut.trained.all():
+                kept[optimizer].append((cut, *cut.frozen_rows()))
+
+    def after(optimizer: Optimizer, *_: Any) -> None:
+        for cut, places, rows in kept.pop(optimizer, []):
+            cut.put_back(places, rows)
+        for matrix, cut, held in _held_by(optimizer):
+            cut.after_step(held, holds_all=any(one is matrix for one in held))
+
+    register_optimizer_step_pre_hook(before)
+    register_optimizer_step_post_hook(after)
+
+
+def _held_by(optimizer: Optimizer) -> Iterator[tuple[torch.Tensor, _CutMatrix, list[torch.Tensor]]]:
+    """Yield each matrix of which the optimizer holds something, and what it holds of it."""
+    if not len(_CUT):
+        return
+    ours = {id(one): (matrix, cut) for matrix, cut in _CUT.items() for one in (matrix, *cut.members)}
+    held: dict[int, list[torch.Tensor]] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) in ours:
+                held.setdefault(id(ours[id(parameter)][0]), []).append(parameter)
+    for found in held.values():
+        yield (*ours[id(found[0])], found)
