@@ -262,7 +262,7 @@ class ResolvedPlan:
             parts = describe_parts(names, self.model_map)
             if self.rotation is not None:
                 always = describe_parts(names - self.rotation.layer_of.keys(), self.model_map)
-                parts = ", ".join(filter(None, [always, str(self.rotation)]))
+                parts = f"{always}, {self.rotation}" if always else f"only {self.rotation}"
             rows.append((str(index), when, f"{count:,}", f"{count / max(total, 1):.1%}", parts))
         by_name = ", ".join(self.model_map.head_by_name)
         told = f"\nThe head, found by its names: {by_name}." if by_name else ""

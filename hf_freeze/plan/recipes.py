@@ -176,7 +176,9 @@ def recipe(text: str) -> FreezePlan:
         if key in given:
             raise PlanError(f"{text!r}: {key!r} is given twice; {has}.")
         takes_words = isinstance(inspect.signature(make).parameters[key].default, str)
-        given[key] = value if takes_words and value else _number(value, part.strip(), f"{text!r}", has)
+        if takes_words and not value:
+            raise PlanError(f"{text!r}: {part.strip()!r} is not option=text; {has}.")
+        given[key] = value if takes_words else _number(value, part.strip(), f"{text!r}", has)
     return make(**given)
 
 

@@ -49,8 +49,9 @@ class Rotation:
         return frozenset(name for name, place in self.layer_of.items() if place in chosen)
 
     def largest(self, sizes: Mapping[str, int]) -> int:
-        """Return the first period of a cycle in which no other trains more."""
-        return max(range(self.periods_per_cycle), key=lambda period: sum(sizes[n] for n in self.names(period)))
+        """Return the period of the first cycle that trains most; of several, the one that reaches the lowest layer."""
+        periods = range(self.periods_per_cycle)
+        return max(periods, key=lambda p: (sum(sizes[n] for n in self.names(p)), -min(self._chosen(p))))
 
     def factor(self, names: Set[str], step: int, warmup: int) -> float:
         """Return what a rate is multiplied with for these names: 0 while all are frozen, else their ramp.
@@ -99,6 +100,12 @@ class Rotation:
         """Name the layers that hold these: `layers[3:5], layers[7]`."""
         chosen = {self.layer_of[name] for name in names if name in self.layer_of}
         return ", ".join(join_neighbours(label for place, label in enumerate(self.layers) if place in chosen))
+
+    def turn(self, before: Set[str], now: Set[str]) -> str:
+        """Say which layers train from a period on, when `before` trained before it and `now` does."""
+        others = self.layers_of(now & before)
+        goes_on = f"; goes on: {others}" if others else ""
+        return f"Trains from here on, with fresh optimizer state: {self.layers_of(now - before)}{goes_on}."
 
     @property
     def schedule(self) -> str:

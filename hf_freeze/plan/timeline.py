@@ -47,6 +47,28 @@ class Timeline:
             begins.append(max(start, begins[-1]))
         return begins
 
+    def shifted(self, begins: Sequence[int], *, stage: int, step: int, fired: Mapping[int, int]) -> str | None:
+        """Say which stages have another time than in an interrupted run; None when all have the same.
+
+        That run was in `stage` after `step` steps, and its stages began after `begins`.
+        """
+        times = self.begins(fired=fired)
+        moved = [
+            f"stage {index} ({self._stages[index - 1].when}) begins after step {now} instead of {before}"
+            for index, (before, now) in enumerate(zip(begins, times, strict=False))
+            if before != now
+        ]
+        if (now := self.stage_at(step, fired=fired)) < stage:
+            when = self._stages[stage - 1].when
+            then = f"after step {times[stage]}" if stage < len(times) else "later"
+            moved.append(
+                f"at step {step} it falls back from stage {stage} ({when}) to stage {now}, and enters stage {stage} "
+                f"again {then}"
+            )
+        if not moved:
+            return None
+        return f"This run is longer or shorter, or has other epochs, than the one it resumes: {'; '.join(moved)}."
+
     def stage_at(self, step: int, *, fired: Mapping[int, int]) -> int:
         """Return the stage of the optimizer step that comes after `step` steps."""
         return sum(begin <= step for begin in self.begins(fired=fired)) - 1

@@ -41,16 +41,16 @@ class ModelCardTrainerMixin(_Base):
         written = card.read_text(encoding="utf-8").partition(f"\n{_HEADING}\n")[0].rstrip()
         weighted = getattr(self, "weighted_loss", None)
         loss = "" if weighted is None else f"\n### The loss\n\nThe loss was the {weighted}. {SHIFTED}\n"
-        write_text(card, f"{written}\n\n{_HEADING}\n\n{section(resolved, tuned)}{loss}")
+        write_text(card, f"{written}\n\n{_HEADING}\n\n{section(resolved, tuned, trained=self._freezing.trained)}{loss}")
 
 
-def section(resolved: ResolvedPlan, tuned: ThresholdResult | None) -> str:
+def section(resolved: ResolvedPlan, tuned: ThresholdResult | None, *, trained: frozenset[str]) -> str:
     """Say what trained and by which plan, and, where a threshold was tuned, how to apply it."""
     total = sum(resolved.sizes.values())
-    ever = resolved.size_of(frozenset().union(*resolved.stages))
+    count = resolved.size_of(trained)
     plan = json.dumps({name: value for name, value in resolved.plan.to_dict().items() if value})
     text = (
-        f"{ever:,} of {total:,} parameters trained ({ever / max(total, 1):.1%}); the others were frozen, and are "
+        f"{count:,} of {total:,} parameters trained ({count / max(total, 1):.1%}); the others were frozen, and are "
         f"those of the model that training began with.\n\n```\n{resolved}\n```\n\n"
         f"The plan, as `hf_freeze.FreezePlan.from_dict` reads it:\n\n```json\n{plan}\n```\n"
     )

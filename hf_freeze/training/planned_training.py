@@ -23,6 +23,7 @@ from transformers import TrainerState, TrainingArguments
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.freeze_plan import FreezePlan
+from hf_freeze.plan.so_far import with_state
 from hf_freeze.selection.language import Selection
 from hf_freeze.training import checkpoint, thawed_base
 from hf_freeze.training.beside_model import average_gradients, clear_gradients, load_beside, save_beside, share_beside
@@ -63,6 +64,7 @@ class PlannedTraining:
         self.others_train = False
         """Whether something beside the model has parameters that train, such as a loss."""
         self.bound: BoundPlan | None = None
+        self._trained_before: frozenset[str] = frozenset()  # in runs over this model that have ended
         self.resumed_from: str | Path | None = None
         """The checkpoint that the Trainer is about to resume from, where that is known."""
         self.steps_per_epoch: int | None = None
@@ -102,6 +104,7 @@ class PlannedTraining:
         require_module(model)
         if self.bound is None or not self.bound.fits(self.plan, model, rates=self._rates_of):
             self.bound = bind(self.plan, model, others_train=self.others_train, rates=self._rates_of)
+            self._trained_before = frozenset()
             warn_of_coarse_weights(self.bound)
         check_setup(args, self.bound, log_grad_norms=self.settings.log_grad_norms)
         return self.bound
@@ -171,6 +174,7 @@ class PlannedTraining:
     def end(self) -> None:
         """Take every hook off the model. Doing it twice changes nothing."""
         if self._run:
+            self._trained_before |= self._run.trained
             self._run.end()
         self._run = None
 
@@ -241,6 +245,12 @@ class PlannedTraining:
         if self._run and self._run.is_over():
             self.end()
         return self._run
+
+    @property
+    def trained(self) -> frozenset[str]:
+        """The canonical names of what trained of the model so far."""
+        run = self.run
+        return self._trained_before | run.trained if run else self._trained_before
 
     @property
     def stage(self) -> int | None:
@@ -347,10 +357,14 @@ class PlannedTraining:
             )
         return ResumedRun(folder=folder, saved=checkpoint.saved_part(saved), plan_difference=difference)
 
-    def trained_so_far(self, state: TrainerState) -> frozenset[str]:
-        """Return the names of what trained in any stage up to that of the checkpoint that `state` was read from."""
-        saved = checkpoint.saved_part(checkpoint.callback_state(state, self._key))
-        return frozenset().union(*self.required_bound.resolved.names[: saved["run"]["stage"] + 1])
+    def names_with_state(self, state: TrainerState) -> frozenset[str]:
+        """Return the names of what the checkpoint that `state` was read from has optimizer state of."""
+        saved, resolved = (
+            checkpoint.saved_part(checkpoint.callback_state(state, self._key)),
+            self.required_bound.resolved,
+        )
+        period = resolved.rotation.period(max(state.global_step - 1, 0)) if resolved.rotation else 0
+        return resolved.model_map.every_alias(with_state(resolved, saved["run"]["stage"], period))
 
     def saved_loss_window(self, state: TrainerState) -> Mapping[str, Any]:
         """Return the training loss that the interrupted run had not logged yet; {} where `state` has none."""

@@ -15,6 +15,7 @@ from torch import nn
 from hf_freeze.errors import PlanError, UnsupportedSetupError
 from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.plan.plateau import PlateauWatch, metric_value, require_metric
+from hf_freeze.plan.so_far import trained_so_far
 from hf_freeze.plan.tables import describe_parts
 from hf_freeze.plan.timeline import Timeline
 from hf_freeze.selection.model_map import unwrap
@@ -178,23 +179,7 @@ class FreezeRun:
 
         The times of stages are read anew: `fraction` follows the length of the run, `epoch` the steps of an epoch.
         """
-        begins = self._timeline.begins(fired=state.fired or {})
-        moved = [
-            f"stage {stage} ({self.resolved.timed[stage - 1].when}) begins after step {now} instead of {before}"
-            for stage, (before, now) in enumerate(zip(state.begins, begins, strict=False))
-            if before != now
-        ]
-        stage = self._timeline.stage_at(step, fired=state.fired or {})
-        if stage < state.stage:
-            when = self.resolved.timed[state.stage - 1].when
-            then = f"after step {begins[state.stage]}" if state.stage < len(begins) else "later"
-            moved.append(
-                f"at step {step} it falls back from stage {state.stage} ({when}) to stage {stage}, and enters "
-                f"stage {state.stage} again {then}"
-            )
-        if not moved:
-            return None
-        return f"This run is longer or shorter, or has other epochs, than the one it resumes: {'; '.join(moved)}."
+        return self._timeline.shifted(state.begins, stage=state.stage, step=step, fired=state.fired or {})
 
     def steps_ahead(self, step: int) -> dict[int, int]:
         """Return, from the stage of the present step on, how many steps each has left, as far as that is known."""
@@ -236,6 +221,11 @@ class FreezeRun:
         """The names of this stage; where frozen weights are held by a rate of 0, also those of all stages."""
         ever = [self.resolved.ever_trainable] if self._freezes_by_lr else []
         return [self.resolved.model_map.every_alias(self.trains), *ever]
+
+    @property
+    def trained(self) -> frozenset[str]:
+        """The canonical names of what trained up to now."""
+        return trained_so_far(self.resolved, self.state.stage, self._period)
 
     @property
     def trains(self) -> frozenset[str]:
@@ -361,12 +351,7 @@ class FreezeRun:
         self.verify()
         self._apply(self.state.stage)
         forget_frozen(self._optimizer, self._bound, before - self.trains)
-        anew, others = rotation.layers_of(self.trains - before), rotation.layers_of(self.trains & before)
-        goes_on = f"; goes on: {others}" if others else ""
-        logger.info(
-            "Step %d: period %d of the rotation. Trains from here on, with fresh optimizer state: %s%s.",
-            *(step, period, anew, goes_on),
-        )
+        logger.info("Step %d: period %d of the rotation begins. %s", step, period, rotation.turn(before, self.trains))
 
     def _apply(self, stage: int) -> None:
         trainable = self.resolved.model_map.every_alias(self.resolved.trains(stage, self._period))

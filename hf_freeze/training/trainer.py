@@ -299,7 +299,7 @@ class FreezeTrainerMixin(
         else:
             if self.is_fsdp_enabled:
                 # It asks the checkpoint for the moments of all that requires a gradient now.
-                set_trainable(self.model, self._freezing.trained_so_far(saved))
+                set_trainable(self.model, self._freezing.names_with_state(saved))
             try:
                 super()._load_optimizer_and_scheduler(folder)
             except ValueError as error:

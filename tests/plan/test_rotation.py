@@ -76,6 +76,7 @@ def test_nothing_but_the_layers_may_train():
     found = recipes.rotate(layers=1, order="ascending", always=None).resolve(model)
     assert found.trains(0, 1) == {name for name, _ in model.named_parameters() if "layer.1." in name}
     assert FreezePlan.from_dict(found.plan.to_dict()) == found.plan
+    assert str(found).splitlines()[1].endswith("  only 1 of 3 layers, others every 20 steps (ascending)")
 
 
 def test_a_group_of_several_layers_trains_while_one_of_them_does_and_with_what_trains_throughout():
@@ -100,6 +101,20 @@ def test_it_is_a_recipe_on_the_command_line_and_a_mapping():
     assert as_plan("rotate:layers=1,every=5,seed=2,order=descending,always=all & norms") == plan
     assert FreezePlan.from_dict(plan.to_dict()) == plan
     assert as_plan("rotate:1") == recipes.rotate(layers=1)
+
+
+@pytest.mark.parametrize(("options", "said"), [("order=", "not option=text"), ("seed=a", "not option=number")])
+def test_an_option_of_a_recipe_that_says_nothing_is_refused(options, said):
+    with pytest.raises(PlanError, match=said):
+        as_plan(f"rotate:layers=1,{options}")
+
+
+def test_the_period_that_stands_for_all_trains_most_and_reaches_lowest():
+    model = tiny_bert(layers=4)
+    found = recipes.rotate(layers=1, order="descending").resolve(model)
+    assert found.rotation.largest(found.sizes) == 3
+    uneven = recipes.rotate(layers=3, order="descending").resolve(model)
+    assert uneven.rotation.largest(uneven.sizes) == 0
 
 
 def test_rotations_that_differ_have_other_fingerprints():

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from hf_freeze import FreezeError, FreezePlan, Plateau, Stage, plot_history, plot_plan, preview, tune_threshold
+from hf_freeze import FreezeError, FreezePlan, Plateau, Stage, plot_history, plot_plan, preview, recipes, tune_threshold
 from hf_freeze.reporting.cli import main
 from hf_freeze.reporting.comparison.comparison import Comparison
 from hf_freeze.reporting.comparison.comparison_plot import plot_comparison
@@ -112,6 +112,17 @@ def test_the_picture_of_a_plan_has_the_rates_as_colours_and_grey_where_frozen(tm
     lines = [line.get_xdata()[0] for line in axes.lines]
     assert lines == [stage.step for stage in seen.stages[1:]] == [4, 9]
     assert names_above(axes) == ["0: start", "1: epoch 1", "2: fraction 0.75"]
+
+
+def test_a_layer_whose_turn_it_is_not_is_grey_in_the_picture_of_a_rotation(tmp_path):
+    pytest.importorskip("matplotlib")
+    plan = recipes.rotate(layers=1, every=2, order="ascending")
+    axes = plot_plan(preview(tiny_bert(), arguments(tmp_path, max_steps=6), plan=plan)).axes[0]
+    rows = [text.get_text() for text in axes.get_yticklabels()]
+    idle, learning = [collection.get_array() for collection in axes.collections[:2]]
+    turns = [[shown(learning, rows.index(f"layers.{layer}"), step) for step in range(6)] for layer in range(2)]
+    assert turns == [[True, True, False, False, True, True], [False, False, True, True, False, False]]
+    assert np.ma.getmaskarray(idle).all()
 
 
 def shown(cells, row, step):

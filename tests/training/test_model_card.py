@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from hf_freeze import BinaryClassificationMetrics, FreezePlan, FreezeTrainer, FreezeTrainingArguments, Stage
+from hf_freeze import BinaryClassificationMetrics, FreezePlan, FreezeTrainer, FreezeTrainingArguments, Stage, recipes
 from tests.models import tiny_bert
+from tests.training.runs import moved, weights
 
 ROWS = [{"input_ids": [5 + i % 7, 6, 7, 8], "labels": i % 2} for i in range(16)]
 PLAN = FreezePlan(trainable="head", stages=[Stage(step=2, unfreeze="layers[-1]")])
@@ -19,7 +20,7 @@ def card(folder, **changes):
         str(folder), max_steps=4, use_cpu=True, report_to=[], eval_strategy="steps", eval_steps=2, logging_steps=1
     )
     given = {"train_dataset": ROWS, "eval_dataset": ROWS, "freeze_plan": PLAN, **changes}
-    trainer = FreezeTrainer(tiny_bert(), args, **given)
+    trainer = FreezeTrainer(tiny_bert(layers=3), args, **given)
     trainer.train()
     trainer.create_model_card()
     trainer.create_model_card()
@@ -63,3 +64,17 @@ def test_no_figure_in_the_card_has_more_than_four_digits_that_count(tmp_path) ->
     assert "Third: 0.3333" in text
     assert not re.search(r"\d\.\d{7,}", text)
     assert any(entry.get("eval_third") == 1 / 3 for entry in trainer.state.log_history)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        FreezePlan(trainable="head", stages=[*PLAN.stages, Stage(step=9, unfreeze="all")]),
+        recipes.rotate(layers=1, every=2),
+    ],
+)
+def test_what_never_came_to_train_is_not_said_to_have_trained(tmp_path, plan):
+    trainer, text = card(tmp_path, freeze_plan=plan)
+    changed = moved(weights(tiny_bert(layers=3)), trainer.model)
+    count = sum(p.numel() for name, p in trainer.model.named_parameters() if name in changed)
+    assert f"{count:,} of {trainer.model.num_parameters():,} parameters trained" in text

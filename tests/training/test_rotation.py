@@ -94,10 +94,11 @@ def test_the_log_says_what_begins(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="hf_freeze")
     run(tmp_path, plan=recipes.rotate(layers=2, every=3, seed=1), max_steps=10)
     assert (
-        "Step 3: period 1 of the rotation. Trains from here on, with fresh optimizer state: layers[3:5]." in caplog.text
+        "Step 3: period 1 of the rotation begins. Trains from here on, with fresh optimizer state: layers[3:5]."
+        in caplog.text
     )
     assert (
-        "Step 9: period 3 of the rotation. Trains from here on, with fresh optimizer state: layers[1]; goes on: layers[0]."
+        "Step 9: period 3 of the rotation begins. Trains from here on, with fresh optimizer state: layers[1]; goes on: layers[0]."
         in caplog.text
     )
 

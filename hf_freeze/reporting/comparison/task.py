@@ -55,7 +55,7 @@ class Task:
 
 
 class ComparedTrainer(FreezeTrainer):
-    """Notes what the last evaluation gave, which stages trained, and whether training went over stored features."""
+    """Notes what the last evaluation gave, and whether training went over stored features."""
 
     last_outputs: tuple[Any, Any] = (None, None)
     last_tuned: ThresholdResult | None = None
@@ -63,14 +63,12 @@ class ComparedTrainer(FreezeTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.stages_trained: set[int] = set()
         self.steps_on_features: set[bool] = set()
 
     @property
     def trained(self) -> frozenset[str]:
-        """The names of the parameters that trained in a stage which began."""
-        names = self.resolved_plan.names
-        return frozenset().union(*(names[stage] for stage in self.stages_trained))
+        """The names of the parameters that trained."""
+        return self._freezing.trained
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate as the Trainer does."""
@@ -84,6 +82,4 @@ class ComparedTrainer(FreezeTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Step as the Trainer does."""
         self.steps_on_features.add(TRAINING in self.cached_sets)
-        if self.freeze_stage is not None:
-            self.stages_trained.add(self.freeze_stage)
         return super().training_step(*args, **kwargs)

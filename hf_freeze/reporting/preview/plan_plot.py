@@ -103,8 +103,7 @@ def _columns(schedule: RateSchedule) -> Any:
 
 
 def _frozen(schedule: RateSchedule, steps: Any, drawn: Mapping[str, str]) -> Any:
-    stages = np.searchsorted(schedule.begins, steps, side="right") - 1
-    return np.array([~np.array(schedule.trains[group])[stages] for group in drawn.values()])
+    return np.array([[schedule.is_frozen(group, step) for step in steps] for group in drawn.values()])
 
 
 def _title(preview: Preview, drawn: int) -> list[str]:

@@ -106,7 +106,7 @@ def preview(
     schedule = rate_schedule(args, resolved, specs, rows=rows)
     count = args.per_device_train_batch_size if batch_size is None else batch_size
     length = min(_TOKENS, longest_text(built) or _TOKENS) if tokens is None else tokens
-    remarks = [] if resolved.rotation is None else [_about_rotation(resolved.rotation)]
+    remarks = [] if resolved.rotation is None else [_about_rotation(resolved.rotation, resolved.sizes)]
     optimizer = _optimizer_state(specs, built, args, remarks)
     period = resolved.rotation.largest(resolved.sizes) if resolved.rotation else 0
     shown = tuple(resolved.trains(stage, period) for stage in range(len(resolved.stages)))
@@ -197,8 +197,9 @@ class _Facts:
         return sum(state.stepped if name in stepped else state.built for name, state in held.items())
 
 
-def _about_rotation(rotation: Rotation) -> str:
-    return f"{rotation.schedule} Shown is a period in which most trains."
+def _about_rotation(rotation: Rotation, sizes: Mapping[str, int]) -> str:
+    shown = rotation.layers_of(rotation.names(rotation.largest(sizes)))
+    return f"{rotation.schedule} Shown is a turn of {shown}: none trains more."
 
 
 def _about_idle(names: Sequence[str], *, of_given_batch: bool) -> str:

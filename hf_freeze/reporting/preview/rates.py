@@ -49,6 +49,11 @@ class RateSchedule:
             for name, rate in self.base_rates.items()
         }
 
+    def is_frozen(self, name: str, step: int) -> bool:
+        """Tell whether a group is frozen in this optimizer step; one that is not may have a rate of 0 all the same."""
+        stage = sum(begin <= step for begin in self.begins) - 1
+        return not self.trains[name][stage] or not self._turn(name, step)
+
     def _turn(self, name: str, step: int) -> float:
         if self.rotation is None:
             return 1.0
