@@ -54,3 +54,18 @@ def test_three_transitions_end_where_one_process_does_and_resume_bit_equal(tmp_p
         assert set() < set(seen["moved"][step]) <= resolved.names[stage]
         assert set(seen["with_state"][step]) == trained
     assert seen["resumed_differs"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("plan", ["forgets", "rotates"])
+def test_a_plan_that_releases_optimizer_state_resumes_bit_equal(tmp_path, plan, kind):
+    flags = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_state_dict_type", kind, *WRAP]
+    accelerate_launch(SCRIPT, tmp_path, "cpu", plan, flags=flags)
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    resolved = accelerated_fsdp_run.PLANS[plan].resolve(build())
+    by_step = [0, 0, 0, 1, 1, 1, 1, 2, 2, 2] if plan == "forgets" else [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
+    held = [resolved.trains(step, 0) if plan == "forgets" else resolved.trains(0, step) for step in by_step]
+    assert list(map(set, seen["with_state"])) == held
+    assert seen["resumed_differs"] == []
