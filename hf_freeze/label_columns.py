@@ -1,4 +1,4 @@
-"""The one definition of which column of a row, or field of a batch, is the label, and where a data set keeps it."""
+"""Which column of a row, or field of a batch, is the label, where a data set keeps it, and which label is left out."""
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,6 +10,9 @@ from transformers.utils.generic import find_labels
 
 LABEL_COLUMNS = ("labels", "label", "label_ids", "targets", "target")
 """Names that are labels whatever the model: its own, those that collators turn into it, and those of custom models."""
+
+IGNORED_LABEL = -100
+"""The label that the Trainer and torch's losses leave out."""
 
 _ATTRIBUTES = ("labels", "label", "targets", "target", "label_ids", "y")
 """Where data sets of one's own and torchvision's keep their labels."""
@@ -50,6 +53,20 @@ def label_values(dataset: Any, names: Sequence[str]) -> Iterator[Sequence[Any]]:
         for one in found:
             if isinstance(one, (list, tuple, torch.Tensor, np.ndarray)):
                 yield one  # type: ignore[misc]  # a tensor has a length and rows
+
+
+def values_in(label: Any, ids: Mapping[str, int]) -> Iterator[Any]:
+    """Yield the values of a label, which may have one per token or class; a name of `ids` as its number.
+
+    >>> list(values_in([["O", "PER"], -100], {"O": 0, "PER": 1}))
+    [0, 1, -100]
+    """
+    label = label.tolist() if hasattr(label, "tolist") else label
+    if isinstance(label, (list, tuple)):
+        for part in label:
+            yield from values_in(part, ids)
+    else:
+        yield ids.get(label, label) if isinstance(label, str) else label
 
 
 def _of_forward(model: Any) -> list[str]:

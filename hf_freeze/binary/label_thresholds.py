@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hf_freeze.binary.margin import Head, as_numpy, is_batches, read_array, read_margin, refuse_probabilities
 from hf_freeze.binary.result import ThresholdResult, is_number, plain, read_json_object, short, sigmoid
 from hf_freeze.errors import FreezeError
+from hf_freeze.label_columns import IGNORED_LABEL
 from hf_freeze.whole_files import write_text
 
 
@@ -177,7 +178,7 @@ def read_label_matrix(labels: Any, shape: Sequence[int]) -> tuple[NDArray[np.boo
         raise FreezeError(f"Labels of several labels are 0 and 1 (n, L), not {values.dtype}.")
     if values.dtype == np.bool_:
         return values, np.ones(values.shape, dtype=bool)
-    counted = ~np.isnan(values) & (values != -100)
+    counted = ~np.isnan(values) & (values != IGNORED_LABEL)
     strange = np.unique(values[counted & (values != 0) & (values != 1)])
     if strange.size:
         raise FreezeError(

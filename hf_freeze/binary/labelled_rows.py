@@ -23,9 +23,7 @@ from hf_freeze.binary.margin import (
 )
 from hf_freeze.binary.result import ThresholdResult, check_class_id, short
 from hf_freeze.errors import FreezeError
-
-IGNORED_LABEL = -100
-"""The label id that the Trainer and torch's losses leave out."""
+from hf_freeze.label_columns import IGNORED_LABEL
 
 _LIGHTEST, _HEAVIEST = 1e-30, 1e30  # their squares and sums are still numbers
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from hf_freeze.binary.labelled_rows import IGNORED_LABEL
 from hf_freeze.debugging.label_survey import LabelSurvey, survey_labels, survey_stream
 from hf_freeze.debugging.row_label import REMEDY, label_in
 from hf_freeze.debugging.sample_check import Check, CheckName, failed, ok, warning
+from hf_freeze.label_columns import IGNORED_LABEL
 from hf_freeze.model_inputs.input_rows import Row, every_dataset, row_at
 from hf_freeze.model_inputs.inspected_model import InspectedModel
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_freeze.binary.labelled_rows import IGNORED_LABEL
-from hf_freeze.label_columns import label_values
+from hf_freeze.label_columns import IGNORED_LABEL, label_values, values_in
 
 MOST_VALUES = 1_000_000
 MOST_ROWS_MADE = 64
@@ -67,7 +66,7 @@ def survey_labels(
     if known is None:
         return None
     for column in label_values(dataset, names):
-        if len(column) == len(dataset) and _same(_named(_plain(column[known_row]), ids), known):
+        if len(column) == len(dataset) and _same(column[known_row], known, ids):
             step = max(math.ceil(len(column) * _width(column[known_row]) / MOST_VALUES), 1)
             rows = range(0, len(column), step)
             values = column if step == 1 else [column[row] for row in rows]
@@ -91,29 +90,13 @@ def survey_stream(rows: Iterable[Any], origin: str, label_of: Callable[[Any], An
     return LabelSurvey(origin, None, len(seen), *_distinct(seen, range(len(seen)), {}), seen.__getitem__)
 
 
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def _named(value: Any, ids: Mapping[str, int]) -> Any:
-    return ids.get(value, value) if isinstance(value, str) else value
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _flat(item)
-    else:
-        yield value
-
-
 def _width(value: Any) -> int:
-    return max(sum(1 for _ in _flat(_plain(value))), 1)
+    return max(sum(1 for _ in values_in(value, {})), 1)
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(one: Any, other: Any, ids: Mapping[str, int]) -> bool:
     """Compare two labels, leaving out what a collator may have filled up."""
-    left, right = ([x for x in _flat(value) if x != IGNORED_LABEL] for value in (one, other))
+    left, right = ([x for x in values_in(value, ids) if x != IGNORED_LABEL] for value in (one, other))
     return left == right
 
 
@@ -141,7 +124,7 @@ def _distinct(values: Any, rows: Sequence[int], ids: Mapping[str, int]) -> tuple
     first: dict[Any, int] = {}
     widths: dict[int, int] = {}
     for row, value in zip(rows, values, strict=True):
-        items = [_one_nan(_named(item, ids)) for item in _flat(_plain(value))]
+        items = [_one_nan(item) for item in values_in(value, ids)]
         widths.setdefault(len(items), row)
         for item in items:
             first.setdefault(item, row)

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from hf_freeze.binary.labelled_rows import IGNORED_LABEL
 from hf_freeze.debugging.sample_check import Check, CheckName, failed, ok, warning
+from hf_freeze.label_columns import IGNORED_LABEL
 from hf_freeze.model_inputs.input_rows import Row
 from hf_freeze.model_inputs.inspected_model import InspectedModel
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
+from hf_freeze.label_columns import IGNORED_LABEL
 from hf_freeze.model_inputs.input_rows import length_of, positions
 from hf_freeze.model_inputs.inspected_model import IDS, InspectedModel
 
@@ -162,7 +163,7 @@ def padded_by_hand(inspected: InspectedModel, batch: Mapping[str, Any], side: Si
     padded = dict(batch)
     for key, value in batch.items():
         if _per_token(value, batch):
-            filling = pad_id if key == IDS else -100 if key in inspected.label_names else 0
+            filling = pad_id if key == IDS else IGNORED_LABEL if key in inspected.label_names else 0
             extra = torch.full((1, added, *value.shape[2:]), filling, dtype=value.dtype, device=value.device)
             padded[key] = torch.cat([value, extra] if side == "right" else [extra, value], dim=1)
     before = torch.arange(length, device=batch[IDS].device)

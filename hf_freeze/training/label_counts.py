@@ -1,14 +1,11 @@
 """How many rows of a data set have each class: read from where labels lie, and held against what reaches the model."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
-
 from hf_freeze.errors import PlanError
-from hf_freeze.label_columns import label_values
+from hf_freeze.label_columns import IGNORED_LABEL, label_values, values_in
 
 _ROWS_HELD = 8
 """Rows of which a column of labels must say what the collator makes of them."""
@@ -50,17 +47,7 @@ def count_classes(
 
 def _kept(label: Any, ids: Mapping[str, int]) -> list[Any]:
     """Return the values of a label that enter the loss; names as their numbers."""
-    return [value for value in _flat(label, ids) if value != -100]
-
-
-def _flat(label: Any, ids: Mapping[str, int]) -> Iterator[Any]:
-    if isinstance(label, torch.Tensor | np.ndarray | np.generic):
-        label = label.tolist()
-    if isinstance(label, list | tuple):
-        for part in label:
-            yield from _flat(part, ids)
-    else:
-        yield ids.get(label, label) if isinstance(label, str) else label
+    return [value for value in values_in(label, ids) if value != IGNORED_LABEL]
 
 
 def _whole(counts: Counter[Any]) -> dict[int, int]:

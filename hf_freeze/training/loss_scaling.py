@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 
+from hf_freeze.label_columns import IGNORED_LABEL
 from hf_freeze.no_trace import flags_kept, random_states_kept
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training.attributes import replaced
@@ -45,7 +46,7 @@ def count_labels(batch: Mapping[str, Any], *, per_row: bool = False) -> torch.Te
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
     if not isinstance(labels, torch.Tensor):
         return None
-    return torch.tensor(len(labels), device=labels.device) if per_row else labels.ne(-100).sum()
+    return torch.tensor(len(labels), device=labels.device) if per_row else labels.ne(IGNORED_LABEL).sum()
 
 
 class CountProbe:

@@ -16,9 +16,9 @@ import torch
 from torch.nn import functional
 
 from hf_freeze.errors import UnsupportedSetupError
+from hf_freeze.label_columns import IGNORED_LABEL
 from hf_freeze.training.class_weights import LossWeights
 
-IGNORED = -100
 SHIFTED = (
     "Weights shift the probabilities: a label that weighs more is called more often than it occurs. A tuned threshold "
     'takes that into account; probabilities do again with BinaryClassificationMetrics(calibrate="platt").'
@@ -74,7 +74,7 @@ class WeightedLoss:
 
     def weight_of(self, labels: torch.Tensor) -> torch.Tensor:
         """Return what the loss of these labels is divided by: the sum of their weights, or their number."""
-        kept = labels != IGNORED
+        kept = labels != IGNORED_LABEL
         if self.weights.classes is None or self.weights.gamma is not None:
             return kept.sum().float()
         weights = torch.tensor(self.weights.classes, device=labels.device)
@@ -118,8 +118,8 @@ class WeightedLoss:
         if weights.classes is not None and len(weights.classes) != classes:
             raise UnsupportedSetupError(f"There are {len(weights.classes)} class weights, and {classes} logits.")
         _refuse_unknown(labels, classes)
-        plain = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
-        number = (labels != IGNORED).to(plain)
+        plain = functional.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
+        number = (labels != IGNORED_LABEL).to(plain)
         weight = number
         if weights.classes is not None:
             weight = logits.new_tensor(weights.classes)[labels.clamp(min=0)] * number
@@ -136,7 +136,7 @@ class WeightedLoss:
         positives = weights.positives or (1.0,)
         if len(positives) not in (1, logits.shape[1]):
             raise UnsupportedSetupError(f"There are {len(positives)} weights of labels, and {logits.shape[1]} logits.")
-        kept = labels != IGNORED
+        kept = labels != IGNORED_LABEL
         y = labels.to(logits).where(kept, 0.0)
         if not bool(((y >= 0) & (y <= 1)).all()):
             raise UnsupportedSetupError(
@@ -156,11 +156,11 @@ class WeightedLoss:
 def _refuse_unknown(labels: torch.Tensor, classes: int) -> None:
     if labels.device.type != "cpu":  # a look would wait for the device, whose kernel asserts the same
         return
-    unknown = labels[(labels != IGNORED) & ((labels < 0) | (labels >= classes))]
+    unknown = labels[(labels != IGNORED_LABEL) & ((labels < 0) | (labels >= classes))]
     if unknown.numel():
         raise UnsupportedSetupError(
             f"A batch has the label {int(unknown[0])}, and the model has {classes} classes (0 to {classes - 1}). Load "
-            f"it with num_labels= the number of classes; {IGNORED} leaves a row out."
+            f"it with num_labels= the number of classes; {IGNORED_LABEL} leaves a row out."
         )
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from hf_freeze.errors import UnsupportedSetupError
-from hf_freeze.label_columns import label_columns
+from hf_freeze.label_columns import IGNORED_LABEL, label_columns
 from hf_freeze.model_inputs.inspected_model import inspect_model
 from hf_freeze.no_trace import random_states_kept
 from hf_freeze.selection.model_map import unwrap
@@ -24,7 +24,7 @@ from hf_freeze.training.attributes import replaced
 from hf_freeze.training.class_weights import balanced_weights, resolve_weights
 from hf_freeze.training.given_weights import BALANCED
 from hf_freeze.training.loss_scaling import ScaledLossTrainerMixin, in_eval_mode
-from hf_freeze.training.weighted_loss import IGNORED, SHIFTED, RowLosses, WeightedLoss, divided, logits_in
+from hf_freeze.training.weighted_loss import SHIFTED, RowLosses, WeightedLoss, divided, logits_in
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class WeightedLossTrainerMixin(ScaledLossTrainerMixin):
             return batches, count
         labels = [labels_in(batch).to(self.args.device) for batch in batches]
         weight = torch.stack([self.weighted_loss.weight_of(one) for one in labels]).sum()
-        number = torch.stack([(one != IGNORED).sum() for one in labels]).sum()
+        number = torch.stack([(one != IGNORED_LABEL).sum() for one in labels]).sum()
         totals = torch.stack([weight, number.to(weight)])
         if self.accelerator.num_processes > 1 and self.args.average_tokens_across_devices:
             totals = self.accelerator.gather(totals.reshape(1, 2)).sum(0)
@@ -154,7 +154,7 @@ class WeightedLossTrainerMixin(ScaledLossTrainerMixin):
     def _check_loss(self, inputs: Mapping[str, Any]) -> None:
         """Raise `UnsupportedSetupError` where weights would replace more than a plain loss of the model's logits."""
         weighted = self.weighted_loss
-        if weighted is None or self._loss_is_checked or not bool((labels_in(inputs) != IGNORED).any()):
+        if weighted is None or self._loss_is_checked or not bool((labels_in(inputs) != IGNORED_LABEL).any()):
             return
         prepared = dict(self._prepare_inputs(dict(inputs)))
         with (
@@ -200,7 +200,7 @@ class WeightedLossTrainerMixin(ScaledLossTrainerMixin):
         """Return the plain loss of the logits, the squared error of one logit, and the loss that would train."""
         labels, shape = prepared["labels"], weighted.last_shape
         if labels.numel() == shape.numel():  # the loss of a head that is yes or no takes floats, and no -100
-            labels = labels.masked_fill(labels == IGNORED, 0).float().view(shape)
+            labels = labels.masked_fill(labels == IGNORED_LABEL, 0).float().view(shape)
         try:
             with replaced(self, compute_loss_func=None):
                 found: Any = self.compute_loss(self.model, {**prepared, "labels": labels}, return_outputs=True)
