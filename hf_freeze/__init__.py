@@ -47,7 +47,8 @@ from hf_freeze.training.freezing import freeze, unfreeze
 from hf_freeze.training.groups import param_groups
 from hf_freeze.training.load_trained import load_trained
 from hf_freeze.training.merge_trained import merge_trained
-from hf_freeze.training.run import FreezeRun, FreezeSettings
+from hf_freeze.training.run import FreezeRun
+from hf_freeze.training.settings import FreezeSettings
 from hf_freeze.training.summary import TrainableSummary, trainable_summary
 from hf_freeze.training.thawed_base import load_thawed, save_thawed
 from hf_freeze.training.trainer import FreezeTrainer, FreezeTrainerMixin

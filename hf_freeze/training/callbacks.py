@@ -19,8 +19,8 @@ from hf_freeze.training.groups import refuse_groups_of_another_plan, refuse_left
 from hf_freeze.training.loss_scaling import CountProbe
 from hf_freeze.training.planned_training import PlannedTraining
 from hf_freeze.training.random_states import RandomStatesCallback
-from hf_freeze.training.run import FreezeSettings
 from hf_freeze.training.run_events import RunEvents
+from hf_freeze.training.settings import FreezeSettings
 from hf_freeze.training.train_calls import running_trainer, train_call, while_training
 
 

@@ -32,9 +32,10 @@ from hf_freeze.training.grad_norms import before_clipping, is_logged, norms_by_g
 from hf_freeze.training.groups import warn_of_unused_rates
 from hf_freeze.training.missed_evaluation import is_missed
 from hf_freeze.training.resumed_run import ResumedRun
-from hf_freeze.training.run import FreezeRun, FreezeSettings
+from hf_freeze.training.run import FreezeRun
 from hf_freeze.training.run_state import RunState
 from hf_freeze.training.saved_state import require_readable
+from hf_freeze.training.settings import FreezeSettings
 from hf_freeze.training.setup import check_setup, is_whole, require_module, warn_of_coarse_weights
 from hf_freeze.training.snapshot import save_snapshot
 from hf_freeze.training.whole import lost_random_states

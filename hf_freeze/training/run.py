@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from weakref import finalize, ref
@@ -12,7 +11,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from hf_freeze.errors import PlanError, UnsupportedSetupError
+from hf_freeze.errors import UnsupportedSetupError
 from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.plan.plateau import PlateauWatch, metric_value, require_metric
 from hf_freeze.plan.so_far import trained_so_far
@@ -34,38 +33,11 @@ from hf_freeze.training.proof import FreezeProof
 from hf_freeze.training.recomputation import stop_backward_at_lowest_trainable
 from hf_freeze.training.run_state import RunState
 from hf_freeze.training.schedule import RateGate, warmup_steps
+from hf_freeze.training.settings import FreezeSettings
 from hf_freeze.training.settling import SettlingMonitor, refuse_settling
 from hf_freeze.training.snapshot import refuse_rewind, restore_snapshot, take_snapshot
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FreezeSettings:
-    """How a plan is carried out.
-
-    Args:
-        frozen_eval: Keep frozen modules in eval mode while training.
-        verify: Prove at each transition, each save and the end that frozen weights did not change, trainable ones did
-            and replicas are equal, and raise `FreezeViolation` otherwise.
-        unfreeze_warmup: Ramp up the learning rate of what is unfrozen over a number of steps (1 or more) or a fraction
-            of the run (below 1).
-        log_grad_norms: Log `grad_norm/<group>` beside `grad_norm`, the norm of the gradient before clipping.
-
-    Raises:
-        PlanError: For a setting of another type, or a ramp that is neither steps nor a fraction.
-    """
-
-    frozen_eval: bool = True
-    verify: bool = True
-    unfreeze_warmup: float = 0.0
-    log_grad_norms: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("frozen_eval", "verify", "log_grad_norms"):
-            if not isinstance(getattr(self, name), bool):
-                raise PlanError(f"{name}={getattr(self, name)!r}: give True or False.")
-        warmup_steps(self.unfreeze_warmup, max_steps=1)
 
 
 class FreezeRun:

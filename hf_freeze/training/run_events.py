@@ -9,7 +9,7 @@ from transformers.trainer_callback import ExportableState
 from hf_freeze.plan.freeze_plan import FreezePlan, ResolvedPlan
 from hf_freeze.training.missed_evaluation import make_up
 from hf_freeze.training.planned_training import PlannedTraining
-from hf_freeze.training.run import FreezeSettings
+from hf_freeze.training.settings import FreezeSettings
 from hf_freeze.training.train_calls import running_trainer
 
 

@@ -10,7 +10,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from hf_freeze.errors import FreezeError
 from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.plan.stages import is_number
-from hf_freeze.training.run import FreezeSettings
+from hf_freeze.training.settings import FreezeSettings
 from hf_freeze.training.settling import SettlingWatch
 from hf_freeze.training.whole import is_count
 

@@ -35,8 +35,8 @@ from hf_freeze.training.merged_groups import trains_others, with_groups
 from hf_freeze.training.model_card import ModelCardTrainerMixin
 from hf_freeze.training.planned_training import STATE_KEY, PlannedTraining
 from hf_freeze.training.random_states import RandomStatesTrainerMixin
-from hf_freeze.training.run import FreezeSettings
 from hf_freeze.training.schedule import continue_schedule
+from hf_freeze.training.settings import FreezeSettings
 from hf_freeze.training.setup import check_arguments, refuse_deepspeeds_own_optimizer, uses_deepspeed
 from hf_freeze.training.thresholds import ThresholdTrainerMixin
 from hf_freeze.training.trained_only import NotesWhatTrains, TrainedOnlyTrainerMixin, refuse_split_checkpoints
