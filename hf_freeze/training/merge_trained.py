@@ -19,7 +19,7 @@ from transformers.utils.hub import CHAT_TEMPLATE_DIR
 from hf_freeze.errors import FreezeError
 from hf_freeze.training.load_trained import load_trained
 from hf_freeze.training.snapshot import STAGE_BEST_NAME
-from hf_freeze.training.trained_file import TRAINED_NAME, Base, holds_trained_only, read_base
+from hf_freeze.training.trained_file import TRAINED_NAME, Base, holds_trained_only, read_base, refuse_changed_config
 from hf_freeze.whole_files import whole_folder
 
 HOW_TO_LOAD = "## How to load it"  # in a model card
@@ -88,6 +88,7 @@ def _load(folder: str | os.PathLike[str], base: str | os.PathLike[str] | None) -
             f"{TRAINED_NAME!r}, or the whole weights or a PEFT adapter beside it."
         )
     described = read_base(folder)
+    refuse_changed_config(folder)
     model_class = _class_of(described, folder)
     name, revision = (described.name, described.revision) if base is None else (os.fspath(base), None)
     if name is None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from safetensors import SafetensorError, safe_open
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hf_freeze.errors import FreezeError
 from hf_freeze.training.checkpoint import write_tensors
@@ -24,6 +24,7 @@ from hf_freeze.training.digests import typed_digests
 from hf_freeze.whole_files import write_text
 
 TRAINED_NAME = "trained.safetensors"
+RESERVED_NAME = "__metadata__"  # in the header of a safetensors file
 _FORMAT = 1
 
 # transformers looks for the shards that an index names, and names the one that is missing.
@@ -59,7 +60,13 @@ def write_trained(trained: Trained, folder: Path) -> Path:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.tensors.items()}
     left_out = {name: _hex(value) for name, value in trained.base.digests.items() if name not in tensors}
     base = {**asdict(trained.base), "digests": left_out}
-    described = {"format": _FORMAT, "plan": trained.plan, "base": base, "checksums": _checksums(tensors)}
+    described = {
+        "format": _FORMAT,
+        "plan": trained.plan,
+        "base": base,
+        "checksums": _checksums(tensors),
+        "config": _sha256_of(folder / CONFIG_NAME),
+    }
     text = json.dumps(described, separators=(",", ":"))
     path, metadata = folder / TRAINED_NAME, {"hf_freeze": text, "sha256": _sha256(text)}
     write_tensors(tensors, path, metadata)
@@ -90,6 +97,21 @@ def read_trained(folder: str | os.PathLike[str]) -> Trained:
         if written.get(name) != now.get(name):
             raise _unreadable(path, f"{name!r} is not what was written")
     return Trained(tensors=tensors, base=_base(described), plan=described["plan"])
+
+
+def refuse_changed_config(folder: str | os.PathLike[str]) -> None:
+    """Raise `FreezeError` where the configuration is not the one that was saved: another model would be built from it.
+
+    Earlier versions did not note which one that was.
+    """
+    path, config = Path(folder) / TRAINED_NAME, Path(folder) / CONFIG_NAME
+    with safe_open(path, framework="pt") as file:
+        saved = _described(file.metadata() or {}, path).get("config")
+    if saved is not None and saved != _sha256_of(config):
+        raise FreezeError(
+            f"{str(config)!r} {'is not what was saved' if config.exists() else 'is missing'}: the whole model would be "
+            "another one. Put the file back; to change the configuration, change that of the whole model."
+        )
 
 
 def holds_trained_only(folder: str | os.PathLike[str]) -> bool:
@@ -139,6 +161,10 @@ def _unreadable(path: Path, why: str) -> FreezeError:
 
 def _checksums(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return {name: _hex(value) for name, value in typed_digests(tensors).items()}
+
+
+def _sha256_of(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _sha256(text: str) -> str:

@@ -25,6 +25,7 @@ from hf_freeze.training.merge_trained import HOW_TO_LOAD, can_be_merged, load_wh
 from hf_freeze.training.planned_training import PlannedTraining
 from hf_freeze.training.setup import is_whole, uses_deepspeed
 from hf_freeze.training.trained_file import (
+    RESERVED_NAME,
     TRAINED_NAME,
     Base,
     Trained,
@@ -217,6 +218,11 @@ def refuse_unsaved(model: nn.Module) -> None:
     if other := next((name for name, value in model.state_dict().items() if not _is_plain(value)), None):
         raise UnsupportedSetupError(
             f"save_trained_only=True saves dense tensors, and {other!r} of this {type(model).__name__} is none."
+        )
+    if RESERVED_NAME in model.state_dict():
+        raise UnsupportedSetupError(
+            f"save_trained_only=True: {RESERVED_NAME!r} of this {type(model).__name__} has the name that safetensors "
+            "keeps for its own use, and no file could be read back. Give it another."
         )
     if any(getattr(inner, "hf_quantizer", None) is not None for inner in transformers_models(model).values()):
         raise UnsupportedSetupError(

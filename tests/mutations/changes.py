@@ -411,6 +411,18 @@ REPORTING = [
 CHECKPOINTS = [
     change(
         "training/merge_trained.py",
+        "    refuse_changed_config(folder)\n",
+        "",
+        "training/trained_damaged::a_configuration_that_was_edited_or_lost_is_named",
+    ),
+    change(
+        "training/trained_only.py",
+        "    if RESERVED_NAME in model.state_dict():\n",
+        "    if False:\n",
+        "training/trained_damaged::a_name_that_no_file_can_hold_is_refused_before_training",
+    ),
+    change(
+        "training/merge_trained.py",
         "(CHAT_TEMPLATE_DIR, *_modules_in(folder))",
         "(CHAT_TEMPLATE_DIR,)",
         "trainers/trained_sentences::a_merged_folder_is_what_the_trainer_would_have_saved[pooling of its own]",

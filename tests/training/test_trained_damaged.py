@@ -9,9 +9,17 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertForSequenceClassification
 
-from hf_freeze import FreezeError, FreezeTrainer, PlanError, load_trained, merge_trained
+from hf_freeze import (
+    FreezeError,
+    FreezePlan,
+    FreezeTrainer,
+    PlanError,
+    UnsupportedSetupError,
+    load_trained,
+    merge_trained,
+)
 from hf_freeze.training.trained_file import TRAINED_NAME
-from tests.models import tiny_bert, tiny_distilbert, tiny_roberta
+from tests.models import tiny_bert, tiny_custom, tiny_distilbert, tiny_roberta
 from tests.training.staged import trainer
 from tests.training.trained_runs import HEAD, TWO, base_folder, classifier, refused, same, trained
 
@@ -179,3 +187,28 @@ def test_a_save_over_an_older_checkpoint_that_breaks_off_does_not_pass_for_it(
     monkeypatch.undo()
     with pytest.raises(FreezeError, match="checkpoint-2' is not whole: 'trainer_state.json'.*checkpoint-1'"):
         trained(tmp_path / "run", base, plan=HEAD, max_steps=3, only=only, resume=tmp_path / "run" / "checkpoint-2")
+
+
+@pytest.mark.parametrize(("change", "said"), [({"hidden_act": "relu"}, "is not what was saved"), (None, "is missing")])
+def test_a_configuration_that_was_edited_or_lost_is_named(folder, tmp_path, change, said) -> None:
+    config = folder / "config.json"
+    if change is None:
+        config.unlink()
+    else:
+        config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    with pytest.raises(FreezeError, match=f"config.json' {said}"):
+        merge_trained(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_no_file_can_hold_is_refused_before_training(tmp_path) -> None:
+    model = tiny_custom()
+    model.register_parameter("__metadata__", torch.nn.Parameter(torch.ones(2)))
+    with pytest.raises(UnsupportedSetupError, match="'__metadata__' of this BackboneWithHead has the name"):
+        trainer(tmp_path, model=model, plan=FreezePlan(trainable="out"), save_trained_only=True)
+
+
+def test_a_module_of_ones_own_cannot_be_merged_whatever_base_is_given(tmp_path) -> None:
+    trained(tmp_path / "run", None, model=tiny_custom(), plan=FreezePlan(trainable="out"), max_steps=1)
+    with pytest.raises(FreezeError, match="BackboneWithHead, which is not a class of transformers.*load_trained"):
+        merge_trained(tmp_path / "run" / "checkpoint-1", tmp_path / "out")
