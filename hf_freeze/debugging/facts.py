@@ -16,6 +16,7 @@ from hf_freeze.debugging.outputs import squashed_by
 from hf_freeze.debugging.variants import has_tokens, real_tokens
 from hf_freeze.model_inputs.input_rows import Row
 from hf_freeze.model_inputs.inspected_model import IDS, InspectedModel
+from hf_freeze.selection.frozen_marks import trainable_size
 
 Facts = dict[str, Any]
 
@@ -138,11 +139,11 @@ def _binary_facts(inspected: InspectedModel, logits: torch.Tensor, *, head: Any)
 
 def model_facts(model: nn.Module, flags: Mapping[str, bool]) -> Facts:
     """Return the size of the model, and the mode that its top-level parts were in."""
-    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
+    sizes = [(getattr(p, "ds_numel", p.numel()), p) for p in model.parameters()]
     parts = {path: flags[path] for path in flags if path and "." not in path} or {"model": flags[""]}
     return {
         "class": type(model).__name__,
         "parameters": sum(size for size, _ in sizes),
-        "trainable": sum(size for size, trains in sizes if trains),
+        "trainable": sum(size if size > p.numel() else trainable_size(p) for size, p in sizes if p.requires_grad),
         "modes": {path: "train" if training else "eval" for path, training in parts.items()},
     }

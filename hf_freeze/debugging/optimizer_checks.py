@@ -11,6 +11,8 @@ from transformers import Trainer
 from hf_freeze.debugging.passes import Runner
 from hf_freeze.debugging.sample_check import Check, CheckName, failed, ok, warning
 from hf_freeze.model_inputs.inspected_model import InspectedModel
+from hf_freeze.selection.frozen_marks import trained_rows
+from hf_freeze.selection.rows import tensors_of
 
 
 def stale_gradients(model: nn.Module) -> list[str]:
@@ -80,7 +82,7 @@ def _planning_callbacks(inspected: InspectedModel) -> list[Any]:
 
 def _every_alias(names: Iterable[str], model: nn.Module) -> frozenset[str]:
     own = dict(model.named_parameters(remove_duplicate=False))
-    tensors = {id(own[name]) for name in names if name in own}
+    tensors = {id(own[name]) for name in tensors_of(names) if name in own}
     return frozenset(name for name, parameter in own.items() if id(parameter) in tensors)
 
 
@@ -91,7 +93,13 @@ def check_optimizer(inspected: InspectedModel) -> Check | None:
         return None
     held = {id(parameter) for parameter in groups}
     training = {name: p for name, p in inspected.model.named_parameters() if p.requires_grad}
-    left_out = [name for name, parameter in training.items() if id(parameter) not in held]
+    # Of a matrix of which some rows train, the optimizer holds these, which share its memory.
+    memory = {parameter.untyped_storage().data_ptr() for parameter in groups if parameter.dim() == 2}
+    left_out = [
+        name
+        for name, p in training.items()
+        if id(p) not in held and not (trained_rows(p) is not None and p.untyped_storage().data_ptr() in memory)
+    ]
     if left_out:
         return failed(
             "optimizer",

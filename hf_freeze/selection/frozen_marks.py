@@ -1,4 +1,4 @@
-"""Who froze a parameter: hf_freeze, or somebody before it.
+"""Who froze a parameter: hf_freeze, or somebody before it; and which rows of a matrix train where not all do.
 
 Parameters that were frozen in the model handed in stay frozen under `all` and under roles; what hf_freeze froze itself
 may train again. The mark lies on modules, not on the parameter, so that it survives `deepcopy`, moving to another
@@ -8,8 +8,11 @@ owner, whose name changes when a wrapper comes around the model, and on the mode
 """
 
 from collections.abc import Collection, Iterable
+from typing import Any
 
+import torch
 from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 _MARK = "_parameters_frozen_by_hf_freeze"
 
@@ -38,3 +41,27 @@ def frozen_by_us(model: nn.Module) -> frozenset[str]:
     )
     # A parametrization or a LoRA layer may have taken the marked name away.
     return frozenset(marked).intersection(name for name, _ in model.named_parameters(remove_duplicate=False))
+
+
+_ROWS: Any = WeakTensorKeyDictionary()
+
+
+def mark_rows(matrix: torch.Tensor, trained: torch.Tensor) -> None:
+    """Note which rows of a matrix train, one truth value a row. `requires_grad` tells of the matrix only."""
+    _ROWS[matrix] = trained
+
+
+def trained_rows(parameter: torch.Tensor) -> torch.Tensor | None:
+    """Return which rows train, one truth value a row; None where they were not told apart since it has as many."""
+    trained: torch.Tensor | None = _ROWS.get(parameter)
+    if trained is None or len(trained) != len(parameter):
+        return None
+    return trained & parameter.requires_grad
+
+
+def trainable_size(parameter: torch.Tensor) -> int:
+    """Return how many elements train."""
+    rows = trained_rows(parameter)
+    if rows is None:
+        return parameter.numel() if parameter.requires_grad else 0
+    return int(rows.sum()) * parameter.shape[1]

@@ -25,6 +25,7 @@ from hf_freeze.features.store import KEY_COLUMNS, FeatureStore
 from hf_freeze.model_inputs.inspected_model import InspectedModel, inspect_model
 from hf_freeze.no_trace import random_states_kept, untouched
 from hf_freeze.plan.trainable import all_but
+from hf_freeze.selection.cuts import cut_at
 from hf_freeze.selection.language import Selection
 from hf_freeze.selection.model_map import map_model, unwrap
 from hf_freeze.training.freezing import trainable_for_now
@@ -71,7 +72,7 @@ def extract_features(
         raise FreezeError("dataset has no rows.")
     inspected = inspect_model(model, tokenizer=tokenizer, collator=collator, threshold=None)
     labels = inspected.label_names
-    keeps = all_but(selection, words := map_model(model))
+    keeps = all_but(selection, words := cut_at(map_model(model), [selection]))
     source = _source(inspected, dataset, _collator(inspected, tokenizer, collator))
     with ExitStack() as stack:
         stack.enter_context(trainable_for_now(model, words.every_alias(keeps)))

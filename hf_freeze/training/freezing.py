@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.plan.trainable import changed
 from hf_freeze.selection.cuts import cut_at
-from hf_freeze.selection.frozen_marks import mark_frozen, unmark_frozen
+from hf_freeze.selection.frozen_marks import mark_frozen, trained_rows, unmark_frozen
 from hf_freeze.selection.language import Selection, evaluate, quoted
 from hf_freeze.selection.model_map import map_model, unwrap
 from hf_freeze.selection.rows import Rows, rows_named, tensors_of
-from hf_freeze.training.row_parameters import runs, set_rows, trained_rows
+from hf_freeze.training.row_parameters import runs, set_rows
 
 logger = logging.getLogger(__name__)
 

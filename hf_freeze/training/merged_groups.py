@@ -13,6 +13,7 @@ from torch import nn
 from hf_freeze.errors import UnsupportedSetupError
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training.group_names import LOW_RANK, NO_DECAY
+from hf_freeze.training.row_parameters import whole_of
 
 OTHERS = "others"
 """The group of what the Trainer trains beside the model, such as the parameters of a loss."""
@@ -65,7 +66,7 @@ def _split(
         pieces = []
         for theirs in brought:
             members = {id(parameter) for parameter in theirs["params"]}
-            taken = [left.pop(key) for key in [*left] if key in members]
+            taken = [left.pop(key) for key in [*left] if id(whole_of(left[key])) in members]
             if taken:
                 pieces.append({**theirs, **group, **_rate(group, theirs, own_rate), "params": taken})
         if left:

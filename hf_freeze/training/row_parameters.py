@@ -25,9 +25,11 @@ from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hf_freeze.errors import UnsupportedSetupError
+from hf_freeze.selection.frozen_marks import mark_rows
 from hf_freeze.selection.rows import rows_named
 
 _CUT: Any = WeakTensorKeyDictionary()
@@ -48,16 +50,8 @@ def members(named: Mapping[str, nn.Parameter], names: Iterable[str]) -> dict[str
 
 def set_rows(matrix: nn.Parameter, trained: torch.Tensor) -> None:
     """Make exactly the rows train for which `trained` holds, one truth value a row."""
+    mark_rows(matrix, trained)
     _cut(matrix).train(trained)
-
-
-def trained_rows(parameter: nn.Parameter) -> torch.Tensor | None:
-    """Return which rows train, one truth value a row; None where they were never told apart."""
-    cut = _CUT.get(parameter)
-    if cut is None:
-        return None
-    trained: torch.Tensor = cut.trained & parameter.requires_grad
-    return trained
 
 
 def runs(chosen: torch.Tensor) -> list[Run]:
@@ -88,11 +82,11 @@ class _CutMatrix:
     def __init__(self, matrix: nn.Parameter) -> None:
         self.trained = torch.full((matrix.shape[0],), matrix.requires_grad)
         self._matrix = ref(matrix)
-        self._shape = matrix.shape
+        self.shape = matrix.shape
         self._members: dict[Run, nn.Parameter] = {}
         self._runs: list[Run] = []
         self._linked: torch.Tensor | None = None
-        self._has_hooks = False
+        self._hooks: list[RemovableHandle] = []
 
     @property
     def members(self) -> list[torch.Tensor]:
@@ -110,14 +104,19 @@ class _CutMatrix:
     def train(self, trained: torch.Tensor) -> None:
         matrix = self._there()
         self.trained, self._runs = trained, runs(trained)
-        if trained.any() and not self._has_hooks:
-            self._has_hooks = True
-            matrix.register_hook(self._without_frozen)  # type: ignore[no-untyped-call]
-            matrix.register_post_accumulate_grad_hook(self._link)  # type: ignore[no-untyped-call]
+        if trained.any() and not self._hooks:
+            hooked: Any = matrix  # torch declares no types here
+            self._hooks.append(hooked.register_hook(self._without_frozen))
+            self._hooks.append(hooked.register_post_accumulate_grad_hook(self._link))
         if matrix.grad is not None:
             matrix.grad[~trained.to(matrix.grad.device)] = 0
         self._share(matrix)
         self._link(matrix)
+
+    def let_go(self) -> None:
+        """Take the hooks off the matrix."""
+        for hook in self._hooks:
+            hook.remove()
 
     def before_step(self) -> None:
         """Give the members their gradients, whatever became of the matrix's since backward."""
@@ -148,9 +147,9 @@ class _CutMatrix:
     def _there(self) -> nn.Parameter:
         matrix = self._matrix()
         assert matrix is not None
-        if matrix.shape != self._shape:
+        if matrix.shape != self.shape:
             raise UnsupportedSetupError(
-                f"A matrix of which rows train had {self._shape[0]} rows, and has {matrix.shape[0]} now. Resize "
+                f"A matrix of which rows train had {self.shape[0]} rows, and has {matrix.shape[0]} now. Resize "
                 "embeddings before the Trainer and the optimizer are built."
             )
         return matrix
@@ -190,11 +189,20 @@ class _CutMatrix:
 
 def _cut(matrix: nn.Parameter) -> _CutMatrix:
     _watch_optimizers()
-    known = _CUT.get(matrix)
-    if known is None or known._shape != matrix.shape:
+    known = _known(matrix)
+    if known is None:
         known = _CUT[matrix] = _CutMatrix(matrix)
-    cut: _CutMatrix = known
-    return cut
+    return known
+
+
+def _known(matrix: torch.Tensor) -> _CutMatrix | None:
+    """Return what is known of the rows of a matrix, and forget it where `resize_token_embeddings` made them others."""
+    known: _CutMatrix | None = _CUT.get(matrix)
+    if known is not None and known.shape != matrix.shape:
+        known.let_go()
+        del _CUT[matrix]
+        return None
+    return known
 
 
 def _address(tensor: torch.Tensor) -> tuple[object, ...] | None:

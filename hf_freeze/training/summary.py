@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from hf_freeze.plan.tables import as_table, part_labels
+from hf_freeze.selection.frozen_marks import trainable_size, trained_rows
 from hf_freeze.selection.model_map import map_model, unwrap
+from hf_freeze.training.row_parameters import Run, runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,8 @@ class TrainableSummary:
 
     Attributes:
         rows: One `SummaryRow` per part: its parameters, how many of them train, their dtypes and bytes.
-        remarks: Sentences about freezing that has no effect, such as `requires_grad` set on a module.
+        remarks: Sentences about matrices of which some rows train, and about freezing that has no effect, such as
+            `requires_grad` set on a module.
     """
 
     rows: Sequence[SummaryRow]
@@ -91,7 +94,7 @@ def _row(part: str, tensors: list[torch.Tensor]) -> SummaryRow:
     return SummaryRow(
         part=part,
         parameters=sum(map(_numel, tensors)),
-        trainable=sum(_numel(tensor) for tensor in tensors if tensor.requires_grad),
+        trainable=sum(map(_trainable, tensors)),
         dtype=", ".join(dtypes),
         bytes=sum(_numel(tensor) * tensor.element_size() for tensor in tensors),
     )
@@ -102,10 +105,23 @@ def _numel(tensor: torch.Tensor) -> int:
     return tensor.numel() if sharded is None else sharded
 
 
+def _trainable(tensor: torch.Tensor) -> int:
+    # In shards, rows are not told apart.
+    return trainable_size(tensor) if trained_rows(tensor) is not None else _numel(tensor) * tensor.requires_grad
+
+
 def _remarks(model: nn.Module) -> list[str]:
     mistaken = [path for path, module in model.named_modules() if "requires_grad" in module.__dict__]
-    return [
+    rows = {name: trained_rows(parameter) for name, parameter in model.named_parameters()}
+    partly = {name: runs(found) for name, found in rows.items() if found is not None and not found.all()}
+    told = [f"{name}: of its rows, {_listed(found)} train." for name, found in partly.items() if found]
+    return told + [
         f"{path or 'model'}.requires_grad = ... was set on a module: that is an attribute which torch never reads, and "
         f"freezes nothing. Use hf_freeze.freeze(model, {path or 'all'!r}) or {path or 'model'}.requires_grad_(False)."
         for path in mistaken
     ]
+
+
+def _listed(found: list[Run]) -> str:
+    more = f" and {len(found) - 5} other runs" if len(found) > 5 else ""
+    return ", ".join(f"[{start}:{stop}]" for start, stop in found[:5]) + more

@@ -13,6 +13,7 @@ from transformers import Trainer, TrainingArguments
 from hf_freeze.reporting.preview.stand_in import stand_in
 from hf_freeze.training.groups import GroupSpec, with_parameters
 from hf_freeze.training.merged_groups import with_groups
+from hf_freeze.training.row_parameters import members, whole_of
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,13 @@ class _EveryNumberIsOne(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _after_a_step(specs: Sequence[GroupSpec], model: nn.Module, args: TrainingArguments) -> dict[str, StateBytes]:
-    by_name = dict(model.named_parameters())
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
     optimizer = _optimizer(specs, model, args)
-    named = {name: by_name[name] for spec in specs for name in spec.parameters}
+    named = members(dict(model.named_parameters()), (name for spec in specs for name in spec.parameters))
     built = {name: _state_of(parameter, optimizer) for name, parameter in named.items()}
-    for parameter in named.values():
-        parameter.grad = torch.empty_like(parameter)
+    for whole in map(whole_of, named.values()):  # rows have their matrix's gradient
+        whole.grad = torch.empty_like(whole)
     optimizer.step()
     return {name: StateBytes(built[name], _state_of(parameter, optimizer)) for name, parameter in named.items()}
 

@@ -25,6 +25,7 @@ from hf_freeze.reporting.preview.rates import RateSchedule, rate_schedule
 from hf_freeze.reporting.preview.stand_in import longest_text
 from hf_freeze.reporting.preview.trace import ModelTracer, StepTrace
 from hf_freeze.selection.model_map import unwrap
+from hf_freeze.selection.rows import tensors_of
 from hf_freeze.training.arguments import FreezeArguments
 from hf_freeze.training.bound_plan import bind
 from hf_freeze.training.freezing import plan_as_it_is
@@ -52,8 +53,8 @@ def preview(
     - Groups are those that `FreezeTrainer` builds, and so are learning rate and weight decay.
     - Optimizer state: the optimizer of `args` makes one step on the meta device. State outlives its group's training,
       but where a stage says forget=True. A rotation is shown by one period, of those that train most.
-    - Gradients: one value per trainable parameter, of its type. DDP sends each once per optimizer step (an all-reduce
-      moves up to twice as much over the wire), and the buffers once.
+    - Gradients: one value per trainable parameter, of its type; for all of a matrix of which some rows train. DDP sends
+      each once per optimizer step (an all-reduce moves up to twice as much over the wire), and the buffers once.
     - Activations: all that is alive between forward and backward, weights aside: what autograd keeps, and the output.
       Temporary memory within an operation, or during the backward pass, is not in it. Attention is that of the CPU,
       which keeps the attention weights where they have dropout; a device that fuses it keeps less.
@@ -99,7 +100,8 @@ def preview(
     built = unwrap(without_weights(model, auto_class))
     check_tokens(tokens, built)
     check_batch(batch, built)
-    bound = bind(plan or plan_as_it_is(built), built)
+    rates = args.rates_by_selection if isinstance(args, FreezeArguments) else ()
+    bound = bind(plan or plan_as_it_is(built), built, rates=rates)
     check_setup(args, bound)
     resolved = bound.resolved
     specs = _specs(resolved, args, built)
@@ -111,14 +113,14 @@ def preview(
     period = resolved.rotation.largest(resolved.sizes) if resolved.rotation else 0
     shown = tuple(resolved.trains(stage, period) for stage in range(len(resolved.stages)))
     traces = _traces(built, args, resolved, shown, remarks, batch=batch, rows=count, tokens=length)
-    idle = {names: traces[names].without_gradient & names for names in shown} if traces else {}
+    idle = {names: _parts_of(traces[names].without_gradient, names) for names in shown} if traces else {}
     if named := sorted(frozenset().union(*idle.values())):
         remarks.append(_about_idle(named, of_given_batch=batch is not None))
     facts = _Facts(
         resolved=resolved,
         shown=shown,
         specs=specs,
-        gradients={name: p.numel() * p.element_size() for name, p in built.named_parameters()},
+        gradients={name: p.numel() * p.element_size() for name, p in bound.parameters.items()},
         idle=idle if batch is not None else {},
         buffers=_buffer_bytes(built, args),
         optimizer=optimizer,
@@ -170,7 +172,7 @@ class _Facts:
             ),
             activation_bytes=trace.kept_bytes if trace else None,
             # The reducer sends zeros for what trains without a gradient.
-            ddp_bytes=sum(self.gradients[name] for name in names) + self.buffers,
+            ddp_bytes=sum(self._allocated(names).values()) + self.buffers,
             cost=trace.flops / max(self.traces[_EVERYTHING].flops, 1) if trace else None,
         )
 
@@ -187,8 +189,17 @@ class _Facts:
             learning_rate=spec.options["lr"] * self.resolved.lr_factors[stage] if trains else 0.0,
             weight_decay=spec.options["weight_decay"] if trains else 0.0,
             optimizer_bytes=self._state(spec, stepped),
-            gradient_bytes=sum(self.gradients[name] for name in spec.parameters if name in self._with_gradient(names)),
+            gradient_bytes=sum(self._allocated(self._with_gradient(names)).get(name, 0) for name in spec.parameters),
         )
+
+    def _allocated(self, names: frozenset[str]) -> dict[str, int]:
+        """Return the bytes of each gradient; of a matrix it is whole, and counts with the first rows that train."""
+        found = {name: self.gradients[name] for name in names}
+        for cut in self.resolved.model_map.cuts.values():
+            trained = [rows.name for rows in cut if rows.name in names]
+            if trained:
+                found[trained[0]] += sum(self.gradients[rows.name] for rows in cut if rows.name not in names)
+        return found
 
     def _state(self, spec: GroupSpec, stepped: frozenset[str]) -> int | None:
         if self.optimizer is None:
@@ -200,6 +211,11 @@ class _Facts:
 def _about_rotation(rotation: Rotation, sizes: Mapping[str, int]) -> str:
     shown = rotation.layers_of(rotation.names(rotation.largest(sizes)))
     return f"{rotation.schedule} Shown is a turn of {shown}: none trains more."
+
+
+def _parts_of(tensors: frozenset[str], names: frozenset[str]) -> frozenset[str]:
+    """Return those of the names that are these tensors, or rows of them."""
+    return frozenset(name for name in names if not tensors.isdisjoint(tensors_of([name])))
 
 
 def _about_idle(names: Sequence[str], *, of_given_batch: bool) -> str:
