@@ -681,4 +681,174 @@ REPLACED = [
         "training/replaced::a_frozen_weight_edited_in_the_last_step_is_named_before_the_best_are_loaded",
     ),
 ]
-CHANGES = [*SELECTION, *PLAN, *TRAINING, *REPLACED, *CHECKPOINTS, *BINARY, *FEATURES, *DEBUGGING, *REPORTING]
+SETTLING = [
+    change(
+        "training/settling.py",
+        "torch.linalg.vector_norm(now - before)) / watch.rate",
+        "torch.linalg.vector_norm(now - before))",
+        "training/settled::weights_that_move_less_as_the_rate_falls_alone_have_not_settled",
+    ),
+    change(
+        "training/settling.py",
+        " or not watch.rate:",
+        ":",
+        "training/settled::a_window_in_which_the_rate_was_0_says_nothing",
+    ),
+    change(
+        "training/settling.py",
+        "below=self.below + 1 if is_below else 0",
+        "below=self.below + is_below",
+        "training/settled::patience_is_so_many_windows_in_a_row",
+    ),
+    change(
+        "training/settling.py",
+        "watches[stage].below >= self._settled[stage].patience",
+        "watches[stage].below >= 1",
+        "training/settled::patience_is_so_many_windows_in_a_row",
+    ),
+    change(
+        "training/settling.py",
+        "        if not math.isfinite(distance):\n            return replace(self, below=0)\n",
+        "",
+        "training/settled::a_distance_that_is_not_finite_is_not_settled",
+    ),
+    change(
+        "training/settling.py",
+        "if watches.get(index, SettlingWatch()).seen != step]",
+        "if True]",
+        "training/settled::asking_twice_for_one_step_measures_once",
+    ),
+    change(
+        "training/settling.py",
+        "* (len(flat) / count) ** 0.5",
+        "* 1.0",
+        "training/settled::the_distance_of_a_sample_is_an_estimate_of_that_of_all_weights",
+    ),
+    change(
+        "training/run.py",
+        "        self._settling.optimizer_steps(self.state.settling, stage=self.state.stage)\n",
+        "",
+        "training/settled::a_stage_begins_when_its_weights_move_less_for_their_rate_than_they_did_at_most",
+    ),
+    change(
+        "training/run_state.py",
+        '"begins": self.begins, "settling": settling}',
+        '"begins": self.begins, "settling": {}}',
+        "training/settled::a_run_resumes_bit_equal_before_at_and_after_the_moment[7-trainer]",
+    ),
+    change(
+        "training/saved_state.py",
+        "all(key.isdecimal() and _is_watch(seen)",
+        "all(key.isdecimal()",
+        "training/settled::a_damaged_measurement_in_a_checkpoint_is_refused",
+    ),
+    change(
+        "plan/timeline.py",
+        "        self._check_windows(max_steps)\n",
+        "",
+        "training/settled::a_run_too_short_to_measure_is_refused_before_the_first_step",
+    ),
+    change(
+        "plan/freeze_plan.py",
+        "    _check_settling(timed, stages)\n",
+        "",
+        "training/settled::what_does_not_train_cannot_settle",
+        "training/settled::the_same_layers_do_not_wait_for_a_plateau_as_well",
+    ),
+    change(
+        "plan/freeze_plan.py",
+        "if len(stack.layers) - rule.keep > index",
+        "if len(stack.layers) > index + 99",
+        "training/settled::auto_freeze_goes_from_the_bottom_up_and_keeps_the_top",
+    ),
+    change(
+        "training/grad_norms.py",
+        "{name: norm * total / clipped for",
+        "{name: norm for",
+        "training/grad_norms::the_norms_are_those_before_clipping_and_make_up_the_whole",
+    ),
+    change(
+        "training/groups.py",
+        'resolved, base.learning_rate, argument="lr_factors")',
+        'resolved, base.learning_rate, argument="lr_factors") and {}',
+        "training/groups::a_plan_brings_its_rates_and_what_is_given_beside_it_wins",
+    ),
+    change(
+        "training/groups.py",
+        'argument="group_lrs", after=len(factors))',
+        'argument="group_lrs", after=len(factors)) and {}',
+        "training/groups::a_plan_brings_its_rates_and_what_is_given_beside_it_wins",
+    ),
+    change(
+        "training/groups.py",
+        "spread=plan.lr_spread)",
+        "spread=1.0)",
+        "training/groups::a_spread_goes_from_the_head_to_the_embeddings_by_one_factor_per_layer",
+    ),
+    change(
+        "training/schedule.py",
+        "    factor = factors[stage]\n",
+        "    factor = 1.0\n",
+        "training/schedule::fine_tune_halves_the_rates_and_spreads_them_when_everything_trains",
+    ),
+]
+SUGGESTED = [
+    change(
+        "reporting/layers/gradient_scores.py",
+        "sorted(names - norm_layers or names)",
+        "sorted(names)",
+        "reporting/suggest_blocks::the_score_of_a_block_is_the_norm_of_its_gradient_over_that_of_its_weights_averaged_over_batches",
+    ),
+    change(
+        "reporting/layers/gradient_scores.py",
+        "for name in members)) / sizes[block])",
+        "for name in members)))",
+        "reporting/suggest_blocks::the_score_of_a_block_is_the_norm_of_its_gradient_over_that_of_its_weights_averaged_over_batches",
+    ),
+    change(
+        "reporting/layers/gradient_scores.py",
+        "        model.eval()\n",
+        "",
+        "reporting/suggest_blocks::the_scores_are_those_of_the_model_without_dropout",
+    ),
+    change(
+        "reporting/layers/gradient_scores.py",
+        "with untouched(model), gradients_kept(model), modules_kept(model), torch.enable_grad():",
+        "with torch.enable_grad():",
+        "reporting/suggest_blocks::the_model_is_left_as_it_was[True]",
+    ),
+    change(
+        "reporting/layers/gradient_scores.py",
+        "parameter.requires_grad_(id(parameter) in ids)",
+        "pass",
+        "reporting/suggest_blocks::layers_handed_in_frozen_are_scored_like_the_others",
+    ),
+    change(
+        "reporting/layers/block_suggestion.py",
+        "trainable=list(factors), lr_factors",
+        'trainable="all", lr_factors',
+        "reporting/suggest_blocks::the_plans_train_what_was_scored_also_where_it_was_handed_in_frozen",
+    ),
+    change(
+        "reporting/layers/block_suggestion.py",
+        "factors = {block: score / most for",
+        "factors = {block: 1.0 for",
+        "reporting/suggest_blocks::the_soft_plan_has_rates_in_proportion_and_freezes_what_has_no_gradient",
+    ),
+    change(
+        "reporting/layers/spectrum_scores.py",
+        'kind = re.sub(r"(?<=\\.)\\d+(?=\\.)", "*", name)',
+        'kind = "*"',
+        "reporting/suggest_blocks::ranks_are_within_one_kind_of_matrix",
+    ),
+    change(
+        "reporting/layers/spectrum_scores.py",
+        "    bound = noise * (1 +",
+        "    bound = 0 * (1 +",
+        "reporting/suggest_blocks::the_spectrum_puts_the_layer_first_whose_matrices_have_signal_above_noise",
+    ),
+]
+CHANGES = [
+    *(*SELECTION, *PLAN, *TRAINING, *SETTLING, *REPLACED, *CHECKPOINTS),
+    *(*BINARY, *FEATURES, *DEBUGGING, *REPORTING, *SUGGESTED),
+]

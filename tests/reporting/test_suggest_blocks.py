@@ -167,6 +167,12 @@ def test_the_model_is_left_as_it_was(training):
         assert (parameter.grad is None) if gradient is None else torch.equal(parameter.grad, gradient)
 
 
+def test_the_scores_are_those_of_the_model_without_dropout():
+    model = models.tiny_bert(layers=2, hidden_dropout_prob=0.5)
+    found = [by_gradient(model.train(training), text_rows(16)).scores for training in (True, False)]
+    assert found[0] == found[1]
+
+
 def test_layers_handed_in_frozen_are_scored_like_the_others():
     model, free = Small(), Small()
     model.layers.requires_grad_(False)

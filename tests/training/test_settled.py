@@ -204,6 +204,36 @@ def test_a_distance_that_is_not_finite_is_not_settled() -> None:
     assert watch.see(0.5, settled=SETTLED).below == 1
 
 
+def test_the_distance_of_a_sample_is_an_estimate_of_that_of_all_weights() -> None:
+    """The large matrix moves a tenth as far, weight by weight, as the others."""
+    bound = bind(PLAN, tiny_bert(layers=3, vocab_size=5000))
+    monitor, watches = SettlingMonitor(bound, sgd(bound), max_steps=STEPS), {}
+    monitor.observe(watches, 0, stage=0)
+    monitor.optimizer_steps(watches, stage=0)
+    draw, squares = torch.Generator().manual_seed(0), 0.0
+    for name in FROZEN[1]:
+        weights = bound.parameters[name]
+        by = torch.randn(weights.shape, generator=draw) * (0.1 if "word_embeddings" in name else 1.0)
+        weights.data += by
+        squares += float(by.square().sum())
+    monitor.observe(watches, 2, stage=0)
+    assert watches[1].last == pytest.approx(squares**0.5, rel=0.1)
+
+
+def test_patience_is_so_many_windows_in_a_row() -> None:
+    patient = Settled(threshold=0.5, window=2, patience=2)
+    monitor = SettlingMonitor(
+        bound := bind(FreezePlan(trainable="all", stages=[Stage(settled=patient, freeze="layers[0]")]), tiny_bert()),
+        sgd(bound),
+        max_steps=STEPS,
+    )
+    watch, settled = SettlingWatch(), []
+    for distance in (1.0, 0.4, 0.6, 0.4, 0.4):
+        watch = watch.see(distance, settled=patient)
+        settled.append(monitor.has_settled({1: watch}, 1))
+    assert settled == [False, False, False, False, True]
+
+
 def test_auto_freeze_goes_from_the_bottom_up_and_keeps_the_top() -> None:
     resolved = recipes.auto_freeze().resolve(tiny_bert(layers=3))
     went = [before - after for before, after in zip(resolved.stages, resolved.stages[1:], strict=False)]
