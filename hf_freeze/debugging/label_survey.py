@@ -57,7 +57,7 @@ def survey_labels(
     known_row: int,
     ids: Mapping[str, int],
 ) -> LabelSurvey | None:
-    """Look at the labels of a data set; None where it has none that can be told.
+    """Look at the labels of a data set; None where none is found.
 
     A column counts only if it says of `known_row` what `label_at` says; else a few rows are made, within a time.
     `ids` are the numbers of labels that are given by name.

@@ -221,7 +221,7 @@ class Look:
 
     @property
     def is_binary(self) -> bool:
-        """Whether the labels are two classes, as far as metrics and data tell."""
+        """Whether the labels are two classes, judging by metrics and data."""
         return is_binary(self.inspected) or any(survey.is_two_valued for survey in self.surveys)
 
     @cached_property
@@ -245,7 +245,7 @@ class Look:
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether what moves the logits can be told from chance."""
+        """Whether the logits move only when their inputs do, and not by chance."""
         return self.repeatable is not None and self.repeatable.status == "ok"
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What the loss is a function of: told by computing it again from the logits, and from its graph."""
+"""What the loss is a function of, found by computing it again from the logits, and from its graph."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

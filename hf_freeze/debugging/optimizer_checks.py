@@ -110,7 +110,7 @@ def check_optimizer(inspected: InspectedModel) -> Check | None:
 
 
 def _groups(trainer: Any) -> list[torch.Tensor] | None:
-    """Return the parameters that are, or will be, stepped; None where that cannot be told without side effects."""
+    """Return the parameters that are, or will be, stepped; None where finding out would have side effects."""
     if trainer is None:
         return None
     optimizer = trainer.optimizer

@@ -24,7 +24,7 @@ from hf_freeze.model_inputs.inspected_model import IDS, InspectedModel
 
 @dataclass(frozen=True)
 class Probe:
-    """What padding did to the logits: `moved` is None where that could not be told."""
+    """What padding did to the logits: `moved` is None where that is unknown."""
 
     padded: Padded
     moved: float | None

@@ -41,7 +41,7 @@ def pad_id_of(inspected: InspectedModel) -> int | None:
 
 
 def real_tokens(inspected: InspectedModel, batch: Mapping[str, Any]) -> torch.Tensor:
-    """Return which positions of the first row hold tokens and no padding, as the ids tell."""
+    """Return which positions of the first row hold tokens and not padding, judging by the ids."""
     ids = batch[IDS][0]
     pad = pad_id_of(inspected)
     filled = torch.zeros_like(ids, dtype=torch.bool) if pad is None else ids == pad

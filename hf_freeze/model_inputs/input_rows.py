@@ -199,7 +199,7 @@ def _label_id(inspected: InspectedModel, label: Any) -> Any:
 
 
 def _limit(inspected: InspectedModel) -> int | None:
-    """Return how many tokens fit: as the tokenizer was last told, as it was built, and as the model has positions."""
+    """Return how many tokens fit: as the tokenizer was last set, as it was built, and as the model has positions."""
     backend = getattr(inspected.tokenizer, "backend_tokenizer", None)
     truncation = getattr(backend, "truncation", None) or {}
     limits = [

@@ -1,4 +1,4 @@
-"""What hf_freeze uses of accelerate beside its documented functions."""
+"""What hf_freeze uses of accelerate besides its documented functions."""
 
 from hf_freeze.private.name import PrivateName
 

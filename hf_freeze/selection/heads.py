@@ -4,7 +4,7 @@ In a model of transformers, alone or in a field of the user's own module, the he
 Where there is no such model inside, names and the order of registration decide, and where they do not, nothing does:
 
 - The head is the last run of modules named like one (`fc`, `classifier`, `head`, ...), each as a whole. What its name
-  says to be a convolution, a norm or a pooler (`_conv_head`, `norm_head`) stands in front of it and is no part of it.
+  says to be a convolution, a norm or a pooler (`_conv_head`, `norm_head`) stands in front of it and is not part of it.
 - Without such a name, it is what comes after the module named like a body (`encoder`, `features`, ...), if all of that
   holds linear layers or is one module; without that either, a last linear layer.
 - Modules named like a head apart from each other, or with other weights after them, and convolutions or norms between
@@ -27,7 +27,7 @@ from hf_freeze.selection.stacks import is_stack
 
 @dataclass(frozen=True)
 class Head:
-    """Paths of the modules and parameters that make up the head, if any; why that cannot be told; what told it."""
+    """Paths of the modules and parameters of the head, if any; why they are unclear; whether names alone decided."""
 
     paths: frozenset[str]
     unclear: str = ""

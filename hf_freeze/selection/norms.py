@@ -1,4 +1,4 @@
-"""What a normalisation is: told by module type, never by the letters "norm" in a parameter name."""
+"""What a normalisation is: recognised by module type, never by the letters "norm" in a parameter name."""
 
 import re
 from collections.abc import Iterator

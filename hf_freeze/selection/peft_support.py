@@ -61,7 +61,7 @@ def _without_wrapper(name: str, wrapped: Wrapped) -> str:
 
 
 def trained_by_peft(model: nn.Module) -> frozenset[str]:
-    """Names of what PEFT itself trains: adapters that are active, its copies of modules, biases it was told to."""
+    """Names of what PEFT itself trains: adapters that are active, its copies of modules, biases its config names."""
     names = set(_added(model, only_active=True))
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, AuxiliaryTrainingWrapper):

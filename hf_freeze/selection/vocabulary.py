@@ -46,7 +46,7 @@ class Vocabulary(Protocol):
     def roles(self) -> Mapping[str, frozenset[str]]: ...
     @property
     def unclear(self) -> Mapping[str, str]:
-        """Role -> why it cannot be told in this model, and what to do."""
+        """Role -> why it is unclear in this model, and what to do."""
 
     @property
     def stacks(self) -> Sequence[LayerStack]:
@@ -163,7 +163,7 @@ def stack_sizes(stacks: Iterable[LayerStack]) -> str:
 
 
 def paths_in_front(stacks: Sequence[LayerStack]) -> list[str]:
-    """Return what tells each stack from the others in `path.layers[...]`: the part that holds it, or its own path."""
+    """Return the path of each stack in `path.layers[...]`: the part that holds it, or its own path."""
     return [_path_in_front(stack, stacks) for stack in stacks]
 
 

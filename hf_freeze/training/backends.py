@@ -80,7 +80,7 @@ def uses_master_weights(optimizer: object) -> bool:
 def group_members(optimizer: torch.optim.Optimizer) -> list[list[torch.Tensor]]:
     """Return the model's parameters in each optimizer group, also where the groups hold copies of them.
 
-    Raises `UnsupportedSetupError` where they cannot be told.
+    Raises `UnsupportedSetupError` where they are unknown.
     """
     groups = optimizer.param_groups
     if not uses_master_weights(optimizer):
@@ -90,9 +90,9 @@ def group_members(optimizer: torch.optim.Optimizer) -> list[list[torch.Tensor]]:
     members = [list(group["params"] if isinstance(group, Mapping) else group) for group in kept]
     if len(members) != len(groups):
         raise UnsupportedSetupError(
-            f"{type(inner).__name__} has {len(groups)} groups, but keeps parameters of {len(members)}: which it steps "
-            "at which rate cannot be told. hf_freeze knows the ZeRO and mixed precision optimizers of DeepSpeed 0.19, "
-            "with AdamW or SGD inside."
+            f"{type(inner).__name__} has {len(groups)} groups, but keeps parameters of {len(members)}, so it is "
+            "unknown which it steps at which rate. hf_freeze knows the ZeRO and mixed precision optimizers of "
+            "DeepSpeed 0.19, with AdamW or SGD inside."
         )
     return members
 

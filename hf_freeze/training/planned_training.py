@@ -242,7 +242,7 @@ class PlannedTraining:
 
     @property
     def run(self) -> FreezeRun | None:
-        """The run that goes on; nobody is told when an exception ends one."""
+        """The run that goes on; an exception ends one without an event."""
         if self._run and self._run.is_over():
             self.end()
         return self._run

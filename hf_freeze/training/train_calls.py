@@ -14,7 +14,7 @@ _TRAIN = inspect.unwrap(Trainer.train).__code__
 
 
 def while_training(callback: TrainerCallback) -> Callable[[], bool]:
-    """Return what tells whether the present `train()` call still runs and has `callback` among its callbacks.
+    """Return a function that says whether the present `train()` call still runs and has `callback` among its callbacks.
 
     Where no Trainer is found on the stack, because its `train()` is its own, the answer is always yes.
     """

@@ -56,7 +56,7 @@ def compare(
     model gets them, and the code of the collator. A run with any of it changed is another run. Not covered: what code
     reads from files, the environment or objects of classes other than numbers, texts and containers of them; attributes
     of the data set that only show in rows which are not among the few; and rows that differ at each drawing also by one
-    seed, of which a warning tells.
+    seed, and a warning says so.
 
     Args:
         plans: Name -> a plan (as everywhere), a PEFT configuration, or a `Contender`, which has learning rates of its

@@ -72,7 +72,7 @@ _LARGEST_ROW = 1 << 24  # bytes
 def _read_columns(path: Path, *, text: str, label: str) -> Dataset:
     """Return the two columns, named `text` and `label`.
 
-    In a csv or tsv file both are what is written: "None", "NA", "0012" are no missing values and no numbers. Raises
+    In a csv or tsv file both are what is written: "None", "NA", "0012" are neither missing values nor numbers. Raises
     `FreezeError` for a file that cannot be read, a column that is not there, and texts that are none.
     """
     suffix = path.name.removesuffix(".gz").rpartition(".")[2]

@@ -68,10 +68,10 @@ class Run:
 
     @property
     def training_loss_error(self) -> float:
-        """Standard error of the training loss over the last quarter; infinite where it cannot be told."""
+        """Standard error of the training loss over the last quarter; infinite where it is unknown."""
         losses = self._quarter(4)
-        told = len(losses) > 1 and all(map(math.isfinite, losses))
-        return deviation(losses) / len(losses) ** 0.5 if told else math.inf
+        is_known = len(losses) > 1 and all(map(math.isfinite, losses))
+        return deviation(losses) / len(losses) ** 0.5 if is_known else math.inf
 
     def _quarter(self, number: int) -> list[float]:
         losses = list(self.training_losses)

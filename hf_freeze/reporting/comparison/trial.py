@@ -25,7 +25,7 @@ LOGGED = 40
 """The training loss is noted so many times a run."""
 
 EVALUATED = 4
-"""Where the arguments do not evaluate, the validation set is evaluated so many times a run, beside the start."""
+"""Where the arguments do not evaluate, the validation set is evaluated so many times a run, and at its start."""
 
 WORK = "work"
 """Where runs keep, below the folder of the comparison, what is gone when all are finished."""

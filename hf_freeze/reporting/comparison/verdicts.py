@@ -47,7 +47,7 @@ def is_perfect(run: Run) -> bool:
 
 
 def interval(runs: Sequence[Run]) -> tuple[float, float] | None:
-    """Return the interval of F1 that holds those of all seeds; None where one is not told, or none has a spread."""
+    """Return the interval of F1 that holds those of all seeds; None where one is unknown, or none has a spread."""
     if not has_interval(runs) or all(map(is_perfect, runs)):
         return None
     ends = [run.interval for run in runs if run.interval is not None]
@@ -55,7 +55,7 @@ def interval(runs: Sequence[Run]) -> tuple[float, float] | None:
 
 
 def diverged(runs: Sequence[Run]) -> str | None:
-    """Say that the losses of a plan are no numbers any more, in one seed or several."""
+    """Say that the losses of a plan became infinite or NaN, with one seed or several."""
     seeds = [run.seed for run in runs if has_diverged(run)]
     if not seeds:
         return None
@@ -93,7 +93,7 @@ def freezing_helps(runs: Sequence[Run], less_frozen: Sequence[Run]) -> str | Non
 def is_better(runs: Sequence[Run], other: Sequence[Run]) -> bool:
     """Tell whether the F1 of `runs` lies above the interval of the `other`, and by more than one positive row can make.
 
-    Nothing is better than what tells all rows apart.
+    Nothing is better than a plan that classifies every row correctly.
     """
     bounds = interval(other)
     gain = mean(runs, f1) - mean(other, f1)
@@ -122,8 +122,8 @@ def _learns(run: Run) -> bool:
 def recall_collapsed(runs: Sequence[Run]) -> str | None:
     """Say that a good accuracy at probability 0.5 hides that most positives are missed, and what the threshold does.
 
-    In every seed, and so that the 95 % interval of the recall (Wilson, 1927) ends below one half. Nothing is said of
-    short runs; see `too_short`.
+    In every seed, and so that the 95 % interval of the recall (Wilson, 1927) ends below one half. Short runs
+    are not judged; see `too_short`.
     """
     if not _all_collapsed(runs) or _is_short(runs):
         return None
@@ -139,7 +139,7 @@ def recall_collapsed(runs: Sequence[Run]) -> str | None:
 
 
 def too_short(plans: Sequence[Sequence[Run]]) -> str | None:
-    """Say of which plans nothing can be said yet: of short runs that find few positives at probability 0.5."""
+    """Name the plans that cannot be judged yet: short runs that find few positives at probability 0.5."""
     low = [runs for runs in plans if _all_collapsed(runs) and _is_short(runs)]
     if not low:
         return None

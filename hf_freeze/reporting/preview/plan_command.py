@@ -39,8 +39,8 @@ def add_plan(commands: Any) -> None:
         parents=[flags],
         help="preview a plan on a model: what trains when, memory, traffic, cost",
         description="Preview a plan stage by stage and group by group: parameters, learning rates, optimizer state, "
-        "gradients, activations, what DDP sends, and the cost beside full fine-tuning. No weights are loaded. Every "
-        "flag of FreezeTrainingArguments counts, also those that are not listed.",
+        "gradients, activations, what DDP sends, and the cost relative to full fine-tuning. No weights are loaded. "
+        "Every flag of FreezeTrainingArguments counts, also those that are not listed.",
     )
     command.add_argument("model", metavar="MODEL", help="a folder, or a model of the hub; only its config is read")
     command.add_argument("--auto_class", "--auto-class", help="build it with this class, e.g. AutoModelForCausalLM")

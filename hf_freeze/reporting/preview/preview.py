@@ -224,7 +224,7 @@ def _about_idle(names: Sequence[str], *, of_given_batch: bool) -> str:
         return (
             f"No gradient reaches {first} in this batch: they take no gradient and no optimizer state; DDP sends them."
         )
-    return f"No gradient reaches {first} in a made-up batch. They are counted all the same; a batch= of yours tells."
+    return f"No gradient reaches {first} in a made-up batch. They are counted all the same; give a real one as batch=."
 
 
 def _specs(resolved: ResolvedPlan, args: TrainingArguments, model: nn.Module) -> list[GroupSpec]:
