@@ -119,7 +119,9 @@ def _say_no_more_how_to_load(card: Path) -> None:
 
 def _class_of(described: Base, folder: str | os.PathLike[str]) -> Any:
     library, name = described.model_class.partition(".")[0], described.model_class.rpartition(".")[2]
-    found = getattr(import_module(library), name, None) if can_be_merged(described.model_class) else None
+    sentences = library == "sentence_transformers"
+    classes = import_module("sentence_transformers") if sentences else import_module("transformers")
+    found = getattr(classes, name, None) if can_be_merged(described.model_class) else None
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise FreezeError(
             f"{str(folder)!r} belongs to a {described.model_class}, which is not a class of transformers or "

@@ -172,6 +172,11 @@ class FreezeTrainerMixin(
         """The stage that training is in; None outside of `train()`."""
         return self._freezing.stage
 
+    @property
+    def trained_parameters(self) -> frozenset[str]:
+        """The names of the parameters that have trained so far."""
+        return self._freezing.trained
+
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Build the model, and hold the plan and the groups against it at once."""
         model: nn.Module = super().call_model_init(trial)

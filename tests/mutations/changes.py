@@ -119,8 +119,8 @@ PLAN = [
 TRAINING = [
     change(
         "training/freezing.py",
-        "        if not trainable:\n            parameter.grad = None\n    return different",
-        "    return different",
+        "        if not trainable:\n            parameter.grad = None\n        if (rows :=",
+        "        if (rows :=",
         "training/freezing::a_stale_gradient_is_dropped_so_that_it_cannot_move_a_frozen_weight",
     ),
     change(
@@ -756,7 +756,7 @@ SETTLING = [
         "training/settled::the_same_layers_do_not_wait_for_a_plateau_as_well",
     ),
     change(
-        "plan/freeze_plan.py",
+        "plan/written_out.py",
         "if len(stack.layers) - rule.keep > index",
         "if len(stack.layers) > index + 99",
         "training/settled::auto_freeze_goes_from_the_bottom_up_and_keeps_the_top",

@@ -65,11 +65,6 @@ class ComparedTrainer(FreezeTrainer):
         super().__init__(*args, **kwargs)
         self.steps_on_features: set[bool] = set()
 
-    @property
-    def trained(self) -> frozenset[str]:
-        """The names of the parameters that trained."""
-        return self._freezing.trained
-
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate as the Trainer does."""
         metrics: Any = self.compute_metrics

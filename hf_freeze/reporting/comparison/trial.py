@@ -97,7 +97,7 @@ def _outcome(name: str, trainer: ComparedTrainer, task: Task, *, seconds: float,
     n_pos, at_half = _at_half(trainer, positive.id)
     tuned = trainer.last_tuned
     parameters = dict(trainer.model.named_parameters())
-    trained = trainer.trained
+    trained = trainer.trained_parameters
     return Run(
         name=name,
         seed=trainer.args.seed,
