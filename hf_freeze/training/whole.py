@@ -125,6 +125,8 @@ def defects(folder: Path, *, optimizer: bool) -> Iterator[str]:
     for path in sorted([*weights, *folder.glob("*.pt"), *folder.glob("*.pth")]):
         if problem := _unreadable(path):
             yield f"{path.name!r} cannot be read ({problem}). Was the run killed while it saved?"
+    if lost := _lost_by_a_process(folder):
+        yield f"{lost!r} is missing. Was one of the processes killed while it saved?"
     if optimizer and not has_optimizer(folder):
         yield (
             f"{OPTIMIZER_NAME!r} or {SCHEDULER_NAME!r} is missing. A run with save_only_model=True saves neither; "
@@ -142,6 +144,18 @@ def lost_random_states(folder: str | os.PathLike[str], args: TrainingArguments) 
     name = f"rng_state_{args.process_index}.pth" if args.world_size > 1 else "rng_state.pth"
     path = Path(folder) / name
     return path if path.parent.is_dir() and not path.exists() else None
+
+
+def _lost_by_a_process(folder: Path) -> str | None:
+    """Name the random states that a process did not come to write; the main one writes the rest without it.
+
+    Several processes wrote them where one has a number; each node may have a folder of its own.
+    """
+    numbers = {int(path.stem.rpartition("_")[2]) for path in folder.glob("rng_state_[0-9]*.pth")}
+    if numbers == {0} and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        return "rng_state_1.pth"
+    expected = range(min(numbers, default=0), max(numbers, default=0))
+    return next((f"rng_state_{number}.pth" for number in expected if number not in numbers), None)
 
 
 def state_problem(path: Path) -> str | None:

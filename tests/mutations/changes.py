@@ -410,6 +410,12 @@ REPORTING = [
 ]
 CHECKPOINTS = [
     change(
+        "training/whole.py",
+        "    if lost := _lost_by_a_process(folder):\n",
+        "    if lost := None:\n",
+        "training/damaged::random_states_that_one_of_several_processes_did_not_write_are_named",
+    ),
+    change(
         "training/merge_trained.py",
         "    refuse_changed_config(folder)\n",
         "",

@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
 from hf_freeze import FreezeError, FreezePlan, Plateau, Stage
+from hf_freeze.training.whole import require_whole
 from tests.models import text_rows, tiny_bert
 from tests.training.damaged import DAMAGES
 from tests.training.runs import arguments, moved, weights
@@ -66,6 +67,29 @@ def test_lost_random_states_are_said_and_the_run_resumes(saved, tmp_path, caplog
         shutil.rmtree(tmp_path / f"checkpoint-{step}")
     resume(folder)
     assert "rng_state.pth' is missing: the random numbers" in caplog.text
+
+
+@pytest.mark.parametrize(("written", "on_this_node", "lost"), [([0], 2, 1), ([0, 1, 3], 4, 2), ([4, 6], 3, 5)])
+def test_random_states_that_one_of_several_processes_did_not_write_are_named(
+    saved, tmp_path, monkeypatch, written, on_this_node, lost
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(on_this_node))
+    folder = copied(saved, tmp_path)
+    for number in written:
+        shutil.copy(folder / "rng_state.pth", folder / f"rng_state_{number}.pth")
+    with pytest.raises(FreezeError, match=f"'rng_state_{lost}.pth' is missing. Was one of the processes killed"):
+        resume(folder)
+
+
+@pytest.mark.parametrize(("written", "on_this_node"), [([0], 1), ([1], 1), ([0, 1], 4), ([4, 5], 2)])
+def test_random_states_of_a_node_or_of_fewer_processes_are_whole(
+    saved, tmp_path, monkeypatch, written, on_this_node
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(on_this_node))
+    folder = copied(saved, tmp_path)
+    for number in written:
+        shutil.copy(folder / "rng_state.pth", folder / f"rng_state_{number}.pth")
+    require_whole(folder, optimizer=True)
 
 
 def test_the_newest_whole_checkpoint_is_named(saved, tmp_path) -> None:

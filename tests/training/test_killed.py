@@ -8,6 +8,7 @@ import pytest
 from tests.launch import run
 
 SCRIPT = Path(__file__).parent / "scripts" / "killed_run.py"
+RANDOM = SCRIPT.with_name("randomly_killed_run.py")
 
 
 @pytest.mark.slow
@@ -17,3 +18,12 @@ def test_wherever_a_save_is_killed_the_newest_whole_checkpoint_resumes_or_is_nam
     ends = [line.split()[-1] for line in said.splitlines() if line.startswith("killed at")]
     assert ends.count("refused") >= 4
     assert "resumed" in ends
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("saves", ["all", "trained_only"])
+def test_a_run_that_is_killed_again_and_again_ends_bit_equal(tmp_path, processes, saves) -> None:
+    kills = 8 // processes
+    said = run([sys.executable, str(RANDOM), str(tmp_path), str(kills), str(processes), saves], timeout=500)
+    assert int(said.rpartition("killed ")[2].split()[0]) >= kills

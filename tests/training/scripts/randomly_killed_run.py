@@ -1,0 +1,105 @@
+"""Kill a run with SIGKILL at random times until it is through, each time going on from the newest whole checkpoint.
+
+`randomly_killed_run.py OUT_DIR KILLS PROCESSES [trained_only]` kills at least KILLS times, of two processes the second
+one alone, and prints how often a folder was named as partial; it fails where the last weights are not those of the run
+that was never killed. It saves after every step.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from hf_freeze import FreezeError, FreezePlan, Stage
+from tests.launch import free_port
+from tests.training.staged import trainer, weights_of
+
+STAGES = [Stage(fraction=0.3, unfreeze="layers[-1]"), Stage(fraction=0.6, unfreeze="layers[-2]", freeze="head")]
+PLAN = FreezePlan(trainable="head", stages=STAGES)
+VALUES = {"max_steps": 30, "save_strategy": "steps", "save_steps": 1, "logging_steps": 10, "save_total_limit": 6}
+
+
+def train(folder: Path) -> None:
+    PartialState(cpu=True)
+    made = trainer(folder, plan=PLAN, save_trained_only="trained_only" in sys.argv, **VALUES)
+    resume = newest_whole(made, folder)
+    made.train(resume_from_checkpoint=resume)
+    if made.is_world_process_zero():
+        torch.save(weights_of(made.model), folder / "weights.tmp")
+        (folder / "weights.tmp").rename(folder / "weights.pt")
+
+
+def newest_whole(made, folder: Path) -> str | None:
+    """Ask to resume from the newest, and go by what is said of it where it is not whole."""
+    steps = sorted(int(path.name.partition("-")[2]) for path in folder.glob("checkpoint-*"))
+    if not steps:
+        return None
+    newest = str(folder / f"checkpoint-{steps[-1]}")
+    try:
+        made._check_same_plan(newest)
+    except FreezeError as error:
+        said = str(error)
+        assert f"{newest!r} is not whole" in said, said
+        if made.is_world_process_zero():
+            print("named", newest, flush=True)
+        return said.partition("newest whole one is '")[2].partition("'")[0] or None
+    return newest
+
+
+def start(folder: Path, processes: int) -> list[int]:
+    """Train in processes of their own: what autograd has started, a fork of it cannot use."""
+    port = str(free_port())
+    children = []
+    for rank in range(processes):
+        children.append(os.fork())
+        if not children[-1]:
+            setup = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
+            if processes > 1:
+                os.environ |= {name: str(value) for name, value in setup.items()} | {"MASTER_PORT": port}
+                os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+            code = 1
+            try:
+                train(folder)
+                code = 0
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+    return children
+
+
+def run(folder: Path, processes: int, kill_after: float | None = None) -> bool:
+    """Return whether it ended by itself; the last process is killed after some seconds, the others some later."""
+    folder.mkdir(exist_ok=True)
+    children = start(folder, processes)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(children[-1], signal.SIGKILL)
+        time.sleep(0.3 * (processes > 1))
+        for child in children[:-1]:
+            os.kill(child, signal.SIGKILL)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * processes
+
+
+def main() -> None:
+    out, kills, processes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    clock, begin = random.Random(0), time.monotonic()
+    assert run(out / "whole", processes)
+    length, killed, runs = time.monotonic() - begin, 0, 0
+    expected = torch.load(out / "whole" / "weights.pt")
+    while killed < kills:
+        runs += 1
+        folder = out / str(runs)
+        while not run(folder, processes, clock.uniform(0.3, 0.8) * length):
+            killed += 1
+        found = torch.load(folder / "weights.pt")
+        assert all(torch.equal(weight, found[name]) for name, weight in expected.items()), folder
+    print("killed", killed, "times in", runs, "runs")
+
+
+if __name__ == "__main__":
+    main()
