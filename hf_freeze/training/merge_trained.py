@@ -10,6 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
@@ -83,10 +84,7 @@ def load_whole(folder: str | os.PathLike[str]) -> PreTrainedModel:
 def _load(folder: str | os.PathLike[str], base: str | os.PathLike[str] | None) -> Any:
     """What has no weights in a model of sentence-transformers, such as how it pools, is then that of the base."""
     if not holds_trained_only(folder):
-        raise FreezeError(
-            f"{str(folder)!r} is not a folder that a Trainer with save_trained_only=True wrote: it has no "
-            f"{TRAINED_NAME!r}, or the whole weights or a PEFT adapter beside it."
-        )
+        raise FreezeError(_why_not_merged(Path(folder)))
     described = read_base(folder)
     refuse_changed_config(folder)
     model_class = _class_of(described, folder)
@@ -102,6 +100,19 @@ def _load(folder: str | os.PathLike[str], base: str | os.PathLike[str] | None) -
         model = _load_base(model_class, name, folder, dtype=described.dtype, revision=revision)
     load_trained(model, folder)
     return model
+
+
+def _why_not_merged(folder: Path) -> str:
+    if (folder / ADAPTER_CONFIG_NAME).is_file():
+        return (
+            f"{str(folder)!r} holds a PEFT adapter. Put it on its base with PeftModel.from_pretrained(base, folder), "
+            "load the base weights that trained with hf_freeze.load_thawed(model, folder), and merge them with "
+            "model.merge_and_unload()."
+        )
+    return (
+        f"{str(folder)!r} is not a folder that a Trainer with save_trained_only=True wrote: it has no "
+        f"{TRAINED_NAME!r}, or the whole weights beside it."
+    )
 
 
 def _is_of_the_model(path: Path) -> bool:

@@ -1,15 +1,24 @@
 """What is uploaded, said in the model card, and typed in a shell about folders of `save_trained_only`."""
 
+import copy
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from transformers import AutoModelForSequenceClassification, Trainer
 
-from hf_freeze import FreezeError, FreezePlan, FreezeTrainer, UnsupportedSetupError, load_trained, merge_trained
+from hf_freeze import (
+    FreezeError,
+    FreezePlan,
+    FreezeTrainer,
+    UnsupportedSetupError,
+    load_thawed,
+    load_trained,
+    merge_trained,
+)
 from hf_freeze.reporting.cli import main
 from hf_freeze.training.base_model import base_of
 from hf_freeze.training.trained_file import TRAINED_NAME
@@ -158,8 +167,11 @@ def test_under_peft_the_adapter_and_the_base_weights_that_train_are_saved(tmp_pa
     resumed = trainer(tmp_path / "other", model=lora(), **plan, **values)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
     assert same(resumed.model, made.model) == []
-    with pytest.raises(FreezeError, match="PEFT adapter"):
+    with pytest.raises(FreezeError, match="PEFT adapter.*from_pretrained.*load_thawed.*merge_and_unload"):
         merge_trained(tmp_path / "run" / "checkpoint-2", tmp_path / "merged")
+    model = PeftModel.from_pretrained(tiny_bert(layers=3), tmp_path / "run" / "checkpoint-2")
+    load_thawed(model, tmp_path / "run" / "checkpoint-2")
+    assert same(model.merge_and_unload(), copy.deepcopy(made.model).merge_and_unload()) == []
 
 
 def test_a_folder_is_loaded_into_a_model_on_the_way_to_a_second_one(tmp_path, base) -> None:
