@@ -44,12 +44,18 @@ class FreezeProof:
         self._steps = 0
 
     def watch(self, optimizer: torch.optim.Optimizer, trainable: Collection[str]) -> None:
-        """Remember what is frozen now, and start to wait for what is trainable to move."""
+        """Remember what is frozen now, and start to wait for what is trainable to move.
+
+        After the first time it comes right after `verify`, which has read what stays frozen.
+        """
         self._optimizer = optimizer
         self._trainable = trainable
         self._with_gradient = self._bound.resolved.ever_trainable if uses_master_weights(optimizer) else trainable
         named = self._bound.parameters
-        self.frozen = digests(self._frozen_tensors(named), merge_zeros=uses_master_weights(optimizer))
+        frozen = self._frozen_tensors(named)
+        newly = {name: tensor for name, tensor in frozen.items() if name not in self.frozen}
+        known = {name: digest for name, digest in self.frozen.items() if name in frozen}
+        self.frozen = known | digests(newly, merge_zeros=uses_master_weights(optimizer))
         self._refuse_left_out(named)
         waiting = {name: p for name, p in named.items() if name in trainable and name not in self._moved}
         self._unmoved |= digests(waiting)

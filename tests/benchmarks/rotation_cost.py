@@ -5,8 +5,8 @@ Options: --steps 160 --every 5 --layers 2 --width 64 --batch 8 --tokens 64 --rep
 
 A Llama of 16 layers on random tokens. Goals: the optimizer never holds more than 1.05 times what it holds of the same
 number of static layers, and so do the weights with their gradients and the optimizer, and the whole process at its peak;
-the rotation (31 switches, with their proofs) takes at most 1.10 times as long. For the time the static layers are those in
-the middle, as a rotation goes as far back on average, the runs take turns, and the best time of each counts. For the memory
+the rotation (31 switches, with their proofs) takes at most 1.10 times as long. For the time the static layers
+reach as far back as those of the rotation do on average, the runs take turns, and the best time of each counts. For the memory
 they are the lowest, as a rotation goes as far back at its peak, and each run has a process of its own, whose allocator
 returns to the system what is freed.
 """
@@ -81,11 +81,14 @@ def train(plan: FreezePlan, options: argparse.Namespace, width: int, steps: int)
 
 
 def plans(options: argparse.Namespace) -> dict[str, FreezePlan]:
-    middle = 8 - options.layers // 2
+    rotation = recipes.rotate(layers=options.layers, every=options.every)
+    found = rotation.resolve(tiny_llama(layers=16)).rotation
+    turns = [found.names(period) for period in range(options.steps // options.every)]
+    lowest = round(sum(min(found.layer_of[name] for name in names) for names in turns) / len(turns))
     return {
-        "static": FreezePlan(trainable=["head", f"layers[{middle}:{middle + options.layers}]"]),
+        "static": FreezePlan(trainable=["head", f"layers[{lowest}:{lowest + options.layers}]"]),
         "lowest": FreezePlan(trainable=["head", f"layers[:{options.layers}]"]),
-        "rotation": recipes.rotate(layers=options.layers, every=options.every),
+        "rotation": rotation,
     }
 
 

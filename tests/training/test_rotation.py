@@ -18,6 +18,7 @@ from hf_freeze import (
     preview,
     recipes,
 )
+from hf_freeze.training.digests import digests
 from hf_freeze.training.run import FreezeRun, FreezeSettings
 from hf_freeze.training.trained_file import TRAINED_NAME
 from tests.models import text_batch, text_rows, tiny_llama
@@ -206,3 +207,16 @@ def test_a_change_of_a_layer_while_it_is_frozen_is_proved_at_the_end_of_the_peri
     frozen_at = {0: 4, 4: 1}[layer]  # layer 4 trains in the next period
     with pytest.raises(FreezeViolation, match=rf"layers.{layer}.mlp.up_proj.weight' changed although frozen"):
         run(tmp_path, watch=AtStep(change, step=frozen_at))
+
+
+def test_where_a_period_begins_a_weight_that_stays_frozen_is_read_once(tmp_path, monkeypatch):
+    read: list[str] = []
+
+    def noting(tensors, **given):
+        read.extend(tensors)
+        return digests(tensors, **given)
+
+    monkeypatch.setattr("hf_freeze.training.proof.digests", noting)
+    run(tmp_path, watch=AtStep(lambda model, optimizer: read.clear(), step=3), max_steps=4)
+    # Where the period begins, and at the end of the run.
+    assert read.count("model.embed_tokens.weight") == 2
