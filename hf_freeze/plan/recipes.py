@@ -91,7 +91,13 @@ def fine_tune(*, freeze_epochs: float = 1.0, spread: float = 100.0) -> FreezePla
     return FreezePlan(trainable="head", stages=[stage], lr_spread=spread)
 
 
-def auto_freeze(*, threshold: float = 0.5, window: float = 0.05, patience: int = 1, keep: int = 1) -> FreezePlan:
+def auto_freeze(
+    *,
+    threshold: float = Settled.threshold,
+    window: float = Settled.window,
+    patience: int = Settled.patience,
+    keep: int = BottomUp.keep,
+) -> FreezePlan:
     """Train everything, and freeze layers from the bottom up as they settle (AutoFreeze; Liu et al., 2021).
 
     With `cache_frozen` the layers that are frozen are computed once more, and then cost nothing. The options are those

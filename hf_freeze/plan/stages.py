@@ -80,9 +80,9 @@ class Settled:
         PlanError: For a value of another type or out of range.
     """
 
-    threshold: float = 0.5
+    threshold: float = 0.75
     window: float = 0.05
-    patience: int = 1
+    patience: int = 2
 
     def __post_init__(self) -> None:
         threshold = is_number(self.threshold) and 0 < self.threshold < 1

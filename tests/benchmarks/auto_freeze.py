@@ -2,7 +2,7 @@
 
 Run (long: 40 runs by default):  python -m tests.benchmarks.auto_freeze
 Options: --data sms tweets --rows 256 --held-out 500 --epochs 8 --learning-rate 1e-4 --first-seed 0 --seeds 5
---thresholds 0.5 0.75 0.9 --results FILE (JSON lines, which later runs add to: for running it in parts)
+--thresholds 0.5 0.75 0.9 --patience 2 --results FILE (JSON lines: what is there is not run again)
 
 It needs the extra `benchmarks`. Full fine-tuning is the plain Trainer's; auto-freeze is `recipes.auto_freeze` with
 `cache_frozen`, whose seconds include the extraction. Per data set and threshold: how many times faster it was, what it
@@ -79,7 +79,11 @@ def run(data: dict[str, Dataset], tokenizer, options, seed: int, threshold: floa
             seed=seed,
             **extras,
         )
-        plan = {} if threshold is None else {"freeze_plan": recipes.auto_freeze(threshold=threshold)}
+        plan = (
+            {}
+            if threshold is None
+            else {"freeze_plan": recipes.auto_freeze(threshold=threshold, patience=options.patience)}
+        )
         trainer = (Trainer if threshold is None else FreezeTrainer)(
             model, args, train_dataset=data["train"], processing_class=tokenizer, **plan
         )
@@ -94,7 +98,13 @@ def run(data: dict[str, Dataset], tokenizer, options, seed: int, threshold: floa
         if "stage" in entry:
             stages.setdefault(entry["stage"], round(entry["epoch"], 2))
     quality = float(average_precision_score(found.label_ids, margin))
-    return {"threshold": threshold, "seconds": seconds, "quality": quality, "stages": stages}
+    return {
+        "threshold": threshold,
+        "patience": options.patience,
+        "seconds": seconds,
+        "quality": quality,
+        "stages": stages,
+    }
 
 
 def rows_of(name: str, tokenizer, options, seed: int) -> dict[str, Dataset]:
@@ -105,21 +115,24 @@ def rows_of(name: str, tokenizer, options, seed: int) -> dict[str, Dataset]:
     return {"train": rows.select(range(options.rows)), "held out": rows.select(range(options.rows, len(rows)))}
 
 
+def key(one: dict) -> tuple:
+    return one["data"], one["seed"], one["threshold"], one["patience"]
+
+
 def summarize(found: list[dict]) -> None:
-    """Print, per data set and threshold, the ratio of seconds and the paired difference of average precision."""
+    """Print, per data set and setting, the ratio of seconds and the paired difference of average precision."""
     full = {(one["data"], one["seed"]): one for one in found if one["threshold"] is None}
-    others = sorted({(one["data"], one["threshold"]) for one in found if one["threshold"] is not None})
-    for data, threshold in others:
-        paired = [
-            (one, full[data, one["seed"]]) for one in found if (one["data"], one["threshold"]) == (data, threshold)
-        ]
-        ratios = [plain["seconds"] / one["seconds"] for one, plain in paired]
-        gains = [one["quality"] - plain["quality"] for one, plain in paired]
+    settings = sorted({(one["data"], one["threshold"], one["patience"]) for one in found if one["threshold"]})
+    for data, threshold, patience in settings:
+        ours = [one for one in found if (one["data"], one["threshold"], one["patience"]) == (data, threshold, patience)]
+        plain = [full[data, one["seed"]] for one in ours]
+        ratios = [whole["seconds"] / one["seconds"] for one, whole in zip(ours, plain, strict=True)]
+        gains = [one["quality"] - whole["quality"] for one, whole in zip(ours, plain, strict=True)]
         error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
         print(
-            f"{data}, threshold {threshold}: {statistics.median(ratios):.2f} times faster ({min(ratios):.2f} to "
-            f"{max(ratios):.2f}); average precision {statistics.mean(gains):+.4f}, standard error {error:.4f}, "
-            f"{len(gains)} seeds"
+            f"{data}, threshold {threshold}, patience {patience}: {statistics.median(ratios):.2f} times faster "
+            f"({min(ratios):.2f} to {max(ratios):.2f}); average precision {statistics.mean(gains):+.4f}, standard error "
+            f"{error:.4f}, {len(gains)} seeds"
         )
 
 
@@ -133,6 +146,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--thresholds", nargs="+", type=float, default=[0.5, 0.75, 0.9])
+    parser.add_argument("--patience", type=int, default=2)
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
     set_verbosity_error()
@@ -145,7 +159,10 @@ def main() -> None:
     for name in options.data:
         for seed in range(options.first_seed, options.first_seed + options.seeds):
             data = rows_of(name, tokenizer, options, seed)
+            known = {key(one) for one in found}
             for threshold in (None, *options.thresholds):
+                if (name, seed, threshold, threshold and options.patience) in known:
+                    continue
                 one = {"data": name, "seed": seed, **run(data, tokenizer, options, seed, threshold)}
                 print(one, flush=True)
                 found.append(one)

@@ -27,12 +27,12 @@ from tests.launch import accelerate_launch
 from tests.models import tiny_bert, tiny_custom
 from tests.training.staged import optimizer_bytes, trainer
 
-SETTLED = Settled(threshold=0.8, window=2)
+SETTLED = Settled(threshold=0.8, window=2, patience=1)
 PLAN = FreezePlan(
     trainable="all",
     stages=[
         Stage(settled=SETTLED, freeze=["embeddings", "layers[0]"]),
-        Stage(settled=Settled(threshold=0.7, window=2), freeze="layers[1]"),
+        Stage(settled=Settled(threshold=0.7, window=2, patience=1), freeze="layers[1]"),
     ],
 )
 FROZEN = {
@@ -112,6 +112,26 @@ def test_a_run_resumes_bit_equal_before_at_and_after_the_moment(tmp_path, how, s
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], tensor), name
     assert optimizer_bytes(resumed) == optimizer_bytes(whole)
+
+
+def test_adapters_settle_and_such_a_run_resumes_bit_equal(tmp_path) -> None:
+    peft = pytest.importorskip("peft")
+
+    def made(folder, **values):
+        set_seed(0)
+        settings = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
+        model = peft.get_peft_model(tiny_bert(layers=3), settings)
+        plan = recipes.auto_freeze(threshold=0.9, window=2, patience=1)
+        return trainer(folder, model=model, plan=plan, **FALLING, learning_rate=0.1, **values)
+
+    whole = made(tmp_path, save_strategy="steps", save_steps=1)
+    whole.train()
+    begins = stages(whole).index(1)
+    resumed = made(tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{begins}"))
+    assert stages(resumed) == stages(whole)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
 
 
 @pytest.mark.distributed
