@@ -106,7 +106,7 @@ def gradients_kept(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def modules_kept(model: nn.Module) -> Iterator[None]:
     """Put back the attributes of every module, of its config, its hooks and its submodules; not the parameters."""
-    configs = {id(c): c for c in (getattr(m, "config", None) for m in model.modules()) if hasattr(c, "__dict__")}
+    configs = {id(config): config for config in (getattr(module, "config", None) for module in model.modules())}
     with ExitStack() as stack:
         for module in model.modules():
             # FSDP2 swaps parameters and keeps its state beside the module.
@@ -134,8 +134,8 @@ def _module_kept(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def attributes_kept(*owners: Any) -> Iterator[None]:
-    """Put back the attributes that `owners` have."""
-    before = [(vars(owner), dict(vars(owner))) for owner in owners]
+    """Put back the attributes that `owners` have; those without attributes, such as None, are passed over."""
+    before = [(vars(owner), dict(vars(owner))) for owner in owners if hasattr(owner, "__dict__")]
     try:
         yield
     finally:

@@ -6,8 +6,7 @@ a cross entropy of its logits, would lose that part: both are refused on the fir
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch.nn import functional
 from hf_freeze.errors import UnsupportedSetupError
 from hf_freeze.label_columns import IGNORED_LABEL, label_columns
 from hf_freeze.model_inputs.inspected_model import inspect_model
-from hf_freeze.no_trace import random_states_kept
+from hf_freeze.no_trace import attributes_kept, random_states_kept
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training.arguments import FreezeArguments
 from hf_freeze.training.attributes import replaced
@@ -157,12 +156,9 @@ class WeightedLossTrainerMixin(ScaledLossTrainerMixin):
         if weighted is None or self._loss_is_checked or not bool((labels_in(inputs) != IGNORED_LABEL).any()):
             return
         prepared = dict(self._prepare_inputs(dict(inputs)))
-        with (
-            torch.no_grad(),
-            in_eval_mode(self.model),
-            _problem_type_kept(self.model),
-            self.compute_loss_context_manager(),
-        ):
+        # transformers notes the problem type in the config when a model is first called with labels.
+        config_kept = attributes_kept(getattr(unwrap(self.model), "config", None))
+        with torch.no_grad(), in_eval_mode(self.model), config_kept, self.compute_loss_context_manager():
             loss = self._loss_by(weighted, prepared)
             plain, squared, own = self._own_loss(weighted, prepared)
         if own is not None and not any(_is_near(own, one) for one in (plain, squared) if one is not None):
@@ -214,18 +210,6 @@ class WeightedLossTrainerMixin(ScaledLossTrainerMixin):
         one = logits.numel() == len(logits)
         squared = functional.mse_loss(logits.flatten(), labels.flatten()) if one else None
         return weighted.of(logits, labels).plain_loss, squared, own
-
-
-@contextmanager
-def _problem_type_kept(model: nn.Module) -> Iterator[None]:
-    """Leave the problem type as it is: transformers notes it when a model is first called with labels."""
-    config: Any = getattr(unwrap(model), "config", None)
-    before = getattr(config, "problem_type", None)
-    try:
-        yield
-    finally:
-        if hasattr(config, "problem_type"):
-            config.problem_type = before
 
 
 def labels_in(batch: Any) -> torch.Tensor:
