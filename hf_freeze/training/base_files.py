@@ -11,14 +11,17 @@ from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
+from hf_freeze.selection.rows import Rows
 from hf_freeze.training.digests import as_words
 
 
 def same_in_files(own: Mapping[str, torch.Tensor], name: str, commit: str | None) -> tuple[dict[str, bool], str | None]:
     """Tell of each tensor that a folder or a model of the hub's cache holds whether it holds it with these bits.
 
-    What it holds under another name is left out. The second value is the commit of the hub in which most are the same,
-    of those in the cache unless `commit` is known. {} where the files are not known, as in a cache of another place.
+    What it holds under another name is left out. Of a matrix that is longer than in the files, its first rows, as many
+    as these hold, are told of under a name of their own. The second value is the commit of the hub in which most are
+    the same, of those in the cache unless `commit` is known. {} where the files are not known, as in a cache of another
+    place.
     """
     best: dict[str, bool] = {}
     for folder in _folders(name, commit):
@@ -50,8 +53,8 @@ def _same_in(folder: Path, own: Mapping[str, torch.Tensor]) -> dict[str, bool]:
         same: dict[str, bool] = {}
         for path in files:
             with _opened(path) as (_, read):
-                here = (name for name, key in keys.items() if places[key] == path)
-                same |= {name: _equal(own[name], read(keys[name])) for name in here}
+                for name in (name for name, key in keys.items() if places[key] == path):
+                    same |= _same_rows(name, own[name], read(keys[name]))
     except (SafetensorError, UnpicklingError, OSError, ValueError, KeyError, RuntimeError):
         return {}
     return same
@@ -70,6 +73,14 @@ def matched(own: Iterable[str], keys: Iterable[str]) -> dict[str, str]:
         if key := name if name in known else shorter if shorter in known else without_front.get(name):
             found[name] = key
     return found
+
+
+def _same_rows(name: str, tensor: torch.Tensor, in_file: torch.Tensor) -> dict[str, bool]:
+    """Tell whether a tensor is as in a file, and of one that was made longer whether its first rows are."""
+    count = len(in_file) if in_file.dim() == 2 == tensor.dim() else 0
+    if 0 < count < len(tensor):
+        return {name: False, Rows(name, 0, count).name: _equal(tensor[:count], in_file)}
+    return {name: _equal(tensor, in_file)}
 
 
 def _equal(tensor: torch.Tensor, in_file: torch.Tensor) -> bool:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_freeze.selection.model_map import map_model, unwrap
 from hf_freeze.selection.peft_support import plain_name
+from hf_freeze.selection.rows import rows_named
 from hf_freeze.training.base_files import same_in_files
 from hf_freeze.training.digests import typed_digests
 from hf_freeze.training.trained_file import Base
@@ -102,17 +103,24 @@ def _held(
     """
     same: dict[str, bool] = {}
     commits = []
+    first_rows: dict[str, torch.Tensor] = {}
     for path, inner in models.items():
         inside = {key: plain_name(key.removeprefix(path), {}) for key in tensors if key.startswith(path)}
         own = {plain: tensors[key] for key, plain in inside.items()}
         # Before transformers 5.24, a configuration says of which commit it is.
         found, commit = same_in_files(own, str(inner.name_or_path), getattr(inner.config, "_commit_hash", None))
         same |= {key: found[plain] for key, plain in inside.items() if plain in found}
+        keys = {plain: key for key, plain in inside.items()}
+        longer = (rows_named(plain) for plain, is_same in found.items() if is_same and plain not in keys)
+        for rows in filter(None, longer):
+            key = keys[rows.matrix]
+            first_rows[rows.of(key)] = tensors[key].detach()[: rows.stop]
         commits.append(commit)
     # What no file holds under this name may have been loaded by another.
     marked = {key for key, tensor in tensors.items() if getattr(tensor, "_is_hf_initialized", False)}
     packed = {key for key, tensor in tensors.items() if _is_packed(tensor)}
-    return {key: tensor for key, tensor in tensors.items() if key in packed or same.get(key, key in marked)}, commits
+    held = {key: tensor for key, tensor in tensors.items() if key in packed or same.get(key, key in marked)}
+    return {**held, **first_rows}, commits
 
 
 def _is_packed(tensor: torch.Tensor) -> bool:

@@ -10,6 +10,7 @@ from torch import nn
 from hf_freeze.errors import FreezeError
 from hf_freeze.training.base_model import saved_tensors, set_base
 from hf_freeze.training.digests import typed_digests
+from hf_freeze.training.saved_rows import as_held
 from hf_freeze.training.trained_file import Trained, read_trained
 
 
@@ -37,7 +38,7 @@ def going_back(
 
     Raises `FreezeError` where the model is not the base in everything else.
     """
-    own = saved_tensors(model)
+    own = as_held(saved_tensors(model), [*trained.tensors, *trained.base.digests], folder)
     if empty := next((name for name, tensor in own.items() if tensor.is_meta), None):
         raise FreezeError(f"{empty!r} has no values: the model is on the meta device. Load the base with its weights.")
     _refuse_other_names(trained, own, folder)
@@ -53,7 +54,7 @@ def going_back(
 
 def put(model: nn.Module, trained: Trained, base_values: Mapping[str, torch.Tensor]) -> None:
     """Copy what was read, and what goes back, into a model that `going_back` has looked at."""
-    own = saved_tensors(model)
+    own = as_held(saved_tensors(model), [*trained.tensors, *trained.base.digests], "the folder")
     with torch.no_grad():
         for name, tensor in {**trained.tensors, **base_values}.items():
             if own[name].dtype == tensor.dtype:

@@ -12,7 +12,7 @@ from typing import Any
 
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 from transformers.utils.hub import CHAT_TEMPLATE_DIR
@@ -149,9 +149,16 @@ def _load_base(model_class: Any, name: str, folder: str | os.PathLike[str], *, d
             if not issubclass(model_class, PreTrainedModel):
                 return _sentence_model(model_class, name, folder, dtype=dtype, **options)
             # What does not fit is what trained, or is named when the base is compared.
-            return model_class.from_pretrained(
-                name, config=AutoConfig.from_pretrained(folder), dtype=dtype, ignore_mismatched_sizes=True, **options
+            config = AutoConfig.from_pretrained(folder)
+            tokens, added = _tokens_of(config, AutoConfig.from_pretrained(name, **options))
+            if added:
+                config.get_text_config().vocab_size = tokens
+            model = model_class.from_pretrained(
+                name, config=config, dtype=dtype, ignore_mismatched_sizes=True, **options
             )
+            if added:  # their rows, and any beyond, are what trained or come with it
+                model.resize_token_embeddings(tokens + added, mean_resizing=False)
+            return model
     except Exception as error:  # the hub, the files and the code of a model can each fail in their own way
         raise FreezeError(
             f"The base {name!r} of {str(folder)!r} cannot be loaded ({type(error).__name__}: "
@@ -175,6 +182,12 @@ def _modules_in(folder: Path) -> list[str]:
 
 def _no_index(folder: str, names: Sequence[str]) -> list[str]:
     return [name for name in names if name == SAFE_WEIGHTS_INDEX_NAME]
+
+
+def _tokens_of(config: PretrainedConfig, of_base: PretrainedConfig) -> tuple[int, int]:
+    """Return how many tokens the base knows, and how many were added for training."""
+    now, before = (int(getattr(one.get_text_config(), "vocab_size", None) or 0) for one in (config, of_base))
+    return (before, now - before) if 0 < before < now else (now, 0)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import nn
 
 from hf_freeze.errors import FreezeError
 from hf_freeze.selection.model_map import unwrap
+from hf_freeze.selection.rows import tensors_of
 from hf_freeze.training.base_model import base_of, differing, saved_tensors
 from hf_freeze.training.load_trained import load_trained
 from hf_freeze.training.trained_file import TRAINED_NAME, Trained, write_trained
@@ -77,8 +78,8 @@ def thawed_tensors(model: nn.Module, ever_trainable: Collection[str]) -> dict[st
     model = unwrap(model)
     if not isinstance(model, PeftModel):
         return {}
-    own = saved_tensors(model)
-    return {name: own[name] for name, _ in model.named_parameters() if name in own and name in ever_trainable}
+    own, trained = saved_tensors(model), tensors_of(ever_trainable)
+    return {name: own[name] for name, _ in model.named_parameters() if name in own and name in trained}
 
 
 def _load_earlier(model: nn.Module, path: Path) -> list[str]:

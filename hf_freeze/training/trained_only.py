@@ -78,6 +78,7 @@ class TrainedOnlyTrainerMixin(_Base):
         if self._what is None or self._what.model is not unwrap(self.model):
             refuse_base_inside(self.model, Path(str(self.args.output_dir)))
             self._what = WhatTrained(self.model)
+        self._what.cut_at(self._freezing.required_bound.resolved.model_map.rows)
         return self._what
 
     @property

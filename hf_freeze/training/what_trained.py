@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from hf_freeze.selection.model_map import unwrap
-from hf_freeze.training.base_model import base_of, differing, is_known, saved_tensors
+from hf_freeze.training.base_model import base_of, differing, is_known, saved_tensors, set_base
 from hf_freeze.training.load_trained import going_back, put
-from hf_freeze.training.trained_file import read_trained
+from hf_freeze.training.saved_rows import Cuts, base_in_rows, cuts_of, in_rows, names_in_rows
+from hf_freeze.training.trained_file import Base, read_trained
 
 
 class WhatTrained:
@@ -23,23 +24,29 @@ class WhatTrained:
         self.model = unwrap(model)
         self._names: set[str] = set()
         self._base_values: dict[str, torch.Tensor] = {}
+        self._rows: frozenset[str] = frozenset()
+        self._cuts: Cuts = {}
+
+    def cut_at(self, rows: Iterable[str]) -> None:
+        """Tell these rows apart from the others of their matrices, from here on."""
+        self._rows = frozenset(rows)
 
     def begin(self, names: Set[str], *, known: Mapping[str, int]) -> None:
         """Note what trains from the start, and what is not as in the base any more.
 
         Any buffer may begin to move at any time: the values of all are kept. `known` as for `typed_digests`.
         """
-        tensors, parameters = saved_tensors(self.model), dict(self.model.named_parameters())
-        self._names |= tensors.keys() & names
         # The weights have just been read where the base had yet to be described.
         described = is_known(self.model)
-        base = base_of(self.model, known)
+        base = self._base(known)
+        tensors = self._tensors()
+        self._names |= tensors.keys() & names_in_rows(names, self._cuts)
         self._names |= self._differing(tensors, known) if described else tensors.keys() - base.digests.keys()
-        self._keep(tensors.keys() - parameters.keys())
+        self._keep(tensors.keys() - self._parameters())
 
     def add(self, names: Set[str]) -> None:
         """Note what is about to train."""
-        new = saved_tensors(self.model).keys() & names - self._names
+        new = (self._tensors().keys() & names_in_rows(names, self._cuts)) - self._names
         self._keep(new)
         self._names |= new
 
@@ -49,9 +56,10 @@ class WhatTrained:
         Parameters `also` train from the start. Where it is proved that the frozen ones are what they were at `begin`,
         they are not read again.
         """
-        tensors = saved_tensors(self.model)
-        self._names |= tensors.keys() & also
-        proved = dict(self.model.named_parameters()) if frozen_is_proved else {}
+        self._base()
+        tensors = self._tensors()
+        self._names |= tensors.keys() & names_in_rows(also, self._cuts)
+        proved = self._parameters() if frozen_is_proved else set()
         others = self._differing({name: tensor for name, tensor in tensors.items() if name not in proved})
         return {name: tensor for name, tensor in tensors.items() if name in self._names or name in others}
 
@@ -60,16 +68,33 @@ class WhatTrained:
 
         Raises `FreezeError`, the model being as it was, where that cannot be.
         """
+        self._base()
         trained = read_trained(folder)
         base_values = going_back(self.model, trained, folder, base_values=self._base_values)
-        self._keep(name for name in trained.tensors if name not in from_start)
+        first = names_in_rows(from_start, self._cuts)
+        self._keep(name for name in trained.tensors if name not in first)
         put(self.model, trained, base_values)
 
     def _differing(self, tensors: Mapping[str, torch.Tensor], known: Mapping[str, int] | None = None) -> set[str]:
         others = {name: tensor for name, tensor in tensors.items() if name not in self._names}
-        return differing(others, base_of(self.model), known)
+        return differing(others, self._base(), known)
+
+    def _base(self, known: Mapping[str, int] | None = None) -> Base:
+        """Return the base, described by the pieces of what is cut; `known` as for `typed_digests`."""
+        base, tensors = base_of(self.model, known), saved_tensors(self.model)
+        cuts = cuts_of([*self._rows, *base.digests], tensors)
+        if cuts != self._cuts:
+            base, self._cuts = base_in_rows(base, tensors, cuts), cuts
+            set_base(self.model, base)
+        return base
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return in_rows(saved_tensors(self.model), self._cuts)
+
+    def _parameters(self) -> set[str]:
+        return names_in_rows((name for name, _ in self.model.named_parameters()), self._cuts)
 
     def _keep(self, names: Iterable[str]) -> None:
-        tensors = saved_tensors(self.model)
-        new = [name for name in names if name not in self._base_values]
+        tensors = self._tensors()
+        new = [name for name in names if name in tensors and name not in self._base_values]
         self._base_values |= {name: tensors[name].detach().cpu().clone() for name in new}

@@ -20,6 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_freeze.errors import FreezeError
 from hf_freeze.selection.model_map import unwrap
+from hf_freeze.selection.rows import tensors_of
 from hf_freeze.training.beside_model import BESIDE_NAME
 from hf_freeze.training.snapshot import STAGE_BEST_NAME
 from hf_freeze.training.thawed_base import THAWED_NAME
@@ -77,7 +78,8 @@ def require_fitting(
         )
 
     unknown = [name for name in saved if name not in own]
-    lost = [name for name in _not_among(saved, model) if name in trained] if own.keys() & saved.keys() else []
+    needed = tensors_of(trained)
+    lost = [name for name in _not_among(saved, model) if name in needed] if own.keys() & saved.keys() else []
     if unknown and lost:
         raise FreezeError(
             f"{str(path)!r} holds no {lost[0]!r}, which trains, but {unknown[0]!r}, which this model does not know. "

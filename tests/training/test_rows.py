@@ -1,10 +1,13 @@
 """Rows of a matrix that train while its other rows are frozen: to the bit, in every loop."""
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file
 from torch import nn
 from transformers import Trainer
 
@@ -22,11 +25,14 @@ from hf_freeze import (
     unfreeze,
 )
 from hf_freeze.training.freezing import plan_as_it_is
+from tests.forked import run_ranks
 from tests.models import SIZES, SPECIAL, seeded, tiny_bert, tiny_gpt2_lm
 from tests.quiet import quiet_arguments
 from tests.reporting.test_preview_state import Held, wide_bert
 from tests.training.runs import arguments, freeze_trainer, training_logs, weights
+from tests.training.scripts import rows_run
 
+SCRIPTS = Path(__file__).parent / "scripts"
 WORDS = "bert.embeddings.word_embeddings.weight"
 NEW = "embeddings[-3:]"
 ROWS = [{"input_ids": [61 + i % 3, 5 + i % 7, 6, 7 + i % 9], "labels": i % 2} for i in range(16)]
@@ -298,3 +304,20 @@ def test_one_sample_knows_rows(tmp_path):
     report = debug_sample(trainer, checks="full", backward=True)
     assert report["plan"].status == report["optimizer"].status == "ok"
     assert report.facts["model"]["trainable"] == 34 + 48
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    run_ranks(SCRIPTS / "rows_run.py", folder)
+    return folder
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("kind", ["trainer", "callback"])
+def test_on_two_processes_the_same_rows_move_as_on_one(two_processes, tmp_path, kind):
+    ranks = [json.loads((two_processes / f"{kind}-{rank}.json").read_text()) for rank in (0, 1)]
+    assert ranks == [{"moved": [61, 62, 63], "others": []}] * 2
+    rows = [load_file(two_processes / f"{kind}-{rank}.safetensors")["rows"] for rank in (0, 1)]
+    assert torch.equal(*rows)
+    torch.testing.assert_close(rows[0], rows_run.run(kind, tmp_path)["rows"], rtol=1e-3, atol=1e-5)

@@ -5,13 +5,14 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import transformers as hf
 from safetensors.torch import save_file
 from transformers import Trainer
 
 from hf_freeze import FreezeCallback, FreezePlan, Stage
 from tests.models import SIZES, seeded
-from tests.ranks import rank
+from tests.ranks import process_group
 from tests.training.runs import arguments, freeze_trainer, weights
 
 ROWS = [{"input_ids": [61 + i % 3, 5 + i % 7, 6, 7 + i % 9]} for i in range(16)]
@@ -23,7 +24,7 @@ MATRIX = "bert.embeddings.word_embeddings.weight"
 def run(kind: str, folder: Path) -> dict:
     config = hf.BertConfig(**SIZES, num_hidden_layers=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     model = seeded(hf.BertForMaskedLM, config)
-    before, processes = weights(model), int(hf.TrainingArguments(folder, use_cpu=True).world_size)
+    before, processes = weights(model), dist.get_world_size() if dist.is_initialized() else 1
     values = {"max_steps": 10, "weight_decay": 0.1, "max_grad_norm": 0.1, "per_device_train_batch_size": 4 // processes}
     if kind == "trainer":
         trainer = freeze_trainer(model, folder, rows=ROWS, freeze_plan=PLAN, **values)
@@ -39,10 +40,14 @@ def run(kind: str, folder: Path) -> dict:
     return {"moved": moved[MATRIX], "others": others, "rows": now[MATRIX][61:]}
 
 
-if __name__ == "__main__":
-    out = Path(sys.argv[1])
+@process_group()
+def main() -> None:
+    out, rank = Path(sys.argv[1]), dist.get_rank()
     for kind in ("trainer", "callback"):
         found = run(kind, out / kind)
-        rows = found.pop("rows")
-        save_file({"rows": rows}, out / f"{kind}-{rank()}.safetensors")
-        (out / f"{kind}-{rank()}.json").write_text(json.dumps(found))
+        save_file({"rows": found.pop("rows")}, out / f"{kind}-{rank}.safetensors")
+        (out / f"{kind}-{rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
