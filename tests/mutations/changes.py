@@ -854,7 +854,116 @@ SUGGESTED = [
         "reporting/suggest_blocks::the_spectrum_puts_the_layer_first_whose_matrices_have_signal_above_noise",
     ),
 ]
+ROTATION = [
+    change(
+        "training/forgetting.py",
+        "            state.pop(tensor, None)",
+        "            pass",
+        "training/forgetting::the_optimizer_holds_what_trains_and_no_more_as_preview_says[adafactor]",
+        "training/rotation::each_step_moves_the_layers_of_its_period_and_the_optimizer_holds_their_state_alone",
+    ),
+    change(
+        "training/forgetting.py",
+        "    forget_frozen(optimizer, bound, gone)\n",
+        "",
+        "training/forgetting::what_is_unfrozen_again_starts_fresh_and_the_log_says_so",
+        "training/forgetting::a_checkpoint_holds_the_state_of_its_stage_and_resumes_bit_for_bit[3]",
+    ),
+    change(
+        "training/forgetting.py",
+        "    if anew:",
+        "    if False:",
+        "training/forgetting::what_is_unfrozen_again_starts_fresh_and_the_log_says_so",
+    ),
+    change(
+        "training/forgetting.py",
+        ' and not any(state.get("step", 0) for state in states)',
+        "",
+        "training/forgetting::a_second_run_begins_with_the_state_of_its_first_stage[both-adamw_torch]",
+    ),
+    change(
+        "training/run.py",
+        "            forget_frozen(self._optimizer, self._bound, self._bound.parameters.keys() - self.resolved.trains(0))",
+        "            pass",
+        "training/rotation::train_can_be_called_again_and_begins_with_the_first_period",
+    ),
+    change(
+        "training/run.py",
+        "self.resolved.rotation.period(max(step - 1, 0))",
+        "0",
+        "training/rotation::it_resumes_bit_for_bit_in_mid_period_and_between_periods[6]",
+    ),
+    change(
+        "training/run.py",
+        "        forget_frozen(self._optimizer, self._bound, before - self.trains)\n",
+        "",
+        "training/rotation::it_resumes_bit_for_bit_in_mid_period_and_between_periods[7]",
+        "training/rotation::in_a_loop_of_ones_own_gradients_and_state_are_of_what_trains_alone[False]",
+    ),
+    change(
+        "training/run.py",
+        "        self.verify()\n        self._apply(self.state.stage)\n",
+        "        self._apply(self.state.stage)\n",
+        "training/rotation::a_change_of_a_layer_while_it_is_frozen_is_proved_at_the_end_of_the_period[0]",
+        "training/rotation::a_change_of_a_layer_while_it_is_frozen_is_proved_at_the_end_of_the_period[4]",
+    ),
+    change(
+        "training/freezing.py",
+        "            parameter.grad = None\n        if (rows :=",
+        "            pass\n        if (rows :=",
+        "training/rotation::in_a_loop_of_ones_own_gradients_and_state_are_of_what_trains_alone[False]",
+        "training/rotation::in_a_loop_of_ones_own_gradients_and_state_are_of_what_trains_alone[True]",
+    ),
+    change(
+        "training/proof.py",
+        "for name, tensor in frozen.items() if name not in self.frozen}",
+        "for name, tensor in frozen.items()}",
+        "training/rotation::where_a_period_begins_a_weight_that_stays_frozen_is_read_once",
+    ),
+    change(
+        "training/schedule.py",
+        "and (takes_turns or any(",
+        "and (any(",
+        "training/rotation::a_ramp_is_refused_where_groups_hold_layers_of_several_periods",
+    ),
+    change(
+        "plan/rotation.py",
+        '        random.Random(f"{rule.seed} {cycle}").shuffle(places)',
+        "        random.shuffle(places)",
+        "plan/rotation::the_layers_follow_the_seed_and_no_global_random_state",
+    ),
+    change(
+        "plan/rotation.py",
+        'cycle if self.rule.order == "random" else 0',
+        "0",
+        "plan/rotation::every_layer_comes_once_in_a_cycle_and_each_random_cycle_has_its_own_order",
+    ),
+    change(
+        "plan/rotation.py",
+        "        if not names or not names <= self.layer_of.keys():\n            return 1.0\n",
+        "        names = names & self.layer_of.keys()\n",
+        "plan/rotation::a_group_of_several_layers_trains_while_one_of_them_does_and_with_what_trains_throughout",
+    ),
+    change(
+        "plan/rotation.py",
+        "        if periods >= self.periods_per_cycle:",
+        "        if True:",
+        "plan/rotation::a_run_that_ends_before_every_layer_had_its_turn_is_warned_of",
+    ),
+    change(
+        "plan/so_far.py",
+        "last = min(period, resolved.rotation.periods_per_cycle - 1)",
+        "last = resolved.rotation.periods_per_cycle - 1",
+        "training/model_card::what_never_came_to_train_is_not_said_to_have_trained[plan1]",
+    ),
+    change(
+        "reporting/preview/rates.py",
+        "        return not self.trains[name][stage] or not self._turn(name, step)",
+        "        return not self.trains[name][stage]",
+        "reporting/pictures::a_layer_whose_turn_it_is_not_is_grey_in_the_picture_of_a_rotation",
+    ),
+]
 CHANGES = [
     *(*SELECTION, *PLAN, *TRAINING, *SETTLING, *REPLACED, *CHECKPOINTS),
-    *(*BINARY, *FEATURES, *DEBUGGING, *REPORTING, *SUGGESTED),
+    *(*BINARY, *FEATURES, *DEBUGGING, *REPORTING, *SUGGESTED, *ROTATION),
 ]

@@ -135,12 +135,15 @@ def test_forget_is_written_and_read():
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adafactor", "rmsprop"])
-@pytest.mark.parametrize("plan", [PLAN, FreezePlan(trainable=PLAN.trainable, stages=STAGES[:1])], ids=["back", "away"])
-def test_a_second_run_begins_with_the_state_of_its_first_stage(tmp_path, plan, optim):
+@pytest.mark.parametrize(
+    "stages", [STAGES, STAGES[:1], [STAGES[0], Stage(step=4, unfreeze="layers[0]")]], ids=["back", "away", "both"]
+)
+def test_a_second_run_begins_with_the_state_of_its_first_stage(tmp_path, stages, optim):
+    plan = FreezePlan(trainable=PLAN.trainable, stages=stages)
     trainer = run(wide_bert(), tmp_path, plan=plan, optim=optim)
     watch = Held()
     trainer.add_callback(watch)
     trainer.train()
     static = Held()
     run(wide_bert(), tmp_path, plan=FreezePlan(trainable=PLAN.trainable), watch=static, optim=optim)
-    assert watch.state == static.state
+    assert watch.state[:2] == static.state[:2]
