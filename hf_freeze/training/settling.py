@@ -95,7 +95,9 @@ class SettlingMonitor:
         broadcast_object_list(distances)  # every process goes by what the main process saw
         for index, distance in zip(due, distances, strict=True):
             watch = watches.get(index, SettlingWatch())
-            if distance is not None:
+            if samples[index] is None:  # what was seen before they were frozen is over
+                watch = SettlingWatch()
+            elif distance is not None:
                 watch = watch.see(distance, settled=self._settled[index])
             watches[index] = replace(watch, sample=samples[index], seen=step, rate=0.0)
 

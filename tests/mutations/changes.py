@@ -726,6 +726,12 @@ SETTLING = [
     ),
     change(
         "training/settling.py",
+        "            if samples[index] is None:  # what was seen before they were frozen is over",
+        "            if False:",
+        "training/settled::layers_that_train_again_have_to_settle_again",
+    ),
+    change(
+        "training/settling.py",
         "* (len(flat) / count) ** 0.5",
         "* 1.0",
         "training/settled::the_distance_of_a_sample_is_an_estimate_of_that_of_all_weights",

@@ -114,6 +114,21 @@ def test_a_run_resumes_bit_equal_before_at_and_after_the_moment(tmp_path, how, s
     assert optimizer_bytes(resumed) == optimizer_bytes(whole)
 
 
+def test_layers_that_train_again_have_to_settle_again(tmp_path) -> None:
+    plan = FreezePlan(
+        trainable="all",
+        stages=[
+            Stage(settled=SETTLED, freeze="layers[0]"),
+            Stage(step=14, unfreeze="layers[0]"),
+            Stage(settled=SETTLED, freeze="layers[0]"),
+        ],
+    )
+    made = trainer(tmp_path, plan=plan, **FALLING)
+    made.train()
+    assert stages(made)[13] == 1
+    assert stages(made)[14:18] == [2, 2, 2, 2]  # a window to compare with, and another
+
+
 def test_adapters_settle_and_such_a_run_resumes_bit_equal(tmp_path) -> None:
     peft = pytest.importorskip("peft")
 
