@@ -42,7 +42,7 @@ class WhatTrained:
         tensors = self._tensors()
         self._names |= tensors.keys() & names_in_rows(names, self._cuts)
         self._names |= self._differing(tensors, known) if described else tensors.keys() - base.digests.keys()
-        self._keep(tensors.keys() - self._parameters())
+        self._keep(tensors.keys() - self._parameter_names())
 
     def add(self, names: Set[str]) -> None:
         """Note what is about to train."""
@@ -59,7 +59,7 @@ class WhatTrained:
         self._base()
         tensors = self._tensors()
         self._names |= tensors.keys() & names_in_rows(also, self._cuts)
-        proved = self._parameters() if frozen_is_proved else set()
+        proved = self._parameter_names() if frozen_is_proved else set()
         others = self._differing({name: tensor for name, tensor in tensors.items() if name not in proved})
         return {name: tensor for name, tensor in tensors.items() if name in self._names or name in others}
 
@@ -91,7 +91,7 @@ class WhatTrained:
     def _tensors(self) -> dict[str, torch.Tensor]:
         return in_rows(saved_tensors(self.model), self._cuts)
 
-    def _parameters(self) -> set[str]:
+    def _parameter_names(self) -> set[str]:
         return names_in_rows((name for name, _ in self.model.named_parameters()), self._cuts)
 
     def _keep(self, names: Iterable[str]) -> None:

@@ -459,14 +459,14 @@ CHECKPOINTS = [
     ),
     change(
         "training/what_trained.py",
-        "        new = saved_tensors(self.model).keys() & names - self._names\n        self._keep(new)\n",
-        "        new = saved_tensors(self.model).keys() & names - self._names\n",
+        "        self._keep(new)\n        self._names |= new\n",
+        "        self._names |= new\n",
         "training/trained_only::the_best_model_is_loaded_with_what_began_to_train_after_it_back_at_its_base[2]",
         "training/trained_only::one_trainer_goes_back_to_its_own_earlier_checkpoint",
     ),
     change(
         "training/what_trained.py",
-        "        self._keep(name for name in trained.tensors if name not in from_start)\n",
+        "        self._keep(name for name in trained.tensors if name not in first)\n",
         "",
         "training/trained_only::the_best_model_of_a_run_that_was_resumed_after_it_is_loaded_too",
     ),
