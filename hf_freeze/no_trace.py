@@ -11,6 +11,7 @@ True
 """
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -22,8 +23,8 @@ from torch import nn
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back what a forward pass leaves: buffers, train and eval flags and all random states."""
-    with random_states_kept(), flags_kept(model), buffers_kept(model):
+    """Put back what a forward pass leaves: attributes and buffers, train and eval flags, and all random states."""
+    with random_states_kept(), flags_kept(model), buffers_kept(model), modules_kept(model):
         yield
 
 
@@ -77,15 +78,16 @@ def flags_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Put back the values of the buffers, of which it takes a copy."""
-    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    """Put back the values of the buffers, and of tensors that are plain attributes, of which it takes a copy."""
+    plain = (value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor))
+    before = [(tensor, tensor.detach().clone()) for tensor in (*model.buffers(), *plain)]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, values in before:
-                if buffer.device.type != "meta" and not torch.equal(buffer, values):
-                    buffer.copy_(values)
+            for tensor, values in before:
+                if tensor.device.type != "meta" and not torch.equal(tensor, values):
+                    tensor.copy_(values)
 
 
 @contextmanager
@@ -120,7 +122,8 @@ def modules_kept(model: nn.Module) -> Iterator[None]:
 def _module_kept(module: nn.Module) -> Iterator[None]:
     state = {name: value for name, value in vars(module).items() if name != "_parameters"}
     # Handles point at these very dicts, so they are emptied and filled, not replaced.
-    inner = {key: dict(value) for key, value in state.items() if key.startswith("_") and isinstance(value, dict)}
+    inner = {key: dict(value) for key, value in state.items() if isinstance(value, dict)}
+    lists = {key: list(value) for key, value in state.items() if isinstance(value, list | deque)}
     try:
         yield
     finally:
@@ -130,6 +133,10 @@ def _module_kept(module: nn.Module) -> Iterator[None]:
         own.update(state)
         for key, content in inner.items():
             _refill(own[key], content)
+        for key, items in lists.items():
+            if len(own[key]) != len(items) or any(one is not other for one, other in zip(own[key], items, strict=True)):
+                own[key].clear()
+                own[key].extend(items)
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Batches of a data set by row number, as the model gets them."""
 
+import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from hf_freeze.features.errors import CacheRefused
@@ -102,6 +105,18 @@ class Digesting:
         return batch
 
 
+@dataclass(frozen=True)
+class OnCopies:
+    """A collator that does not get at the rows themselves: some take entries out of them, or write into them."""
+
+    collate: Callable[[list[Any]], Any]
+
+    def __call__(self, rows: list[Any]) -> Any:
+        with suppress(Exception):  # of rows that cannot be copied, such as open files
+            rows = [copy.deepcopy(row) for row in rows]  # one by one: the same row may be there twice
+        return self.collate(rows)
+
+
 def without_digests(batch: Mapping[str, Any]) -> tuple[Any, Keys | None]:
     """Return a batch as the collator made it, of its own type where that lets go of a key, and the digests."""
     found = batch.get(ROWS)
@@ -143,13 +158,16 @@ class Source:
         loader: Iterable[Any] = DataLoader(
             self.dataset,
             batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists will do
-            collate_fn=self.collate,
+            # Of `datasets`, every reading makes rows anew.
+            collate_fn=self.collate if isinstance(self.dataset, Dataset) else OnCopies(self.collate),
             num_workers=self.workers,
         )
-        for collated in loader:
+        for rows, collated in zip(batches, loader, strict=False):
             if not isinstance(collated, Mapping):
                 raise CacheRefused(f"its batches are no mappings, but {type(collated).__name__}")
             inputs, digests = without_digests(dict(collated))
+            if digests is not None and len(digests) != len(rows):
+                raise CacheRefused(f"its collator makes {len(digests)} rows of {len(rows)}")
             yield Batch(inputs, None if digests is None else read_as(digests, fixed_widths=self.fixed_widths))
 
     def batch(self, rows: Sequence[int]) -> Batch:

@@ -19,7 +19,7 @@ from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.extraction import CHANGING, Work, extract
 from hf_freeze.features.fingerprint import fingerprint, short
 from hf_freeze.features.frontier import Frontier, find_frontier, without_checkpointing
-from hf_freeze.features.ranks import Ranks
+from hf_freeze.features.ranks import Ranks, reason
 from hf_freeze.features.replay import Replay
 from hf_freeze.features.row_digests import Keys, keys_of, padded_in_front, read_as
 from hf_freeze.features.sets import FeatureSet, Reading, read_rows
@@ -114,8 +114,8 @@ class FeatureCache:
             try:
                 with random_states_kept(feature_set.source.dataset, feature_set.source.held):
                     kept, plans[feature_set.name] = self._prepared(feature_set, demands)
-            except CacheRefused as refusal:
-                refused[feature_set.name] = str(refusal)
+            except Exception as error:  # nothing that is looked for here may end a run that needs none of it
+                refused[feature_set.name] = reason(error)
                 continue
             if kept is not None:
                 self._kept[feature_set.name] = kept
@@ -319,20 +319,20 @@ class FeatureCache:
         if places is None:
             raise CacheRefused(CHANGING)
         how: dict[str, Any] = {"batch": batch, "places": places, "computed_in": self._coarsest(feature_set)}
-        with _mode(self._model, training=feature_set.training), without_checkpointing(self._model):
-            difference = check_stored(self._model, work.frontier, features, forward=feature_set.forward, **how)
-            if self._settings.dtype is not None:
-                self._say(
-                    logging.INFO,
-                    "What is cached for %s is stored as %s: off by at most %.2g of the largest value, in %d rows.",
-                    *(spoken(feature_set.name), str(self._settings.dtype)[6:], difference, batch.rows),
-                )
-            replay = Replay(self._model, work.frontier, features)
-            try:
+        replay = Replay(self._model, work.frontier, features)
+        try:
+            with _mode(self._model, training=feature_set.training), without_checkpointing(self._model):
+                difference = check_stored(self._model, work.frontier, features, forward=feature_set.forward, **how)
                 check_replay(self._model, replay, roots=feature_set.roots, **how)
-            except BaseException:
-                replay.remove()
-                raise
+        except BaseException:
+            replay.remove()
+            raise
+        if self._settings.dtype is not None:
+            self._say(
+                logging.INFO,
+                "What is cached for %s is stored as %s: off by at most %.2g of the largest value, in %d rows.",
+                *(spoken(feature_set.name), str(self._settings.dtype)[6:], difference, batch.rows),
+            )
         left = _padded_on_the_left(feature_set)
         return _Kept(replay, features, work.reads_labels, feature_set.source.fixed_widths, left)
 

@@ -133,7 +133,7 @@ class FeatureStore:
 
     def read(self, keys: Keys, device: torch.device) -> "Features":
         """Open the parts that hold any of these rows. Raises `CacheRefused` where a row is missing."""
-        tables, types, found = [], [], []
+        tables, types, found, unread = [], [], [], ""
         for part in self._numbers():
             try:
                 table, note = self._table(part), json.loads(self._paths(part)[1].read_text())
@@ -143,9 +143,10 @@ class FeatureStore:
                     tables.append(table)
                     found.append(held)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
-                raise CacheRefused(f"part {part} of {str(self.folder)!r} cannot be read ({error})") from error
+                # Another run may be writing it just now, for rows of its own.
+                unread = f" (part {part} cannot be read: {error})"
         if not tables:
-            raise CacheRefused(f"{str(self.folder)!r} holds none of its rows")
+            raise CacheRefused(f"{str(self.folder)!r} holds none of its rows{unread}")
         columns = []
         for index, type_ in enumerate(types):
             flat = [_flat(table.column(f"feature{index}"), positions=type_.keeps_positions) for table in tables]
@@ -153,7 +154,7 @@ class FeatureStore:
             columns.append(_ColumnReader(type_, [values for values, _ in flat], counts, device))
         features = Features(np.concatenate(found), columns)
         if features.places(keys) is None:
-            raise CacheRefused(f"{str(self.folder)!r} does not hold all of its rows")
+            raise CacheRefused(f"{str(self.folder)!r} does not hold all of its rows{unread}")
         return features
 
     def files(self) -> list[Path]:

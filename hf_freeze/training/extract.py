@@ -15,7 +15,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, defau
 
 from hf_freeze.errors import FreezeError
 from hf_freeze.features.batches import Digesting, Source
-from hf_freeze.features.check import reads_labels
+from hf_freeze.features.check import check_still, reads_labels
 from hf_freeze.features.extraction import Work, extract
 from hf_freeze.features.fingerprint import fingerprint, short
 from hf_freeze.features.frontier import Frontier, find_frontier
@@ -64,7 +64,8 @@ def extract_features(
 
     Raises:
         SelectionError: For a selection that matches nothing.
-        UnsupportedSetupError: Where the selection is not a prefix of the model, or its outputs are not one per row.
+        UnsupportedSetupError: Where the selection is not a prefix of the model, or its outputs are not one per row, are
+            random, or depend on the other rows of a batch.
         FreezeError: For a data set without rows.
     """
     model = unwrap(model)
@@ -93,9 +94,9 @@ def extract_features(
         model.eval()
         frontier = find_frontier(model, feature_set.probes, feature_set.roots)
         reading = read_rows(feature_set, Ranks())
-        read = reads_labels(
-            model, frontier, feature_set.forward, batch=feature_set.probes[0], labels=feature_set.labels
-        )
+        forward, probes = feature_set.forward, feature_set.probes
+        still = check_still(model, frontier, forward, batches=probes, shared=feature_set.shared)
+        read = reads_labels(model, frontier, forward, batch=probes[0], labels=labels, captured=still)
         keys = reading.keys(with_labels=read)
         dtype = torch.float32 if _has_bfloat16(frontier) else None
         parts = fingerprint(model, frontier, form={"dtype": str(dtype), "labels": read})
@@ -104,7 +105,7 @@ def extract_features(
         with store.locked():
             work = Work(frontier, store, keys, read, dtype, store.missing(keys), store.next_part)
             how: dict[str, Any] = {"lengths": reading.lengths, "batch_size": batch_size, "show_progress": show_progress}
-            extract(model, source, [work], feature_set.forward, **how)
+            extract(model, source, [work], forward, **how)
         return _as_dataset(work, dataset, labels, in_memory=folder is None)
 
 

@@ -134,19 +134,43 @@ def test_an_interrupted_extraction_goes_on_where_it_was(tmp_path, extracted, sma
     assert extracted == [10, 11]
 
 
-def test_where_the_disk_is_full_training_goes_on_without(tmp_path, monkeypatch, caplog, small_parts):
+@pytest.mark.parametrize("full", ["a part", "its name", "its note"])
+def test_where_the_disk_is_full_training_goes_on_without(tmp_path, monkeypatch, caplog, small_parts, full):
     plain = run(BERT, tmp_path / "plain", trainable="head", cache=False)
 
-    def full(path, *args):
-        path.write_bytes(b"half")
+    def fails(path, *given):
+        if full == "a part":
+            path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store, "_write_arrow", full)
+    where = {"a part": (store, "_write_arrow"), "its name": (Path, "replace"), "its note": (store, "write_text")}
+    monkeypatch.setattr(*where[full], fails)
     cached = run(BERT, tmp_path / "full", trainable="head")
+    monkeypatch.undo()
     assert "No space left on device" in caplog.text
     assert logged(cached) == logged(plain)
     assert not list((tmp_path / "full").rglob("*.arrow*"))
     assert not [path for path in (tmp_path / "full").rglob(".*") if path.is_file()]
+
+
+def test_nothing_that_fails_while_it_is_looked_for_ends_a_run(tmp_path, monkeypatch, caplog):
+    plain = run(BERT, tmp_path / "plain", trainable="head", cache=False)
+
+    def fails(*given):
+        raise ZeroDivisionError("no")
+
+    monkeypatch.setattr(cache, "read_rows", fails)
+    assert logged(run(BERT, tmp_path / "cached", trainable="head")) == logged(plain)
+    assert "trying it out failed (ZeroDivisionError: no)" in caplog.text
+
+
+def test_a_part_that_another_run_is_writing_does_not_hinder_one_that_reads_others(tmp_path):
+    keys, written = np.arange(6).reshape(3, 2), FeatureStore(tmp_path, {})
+    written.write(0, keys, [Column(torch.ones(3, 2))])
+    (tmp_path / "part-00001.arrow").write_bytes(b"half")
+    assert written.read(keys, torch.device("cpu")).rows(0, torch.tensor([2])).tolist() == [[1, 1]]
+    with pytest.raises(CacheRefused, match="part 1 cannot be read"):
+        written.read(keys + 1, torch.device("cpu"))
 
 
 def test_too_much_for_the_limit_or_the_disk_is_refused_with_the_figure(tmp_path, monkeypatch, caplog):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
+from torch import nn
 
 from hf_freeze import FreezeError, SelectionError, UnsupportedSetupError, extract_features
 from tests import models
@@ -134,3 +135,28 @@ def test_a_peft_model_is_given_every_input_that_the_model_inside_takes():
     np.testing.assert_allclose(extract_features(with_adapter, rows, "all")["features"], expected["features"])
     without = [{name: value for name, value in row.items() if name != "token_type_ids"} for row in rows]
     assert extract_features(base, without, "all")["features"] != expected["features"]
+
+
+class Centred(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+class Noisy(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
+@pytest.mark.parametrize(("odd", "why"), [(Centred(), "depends on the other rows"), (Noisy(), "is random")])
+def test_rows_whose_features_are_not_their_own_are_refused(odd, why):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Sequential(nn.Linear(4, 8), odd, nn.Linear(8, 8)), nn.Linear(8, 2)
+
+        def forward(self, x, labels=None):
+            return {"logits": self.head(self.body(x))}
+
+    rows = [{"x": torch.randn(4, generator=torch.Generator().manual_seed(row)), "labels": 0} for row in range(20)]
+    with pytest.raises(UnsupportedSetupError, match=why):
+        extract_features(Model(), rows, "body")

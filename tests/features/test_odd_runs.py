@@ -210,7 +210,48 @@ SHIFTED = [LONG[index * 13 % 70] for index in range(70)]
 LONGEST = max(len(row["input_ids"]) for row in texts())
 EVALUATIONS = {"easy": texts(11, seed=1), "hard": texts(9, seed=2, least=10)}
 
+
+def popped(rows):
+    """A collator that takes the labels out of the rows: a second reading finds none."""
+    labels = [row.pop("label") for row in rows]
+    return Pad()([{**row, "label": label} for row, label in zip(rows, labels, strict=True)])
+
+
+def counted_down(rows):
+    """A collator that writes into the rows: each reading finds other numbers."""
+    for row in rows:
+        row["input_ids"][:] = [number - 1 if number > 6 else number for number in row["input_ids"]]
+    return Pad()(rows)
+
+
+class Remembers(Head):
+    """A head that reads what it keeps of earlier batches: a tensor, one that it writes into, and a list."""
+
+    def __init__(self):
+        super().__init__(self.moved)
+        self.last, self.sum, self.sizes = None, torch.zeros(16), []
+
+    def moved(self, hidden):
+        shift = self.sum / 50 + len(self.sizes) / 10 + (0 if self.last is None else self.last)
+        self.last = hidden.detach().mean(0)
+        self.sum += self.last
+        self.sizes.append(len(hidden))
+        return hidden + shift
+
+
+def remembering():
+    torch.manual_seed(0)
+    return Remembers()
+
+
 ODD = {
+    "a collator that makes two rows of one": Odd(NONE, Case(bert, collate=lambda rows: Pad()(rows + rows))),
+    "a collator that takes entries out of the rows": Odd(
+        NONE,  # those of the first batches are gone by then
+        Case(bert, collate=popped),
+        given={"num_train_epochs": 1, "eval_strategy": "no", "remove_unused_columns": False},
+    ),
+    "a head that remembers": Odd(case=Case(remembering), trainable="out"),
     "drop_last": Odd(given={"dataloader_drop_last": True}),
     "workers": Odd(given={"dataloader_num_workers": 2, "num_train_epochs": 2}),
     "batches of one": Odd(NONE, given={"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}),
@@ -275,6 +316,20 @@ def test_an_odd_run_ends_where_one_without_features_does(tmp_path, caplog, what)
     assert kept == [odd.kept]
     assert "are not those that were cached" not in caplog.text
     assert_same(plain, cached)
+
+
+def test_where_a_collator_leaves_rows_out_the_reason_is_said(tmp_path, caplog):
+    case = Case(bert, collate=lambda rows: Pad()([row for row in rows if row["input_ids"][-1] != 7]))
+    rows = [{**row, "input_ids": [*row["input_ids"], 5 + number % 9]} for number, row in enumerate(texts())]
+    plain = run(case, tmp_path / "plain", trainable="head", rows=rows, cache=False)
+    assert_same(plain, run(case, tmp_path / "cached", trainable="head", rows=rows))
+    assert "training set: its collator makes 23 rows of 26" in caplog.text
+
+
+def test_a_collator_that_writes_into_the_rows_finds_them_as_in_a_run_without(tmp_path):
+    case = Case(bert, collate=counted_down)
+    plain = run(case, tmp_path / "plain", trainable="head", cache=False)
+    assert_same(plain, run(case, tmp_path / "cached", trainable="head"))
 
 
 def multiple_of(number):

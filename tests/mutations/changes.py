@@ -362,6 +362,61 @@ FEATURES = [
         "features/odd_runs::an_odd_run_ends_where_one_without_features_does[batches that take no other key]",
     ),
     change(
+        "features/batches.py",
+        "            rows = [copy.deepcopy(row) for row in rows]",
+        "            pass",
+        "features/odd_runs::an_odd_run_ends_where_one_without_features_does[a collator that takes entries out of the rows]",
+        "features/odd_runs::a_collator_that_writes_into_the_rows_finds_them_as_in_a_run_without",
+    ),
+    change(
+        "features/batches.py",
+        "            if digests is not None and len(digests) != len(rows):",
+        "            if False:",
+        "features/odd_runs::where_a_collator_leaves_rows_out_the_reason_is_said",
+    ),
+    change(
+        "features/cache.py",
+        "            except Exception as error:  # nothing that is looked for here",
+        "            except CacheRefused as error:  #",
+        "features/cache::nothing_that_fails_while_it_is_looked_for_ends_a_run",
+    ),
+    change(
+        "features/store.py",
+        "except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:",
+        "except ZeroDivisionError as error:",
+        "features/cache::a_part_that_another_run_is_writing_does_not_hinder_one_that_reads_others",
+    ),
+    change(
+        "features/check.py",
+        "        with untouched(model):  # a head may remember",
+        "        if True:  # a head may remember",
+        "features/odd_runs::an_odd_run_ends_where_one_without_features_does[a head that remembers]",
+    ),
+    change(
+        "no_trace.py",
+        "buffers_kept(model), modules_kept(model):\n        yield",
+        "buffers_kept(model):\n        yield",
+        "features/odd_runs::an_odd_run_ends_where_one_without_features_does[a head that remembers]",
+    ),
+    change(
+        "no_trace.py",
+        "(*model.buffers(), *plain)",
+        "model.buffers()",
+        "features/odd_runs::an_odd_run_ends_where_one_without_features_does[a head that remembers]",
+    ),
+    change(
+        "no_trace.py",
+        "isinstance(value, list | deque)",
+        "False",
+        "features/odd_runs::an_odd_run_ends_where_one_without_features_does[a head that remembers]",
+    ),
+    change(
+        "training/extract.py",
+        "still = check_still(model, frontier, forward, batches=probes, shared=feature_set.shared)",
+        "still = None",
+        "features/extract::rows_whose_features_are_not_their_own_are_refused",
+    ),
+    change(
         "training/cached_features.py",
         "            except Exception as error:  # a loader that the run itself may never build",
         "            except CacheRefused as error:",
@@ -543,7 +598,7 @@ CHECKPOINTS = [
     change(
         "training/trained_only.py",
         "            shutil.copy(trained, run_folder)\n",
-        "            pass\n",
+        "            pass",
         "training/trained_shared::what_trained_is_in_the_folder_that_is_pushed",
     ),
     change(
@@ -555,7 +610,7 @@ CHECKPOINTS = [
     change(
         "training/trainer.py",
         "            refuse_split_checkpoints(self._settings, args, model)\n",
-        "            pass\n",
+        "            pass",
         "training/trained_shared::weights_in_pieces_are_refused_in_the_constructor",
     ),
     change(
@@ -659,7 +714,7 @@ REPLACED = [
     change(
         "training/planned_training.py",
         "            self._run.hold_adapters()\n",
-        "            pass\n",
+        "            pass",
         "training/replaced::an_adapter_that_is_off_for_a_while_comes_back_as_the_plan_has_it[ReferenceTrainer-2-mixin]",
     ),
     change(
