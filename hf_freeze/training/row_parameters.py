@@ -2,8 +2,8 @@
 
 autograd knows whole tensors only, and an optimizer decays and moves all that it holds, also by a gradient of zeros. So:
 
-- The matrix requires a gradient. A hook sets that of frozen rows to zero before anything sees it: before it is
-  accumulated, before DistributedDataParallel reduces it, before it is clipped.
+- The matrix requires a gradient. A hook sets that of frozen rows to zero as soon as it is accumulated, before
+  DistributedDataParallel reduces it and before it is clipped.
 - `members` gives one parameter per run of rows, which shares memory with the matrix. An optimizer over these steps,
   decays and keeps moments for these rows alone; `param_groups` and FreezeTrainer build theirs so. Their gradients are
   views of the matrix's own, set as backward ends and once more before the optimizer steps.
@@ -84,7 +84,7 @@ class _CutMatrix:
         self._matrix = ref(matrix)
         self.shape = matrix.shape
         self._members: dict[Run, nn.Parameter] = {}
-        self._runs: list[Run] = []
+        self._frozen_runs: list[Run] = []
         self._linked: torch.Tensor | None = None
         self._hooks: list[RemovableHandle] = []
 
@@ -103,11 +103,11 @@ class _CutMatrix:
 
     def train(self, trained: torch.Tensor) -> None:
         matrix = self._there()
-        self.trained, self._runs = trained, runs(trained)
+        self.trained, self._frozen_runs = trained, runs(~trained)
         if trained.any() and not self._hooks:
             hooked: Any = matrix  # torch declares no types here
-            self._hooks.append(hooked.register_hook(self._without_frozen))
-            self._hooks.append(hooked.register_post_accumulate_grad_hook(self._link))
+            self._hooks.append(hooked.register_hook(self._before_accumulating))
+            self._hooks.append(hooked.register_post_accumulate_grad_hook(self._accumulated))
         if matrix.grad is not None:
             matrix.grad[~trained.to(matrix.grad.device)] = 0
         self._share(matrix)
@@ -134,15 +134,15 @@ class _CutMatrix:
             if not holds_all:
                 self._there().grad = None
 
-    def frozen_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the places of the frozen rows, and a copy of these rows."""
-        matrix = self._there()
-        places = (~self.trained).nonzero().flatten().to(matrix.device)
-        return places, matrix.detach()[places]
+    def frozen_rows(self) -> list[torch.Tensor]:
+        """Return a copy of each run of frozen rows."""
+        matrix = self._there().detach()
+        return [matrix[start:stop].clone() for start, stop in self._frozen_runs]
 
-    def put_back(self, places: torch.Tensor, rows: torch.Tensor) -> None:
-        with torch.no_grad():
-            self._there()[places] = rows
+    def put_back(self, rows: Iterable[torch.Tensor]) -> None:
+        matrix = self._there().detach()
+        for (start, stop), run in zip(self._frozen_runs, rows, strict=True):
+            matrix[start:stop] = run
 
     def _there(self) -> nn.Parameter:
         matrix = self._matrix()
@@ -171,14 +171,16 @@ class _CutMatrix:
             gradient = matrix.grad if member.requires_grad else None
             member.grad = None if gradient is None else gradient[slice(*run)]
 
-    def _without_frozen(self, gradient: torch.Tensor) -> torch.Tensor:
+    def _before_accumulating(self, gradient: torch.Tensor) -> None:
         self._drop_let_go(self._there())
-        if self.trained.all():
-            return gradient
-        masked = torch.zeros_like(gradient)
-        for start, stop in self._runs:
-            masked[start:stop] = gradient[start:stop]
-        return masked
+
+    def _accumulated(self, matrix: torch.Tensor) -> None:
+        # Here the matrix owns its gradient; what a hook is given before may be that of other tensors, too.
+        assert matrix.grad is not None
+        with torch.no_grad():
+            for start, stop in self._frozen_runs:
+                matrix.grad[start:stop] = 0
+        self._link(matrix)
 
     def _drop_let_go(self, matrix: nn.Parameter) -> None:
         """Drop the matrix's gradient where the optimizer's `zero_grad` has dropped those of its members."""
@@ -222,11 +224,11 @@ def _watch_optimizers() -> None:
         for matrix, cut, held in _held_by(optimizer):
             cut.before_step()
             if any(one is matrix for one in held) and not cut.trained.all():
-                kept[optimizer].append((cut, *cut.frozen_rows()))
+                kept[optimizer].append((cut, cut.frozen_rows()))
 
     def after(optimizer: Optimizer, *_: Any) -> None:
-        for cut, places, rows in kept.pop(optimizer, []):
-            cut.put_back(places, rows)
+        for cut, rows in kept.pop(optimizer, []):
+            cut.put_back(rows)
         for matrix, cut, held in _held_by(optimizer):
             cut.after_step(held, holds_all=any(one is matrix for one in held))
 
