@@ -257,6 +257,18 @@ def test_only_the_head_of_ones_own_moves(printed) -> None:
     assert number("Accuracy {} on", printed) > 0.9
 
 
+@pytest.mark.slow
+@example("train_new_tokens.py")
+def test_rows_of_new_tokens_and_the_head_train_and_nothing_else(printed) -> None:
+    moved = re.findall(r"^Moved: (\d+) of (\d+) rows of (\S+)\.$", printed, flags=re.M)
+    assert moved[0] == ("3", "30525", "bert.embeddings.word_embeddings.weight")
+    assert {name for *_, name in moved[1:]} == {"classifier.weight", "classifier.bias"}
+    assert "The other rows are bit-equal: True" in printed
+    assert number("Saved: {} kB.", printed) < 30
+    assert "Loaded: bert.embeddings.word_embeddings.weight[30522:30525]" in printed
+    assert re.search(r"^(spam|ham)  See you at lunch", printed, flags=re.M)
+
+
 @example("only_my_layer.py")
 def test_bert_stays_and_the_new_layer_leaves_its_own_initialisation(printed) -> None:
     assert re.findall(r"The new layer is the identity: (\w+)", printed) == ["True", "False"]
