@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -22,6 +23,7 @@ from hf_freeze.training.digests import digests
 from hf_freeze.training.run import FreezeRun, FreezeSettings
 from hf_freeze.training.trained_file import TRAINED_NAME
 from tests.models import text_batch, text_rows, tiny_llama
+from tests.nearness import assert_near
 from tests.reporting.test_preview_state import Held
 from tests.training.runs import AtStep, arguments, freeze_trainer, weights
 from tests.training.staged import Snapshots
@@ -220,3 +222,49 @@ def test_where_a_period_begins_a_weight_that_stays_frozen_is_read_once(tmp_path,
     run(tmp_path, watch=AtStep(lambda model, optimizer: read.clear(), step=3), max_steps=4)
     # Where the period begins, and at the end of the run.
     assert read.count("model.embed_tokens.weight") == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+def test_it_ends_the_same_on_stored_features_with_recomputation_and_in_parts_of_a_batch(tmp_path):
+    def ends(name, **values):
+        return weights(run(tmp_path / name, adam_epsilon=1e-3, **values).model)
+
+    expected = ends("plain")
+    stored = ends("stored", cache_frozen=True, cache_frozen_always=True)
+    recomputed = ends("recomputed", gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
+    for found in (stored, recomputed):
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+    assert_near(ends("parts", per_device_train_batch_size=2, gradient_accumulation_steps=2), expected, floor=0.1)
+
+
+@pytest.mark.parametrize("always", [["head", "embeddings[-3:]"], ["embeddings", "norms"], None], ids=str)
+def test_whatever_trains_throughout_it_resumes_bit_for_bit(tmp_path, always):
+    values = {"plan": recipes.rotate(layers=2, every=3, seed=1, always=always), "weight_decay": 0.1}
+    whole = weights(run(tmp_path, save_strategy="steps", save_steps=5, **values).model)
+    resumed = run(tmp_path / "again", resume=str(tmp_path / "run" / "checkpoint-5"), seed=1, **values)
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(resumed.model).items())
+
+
+def test_the_layers_of_a_lora_take_turns_with_their_adapters_and_resume_bit_for_bit(tmp_path):
+    def train(folder, **more):
+        lora = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"])
+        torch.manual_seed(0)
+        made = get_peft_model(model(), lora)
+        trainer = freeze_trainer(made, folder, freeze_plan=PLAN, max_steps=9, save_strategy="steps", save_steps=4)
+        trainer.train(**more)
+        return trainer
+
+    whole = train(tmp_path)
+    first = whole.resolved_plan.trains(0, 0)
+    assert {"lora_A", "base_layer"} <= {part for name in first for part in name.split(".")}
+    resumed = train(tmp_path / "again", resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+    expected = weights(whole.model)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(resumed.model).items())
+
+
+@pytest.mark.parametrize("changed", [{"every": 4}, {"seed": 2}, {"layers": 1}, {"order": "ascending"}])
+def test_a_checkpoint_of_another_rotation_is_that_of_another_plan(tmp_path, changed):
+    run(tmp_path, save_strategy="steps", save_steps=4, max_steps=4)
+    other = recipes.rotate(**{"layers": 2, "every": 3, "seed": 1, **changed})
+    with pytest.raises(PlanError, match="another plan"):
+        run(tmp_path / "again", plan=other, resume=str(tmp_path / "run" / "checkpoint-4"))
