@@ -80,7 +80,7 @@ class Settled:
         PlanError: For a value of another type or out of range.
     """
 
-    threshold: float = 0.75
+    threshold: float = 0.5
     window: float = 0.05
     patience: int = 2
 
