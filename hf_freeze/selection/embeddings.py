@@ -59,10 +59,13 @@ def _input_embeddings(model: PreTrainedModel) -> nn.Module | None:
         return None
 
 
-def gathered_sparsely(model: nn.Module) -> set[int]:
-    """Return the ids of the tables whose gradients are sparse."""
-    tables = (module for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag))
-    return {id(table.weight) for table in tables if table.sparse}
+def tables_in_one_piece(model: nn.Module) -> dict[int, str]:
+    """Return the ids of the tables of which rows cannot be told apart, each with the reason."""
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)]
+    sparse = "its gradients are sparse. Build the embedding with sparse=False"
+    rescaled = "looking rows up scales them to max_norm, frozen ones too. Build the embedding with max_norm=None"
+    reasons = {id(table.weight): sparse for table in tables if table.sparse}
+    return reasons | {id(table.weight): rescaled for table in tables if table.max_norm is not None}
 
 
 def stem_paths(model: nn.Module, stacks: tuple[Stack, ...]) -> frozenset[str]:

@@ -6,7 +6,7 @@ belongs to exactly one part: head, embeddings, layers or rest.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -19,9 +19,9 @@ from hf_freeze.errors import FreezeError, UnsupportedSetupError
 from hf_freeze.selection import peft_support
 from hf_freeze.selection.embeddings import (
     embedding_paths,
-    gathered_sparsely,
     names_an_embedding,
     stem_paths,
+    tables_in_one_piece,
     word_embeddings,
 )
 from hf_freeze.selection.frozen_marks import frozen_by_us
@@ -139,7 +139,7 @@ def map_model(model: nn.Module) -> ModelMap:
         not_floating=frozenset(name for name in ties if not _can_have_gradient(by_name[name])),
         shapes={name: tuple(getattr(by_name[name], "ds_shape", by_name[name].shape)) for name in ties},
         word_embeddings=_names_of(word_embeddings(model), ties, by_name),
-        uncuttable=_uncuttable(ties, by_name, gathered_sparsely(model)),
+        uncuttable=_uncuttable(ties, by_name, tables_in_one_piece(model)),
     )
 
 
@@ -150,7 +150,7 @@ def _names_of(
     return frozenset(name for name in ties if id(by_name[name]) in ids)
 
 
-def _uncuttable(ties: Iterable[str], by_name: Mapping[str, torch.Tensor], sparse: Collection[int]) -> dict[str, str]:
+def _uncuttable(ties: Iterable[str], by_name: Mapping[str, torch.Tensor], tables: Mapping[int, str]) -> dict[str, str]:
     """Canonical name -> why rows of it cannot train while others are frozen."""
     reasons: dict[str, str] = {}
     for name in ties:
@@ -159,8 +159,8 @@ def _uncuttable(ties: Iterable[str], by_name: Mapping[str, torch.Tensor], sparse
             reasons[name] = "FSDP2, tensor parallelism or ZeRO-3 keeps it in shards. Use DistributedDataParallel"
         elif not _can_have_gradient(tensor) or type(tensor.data) is not torch.Tensor:
             reasons[name] = "its values are quantised or packed. Load the model without quantisation"
-        elif id(tensor) in sparse:
-            reasons[name] = "its gradients are sparse. Build the embedding with sparse=False"
+        elif id(tensor) in tables:
+            reasons[name] = tables[id(tensor)]
     return reasons
 
 

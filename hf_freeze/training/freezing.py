@@ -32,6 +32,8 @@ def freeze(model: nn.Module, selection: Selection = "all") -> list[str]:
 
     Of rows of a matrix that still trains, such as `"embeddings[:30522]"`, the gradient is 0, and an optimizer that
     holds the matrix leaves them as they are; one over `param_groups(model, ...)` has moments for the other rows alone.
+    `requires_grad_(True)` does not let these rows train again, `unfreeze` does. Copies and pickles of the model do not
+    know of them: freeze them there anew, and shard a model (`fully_shard`) only whole.
 
     Args:
         model: Any module, wrapped (DDP, DataParallel, torch.compile) or not.

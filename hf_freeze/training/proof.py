@@ -9,6 +9,7 @@ import torch.distributed as dist
 from hf_freeze.errors import FreezeViolation
 from hf_freeze.plan.tables import part_labels
 from hf_freeze.selection.norms import is_norm
+from hf_freeze.selection.rows import rows_named
 from hf_freeze.training.backends import group_members, is_sharded, local, uses_master_weights
 from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.digests import digests, over_shards
@@ -124,10 +125,11 @@ class FreezeProof:
             )
         idle = [name for name in self._unmoved if name in self._had_rate - self._had_gradient]
         if whole := [label for label, names in self._units().items() if names <= set(idle)]:
+            tokens = "no batch with a token of these rows, " if any(map(rows_named, idle)) else ""
             raise FreezeViolation(
                 f"{_listing(idle)} did not change: no gradient other than zero ever reached them. Nothing of "
-                f"{', '.join(whole)} trained. Likely causes: detach() or no_grad() between it and the loss, or a part "
-                "that the model does not use."
+                f"{', '.join(whole)} trained. Likely causes: {tokens}detach() or no_grad() between it and the loss, or "
+                "a part that the model does not use."
             )
         self._warn(
             idle,

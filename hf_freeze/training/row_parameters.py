@@ -104,25 +104,25 @@ class _CutMatrix:
     def train(self, trained: torch.Tensor) -> None:
         matrix = self._there()
         self.trained, self._frozen_runs = trained, runs(~trained)
-        if trained.any() and not self._hooks:
+        if trained.all() and not self._members:
+            self.let_go()
+        elif trained.any() and not self._hooks:
             hooked: Any = matrix  # torch declares no types here
             self._hooks.append(hooked.register_hook(self._before_accumulating))
             self._hooks.append(hooked.register_post_accumulate_grad_hook(self._accumulated))
         if matrix.grad is not None:
             matrix.grad[~trained.to(matrix.grad.device)] = 0
-        self._share(matrix)
         self._link(matrix)
 
     def let_go(self) -> None:
         """Take the hooks off the matrix."""
-        for hook in self._hooks:
-            hook.remove()
+        while self._hooks:
+            self._hooks.pop().remove()
 
     def before_step(self) -> None:
         """Give the members their gradients, whatever became of the matrix's since backward."""
         matrix = self._there()
         self._drop_let_go(matrix)
-        self._share(matrix)
         self._link(matrix)
 
     def after_step(self, held: Iterable[torch.Tensor], *, holds_all: bool) -> None:
@@ -157,7 +157,7 @@ class _CutMatrix:
     def _trains(self, run: Run) -> bool:
         return bool(self.trained[slice(*run)].all())
 
-    def _share(self, matrix: nn.Parameter) -> None:
+    def _share(self, matrix: torch.Tensor) -> None:
         """Let members be where the matrix is now: `model.to(device)` puts other memory in its place."""
         for run, member in self._members.items():
             rows = matrix.detach()[slice(*run)]
@@ -166,6 +166,8 @@ class _CutMatrix:
             member.requires_grad_(matrix.requires_grad and self._trains(run))
 
     def _link(self, matrix: torch.Tensor) -> None:
+        # First: a gradient cannot be set that has another type or device than its parameter.
+        self._share(matrix)
         self._linked = matrix.grad
         for run, member in self._members.items():
             gradient = matrix.grad if member.requires_grad else None

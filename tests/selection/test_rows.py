@@ -136,6 +136,8 @@ def test_rows_of_a_model_of_ones_own():
 def test_rows_that_cannot_train_apart_are_refused_with_the_reason():
     with pytest.raises(UnsupportedSetupError, match="its gradients are sparse"):
         picked("tokens[-3:]", Tables(sparse=True))
+    with pytest.raises(UnsupportedSetupError, match="scales them to max_norm, frozen ones too"):
+        picked("tokens[-3:]", Tables(max_norm=0.5))
     model = Tables()
     model.out.weight = nn.Parameter(torch.zeros(10, 4, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(UnsupportedSetupError, match="quantised"):

@@ -14,6 +14,7 @@ from transformers import Trainer
 from hf_freeze import (
     FreezeCallback,
     FreezePlan,
+    FreezeViolation,
     PlanError,
     Stage,
     UnsupportedSetupError,
@@ -189,6 +190,37 @@ def test_rows_follow_a_matrix_that_is_put_elsewhere():
     before = weights(model)
     step(model, optimizer)
     assert moved_rows(before, model) == {WORDS: [61, 62, 63]}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_rows_follow_a_model_that_gets_another_type_between_two_steps(dtype):
+    model = tiny_bert()
+    freeze(model, ["all", f"!{NEW}"])
+    optimizer = torch.optim.SGD(param_groups(model, lr=1.0), lr=1.0)
+    step(model, optimizer)
+    model.to(dtype)
+    before = weights(model)
+    step(model, optimizer)
+    assert moved_rows(before, model) == {WORDS: [61, 62, 63]}
+
+
+def test_nothing_stays_at_a_matrix_that_trains_whole_again():
+    model = tiny_bert()
+    freeze(model, "embeddings[:5]")
+    matrix = model.get_parameter(WORDS)
+    assert [len(matrix._backward_hooks), len(matrix._post_accumulate_grad_hooks)] == [1, 1]
+    unfreeze(model)
+    assert [len(matrix._backward_hooks), len(matrix._post_accumulate_grad_hooks)] == [0, 0]
+    freeze(model, "embeddings[:5]")
+    before = weights(model)
+    step(model, torch.optim.AdamW(model.parameters()), tokens=(3, 61, 5))
+    assert moved_rows(before, model)[WORDS] == [*range(5, 64)]
+
+
+def test_rows_of_which_no_batch_has_a_token_are_reported_with_that_cause(tmp_path):
+    rows = [{**row, "input_ids": [5, 6, 7]} for row in ROWS]
+    with pytest.raises(FreezeViolation, match=r"Nothing of 'embeddings\[-3:\]' trained. .* no batch with a token of"):
+        run(tiny_bert(), tmp_path, rows=rows, trainable=["head", NEW], weight_decay=0.0, max_steps=2)
 
 
 def test_rows_that_train_follow_the_stages(tmp_path):
