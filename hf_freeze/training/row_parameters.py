@@ -192,6 +192,11 @@ class _CutMatrix:
 
 
 def _cut(matrix: nn.Parameter) -> _CutMatrix:
+    if hasattr(matrix, "to_local"):
+        raise UnsupportedSetupError(
+            "A matrix of which rows should train is kept in shards (FSDP2, tensor parallelism), where rows cannot be "
+            "frozen. Train the whole matrix, or use DistributedDataParallel."
+        )
     _watch_optimizers()
     known = _known(matrix)
     if known is None:

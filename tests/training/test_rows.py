@@ -6,14 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import transformers as hf
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from transformers import Trainer
 
 from hf_freeze import (
     FreezeCallback,
     FreezePlan,
+    FreezeRun,
+    FreezeSettings,
     FreezeViolation,
     PlanError,
     Stage,
@@ -316,6 +321,21 @@ def test_sharded_weights_are_refused(tmp_path, monkeypatch, backend):
     monkeypatch.setattr("hf_freeze.training.setup.is_whole", lambda args: False)
     with pytest.raises(UnsupportedSetupError, match="tells rows of 'bert.embeddings.word_embeddings.weight' apart"):
         freeze_trainer(tiny_bert(), tmp_path, trainable=["head", NEW])
+
+
+def test_a_matrix_that_was_sharded_since_the_plan_was_resolved_is_refused(tmp_path):
+    model = tiny_bert()
+    resolved = FreezePlan(trainable=["head", NEW]).resolve(model)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        table = model.bert.embeddings.word_embeddings
+        table.weight = nn.Parameter(distribute_tensor(table.weight.detach(), mesh, [Shard(0)]))
+        optimizer = torch.optim.AdamW(model.parameters())
+        with pytest.raises(UnsupportedSetupError, match="kept in shards"):
+            FreezeRun(resolved, model, optimizer, settings=FreezeSettings(), max_steps=2, steps_per_epoch=None)
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd", "adafactor"])
