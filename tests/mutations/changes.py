@@ -1024,7 +1024,71 @@ ROTATION = [
         "reporting/pictures::a_layer_whose_turn_it_is_not_is_grey_in_the_picture_of_a_rotation",
     ),
 ]
+ROWS = [
+    change(
+        "training/row_parameters.py",
+        "                matrix.grad[start:stop] = 0\n",
+        "                pass\n",
+        "training/rows::only_the_gradient_of_what_trains_is_clipped_and_logged",
+    ),
+    change(
+        "training/row_parameters.py",
+        "            matrix[start:stop] = run\n",
+        "            pass\n",
+        "training/rows::a_loop_of_ones_own_over_all_parameters_leaves_the_other_rows",
+        "training/rows::a_plain_trainer_whose_optimizer_holds_the_matrix_leaves_the_other_rows[adamw_torch]",
+    ),
+    change(
+        "training/row_parameters.py",
+        "            matrix.grad = self._linked = None\n",
+        "            pass\n",
+        "training/rows::gradients_that_were_zeroed_without_a_step_are_gone",
+    ),
+    change(
+        "training/row_parameters.py",
+        "                member.data = rows\n",
+        "                pass\n",
+        "training/rows::rows_follow_a_matrix_that_is_put_elsewhere",
+    ),
+    change(
+        "training/row_parameters.py",
+        "                self._there().grad = None\n",
+        "                pass\n",
+        "training/rows::no_gradient_of_a_matrix_is_kept_between_steps",
+    ),
+    change(
+        "training/row_parameters.py",
+        "        if trained.all() and not self._members:\n",
+        "        if False:\n",
+        "training/rows::nothing_stays_at_a_matrix_that_trains_whole_again",
+    ),
+    change(
+        "training/row_parameters.py",
+        "        if matrix.shape != self.shape:\n",
+        "        if False:\n",
+        "training/rows::a_matrix_that_is_resized_in_the_middle_of_a_loop_is_refused",
+    ),
+    change(
+        "training/base_files.py",
+        "    if 0 < count < len(tensor):\n",
+        "    if False:\n",
+        "training/rows_saved::rows_of_added_tokens_are_put_back_into_a_base_without_them",
+    ),
+    change(
+        "training/saved_rows.py",
+        "    return replace(base, digests={**kept, **typed_digests(parts)})\n",
+        "    return replace(base, digests=kept)\n",
+        "training/rows_saved::only_the_rows_are_written_and_load_trained_puts_them_back",
+        "training/rows_saved::another_base_is_refused_by_its_frozen_rows",
+    ),
+    change(
+        "selection/rows.py",
+        "    if outside is not None or start >= count:",
+        "    if False:",
+        "selection/rows::rows_that_there_are_not_are_refused[embeddings[-99:]-past the end]",
+    ),
+]
 CHANGES = [
     *(*SELECTION, *PLAN, *TRAINING, *SETTLING, *REPLACED, *CHECKPOINTS),
-    *(*BINARY, *FEATURES, *DEBUGGING, *REPORTING, *SUGGESTED, *ROTATION),
+    *(*BINARY, *FEATURES, *DEBUGGING, *REPORTING, *SUGGESTED, *ROTATION, *ROWS),
 ]

@@ -162,6 +162,15 @@ def test_rows_train_as_a_table_of_their_own_would():
     assert torch.equal(table.weight, torch.cat([frozen, rows]))
 
 
+def test_no_gradient_of_a_matrix_is_kept_between_steps():
+    """Neither by an optimizer that zeroes its rows alone, nor while the next batch goes through the model."""
+    model = tiny_bert()
+    freeze(model, ["all", f"!{NEW}"])
+    optimizer = torch.optim.AdamW(param_groups(model, lr=0.01))
+    step(model, optimizer)
+    assert model.get_parameter(WORDS).grad is None
+
+
 def test_gradients_that_were_zeroed_without_a_step_are_gone():
     """A gradient scaler skips a step that overflowed; the optimizer then zeroes what it holds, rows and no matrix."""
     model = tiny_bert()
