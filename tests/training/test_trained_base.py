@@ -53,7 +53,7 @@ def resized(base):
 MODELS = {
     "trained by another Trainer": (trained_by_another_trainer, HEAD, "bert.encoder.layer.0.output.dense.weight"),
     "a copy": (lambda base: copy.deepcopy(classifier(base)), LAYER, "classifier.weight"),
-    "embeddings resized": (resized, HEAD, "bert.embeddings.word_embeddings.weight"),
+    "embeddings resized": (resized, HEAD, "bert.embeddings.word_embeddings.weight[64:70]"),
     "weights of a configuration": (
         lambda base: BertForSequenceClassification(AutoConfig.from_pretrained(base)),
         HEAD,
