@@ -22,6 +22,7 @@ PACKAGES = {
     "galore_adamw": "galore_torch",
     "stable_adamw": "optimi",
 }
+COMPILED = [optim for optim, package in PACKAGES.items() if package == "torchao"]
 
 
 def wide_bert():
@@ -60,7 +61,13 @@ def trained(tmp_path, model, **values):
 
 
 @pytest.mark.filterwarnings("ignore")  # the packages' own
-@pytest.mark.parametrize("optim", ["adagrad", "rmsprop", *PACKAGES])
+@pytest.mark.parametrize(
+    "optim",
+    [
+        *("adagrad", "rmsprop", *(optim for optim in PACKAGES if optim not in COMPILED)),
+        *(pytest.param(optim, marks=pytest.mark.slow) for optim in COMPILED),
+    ],
+)
 def test_the_state_of_every_optimizer_is_what_a_run_allocates(tmp_path, optim):
     if optim in PACKAGES:
         pytest.importorskip(PACKAGES[optim])
