@@ -598,7 +598,7 @@ CHECKPOINTS = [
     change(
         "training/trained_only.py",
         "            shutil.copy(trained, run_folder)\n",
-        "            pass",
+        "            pass\n",
         "training/trained_shared::what_trained_is_in_the_folder_that_is_pushed",
     ),
     change(
@@ -610,7 +610,7 @@ CHECKPOINTS = [
     change(
         "training/trainer.py",
         "            refuse_split_checkpoints(self._settings, args, model)\n",
-        "            pass",
+        "            pass\n",
         "training/trained_shared::weights_in_pieces_are_refused_in_the_constructor",
     ),
     change(
