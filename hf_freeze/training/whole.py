@@ -154,7 +154,8 @@ def _lost_by_a_process(folder: Path) -> str | None:
     Several processes wrote them where one has a number; each node may have a folder of its own.
     """
     numbers = {int(path.stem.rpartition("_")[2]) for path in folder.glob("rng_state_[0-9]*.pth")}
-    if numbers == {0} and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+    here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or "1"  # not every launcher gives both
+    if numbers == {0} and int(here) > 1:
         return "rng_state_1.pth"
     expected = range(min(numbers, default=0), max(numbers, default=0))
     return next((f"rng_state_{number}.pth" for number in expected if number not in numbers), None)
