@@ -20,12 +20,7 @@ Cuts = Mapping[str, Sequence[Rows]]
 
 def cuts_of(names: Iterable[str], tensors: Mapping[str, torch.Tensor]) -> dict[str, list[Rows]]:
     """Cut each of these matrices wherever runs of its rows that are named begin or end."""
-    found: dict[str, list[Rows]] = {}
-    for name in names:
-        rows = None if name in tensors else rows_named(name)
-        if rows is not None and rows.matrix in tensors:
-            found.setdefault(rows.matrix, []).append(rows)
-    return {matrix: pieces(rows, count=len(tensors[matrix])) for matrix, rows in found.items()}
+    return {matrix: pieces(rows, count=len(tensors[matrix])) for matrix, rows in _by_matrix(names, tensors).items()}
 
 
 def in_rows(tensors: Mapping[str, torch.Tensor], cuts: Cuts) -> dict[str, torch.Tensor]:
@@ -68,11 +63,7 @@ def base_in_rows(base: Base, tensors: Mapping[str, torch.Tensor], cuts: Cuts) ->
 
 def as_held(tensors: Mapping[str, torch.Tensor], held: Iterable[str], folder: object) -> dict[str, torch.Tensor]:
     """Cut the matrices of a model as a folder holds them; raises `FreezeError` for one of another length."""
-    cuts: dict[str, list[Rows]] = {}
-    for name in held:
-        rows = None if name in tensors else rows_named(name)
-        if rows is not None and rows.matrix in tensors:
-            cuts.setdefault(rows.matrix, []).append(rows)
+    cuts = _by_matrix(held, tensors)
     for matrix, rows_held in cuts.items():
         count = max(rows.stop for rows in rows_held)
         if len(tensors[matrix]) != count:
@@ -81,3 +72,13 @@ def as_held(tensors: Mapping[str, torch.Tensor], held: Iterable[str], folder: ob
                 f"model. Resize it as it was for training: model.resize_token_embeddings({count})."
             )
     return in_rows(tensors, {matrix: sorted(found) for matrix, found in cuts.items()})
+
+
+def _by_matrix(names: Iterable[str], tensors: Mapping[str, torch.Tensor]) -> dict[str, list[Rows]]:
+    """Return, of these names, the runs of rows of matrices that are there."""
+    found: dict[str, list[Rows]] = {}
+    for name in names:
+        rows = None if name in tensors else rows_named(name)
+        if rows is not None and rows.matrix in tensors:
+            found.setdefault(rows.matrix, []).append(rows)
+    return found
