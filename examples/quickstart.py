@@ -181,7 +181,10 @@ def load_rows(script: ScriptArguments) -> Dataset | DatasetDict:
     if path.is_file():
         reader = {"tsv": "csv", "jsonl": "json"}.get(path.suffix[1:], path.suffix[1:])
         options = {"sep": "\t"} if path.suffix == ".tsv" else {}
-        return load_dataset(reader, data_files=name, **options)
+        try:
+            return load_dataset(reader, data_files=name, **options)
+        except ValueError as error:  # an empty file, or one of another kind
+            raise SystemExit(f"{name} cannot be read: {error}") from error
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return load_from_disk(name, keep_in_memory=True)  # a folder given is read, never written to
     return load_dataset(name, script.dataset_config)

@@ -129,6 +129,15 @@ def test_a_mistake_ends_with_its_message_alone_and_writes_nothing(tmp_path, flag
 
 
 @pytest.mark.slow
+def test_a_file_without_rows_ends_with_one_line(tmp_path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n", encoding="utf-8")
+    output = refused(tmp_path / "out", "--dataset_name", str(rows))
+    assert f"{rows} cannot be read" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
 def test_data_and_model_can_be_given(alone, tmp_path) -> None:
     """A csv file with columns of other names and labels that are numbers."""
     texts = [f"{SPAM if index % 3 == 0 else HAM} {index}" for index in range(60)]
