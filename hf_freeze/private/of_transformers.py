@@ -14,6 +14,7 @@ NAMES = (
     PrivateName(_TRAINER, "_load_callback_state", "override", "a resumed run keeps the callback of its plan"),
     PrivateName(_TRAINER, "_determine_best_metric", "attribute", "an evaluation that was missed counts once"),
     PrivateName(_TRAINER, "_save_checkpoint", "override", "frozen weights are proved unchanged before each save"),
+    PrivateName(_TRAINER, "_save_rng_state", "override", "a checkpoint is whole when every process has saved"),
     PrivateName(_TRAINER, "_save", "override", "save_trained_only leaves out what is frozen"),
     PrivateName(_TRAINER, "_push_from_checkpoint", "override", "what trained is pushed to the hub"),
     PrivateName(_TRAINER, "_get_num_items_in_batch", "override", "the loss of an evaluation is a mean"),

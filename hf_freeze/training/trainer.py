@@ -342,6 +342,11 @@ class FreezeTrainerMixin(
             self._freezing.save_stage_best(folder)
         super()._save_checkpoint(*args, **kwargs)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The file that makes a checkpoint whole comes next: it must not be there before each process has saved its own.
+        self.accelerator.wait_for_everyone()
+
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         """Save as the Trainer does, under PEFT with the base weights that train."""
         super().save_model(output_dir, *args, **kwargs)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import run_ranks
 from tests.launch import run
 
 SCRIPT = Path(__file__).parent / "scripts" / "killed_run.py"
@@ -18,6 +19,10 @@ def test_wherever_a_save_is_killed_the_newest_whole_checkpoint_resumes_or_is_nam
     ends = [line.split()[-1] for line in said.splitlines() if line.startswith("killed at")]
     assert ends.count("refused") >= 4
     assert "resumed" in ends
+
+
+def test_a_checkpoint_is_whole_only_when_every_process_has_saved(tmp_path) -> None:
+    run_ranks(SCRIPT.with_name("slow_second_process.py"), tmp_path)
 
 
 @pytest.mark.slow
