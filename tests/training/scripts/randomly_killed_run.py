@@ -28,10 +28,16 @@ def train(folder: Path) -> None:
     PartialState(cpu=True)
     made = trainer(folder, plan=PLAN, save_trained_only="trained_only" in sys.argv, **VALUES)
     resume = newest_whole(made, folder)
+    begun(folder, os.getpid()).touch()
     made.train(resume_from_checkpoint=resume)
     if made.is_world_process_zero():
         torch.save(weights_of(made.model), folder / "weights.tmp")
         (folder / "weights.tmp").rename(folder / "weights.pt")
+
+
+def begun(folder: Path, child: int) -> Path:
+    """Return the file that a process makes right before it trains: how long it takes to come so far depends on the load."""
+    return folder / f"begun-{child}"
 
 
 def newest_whole(made, folder: Path) -> str | None:
@@ -73,10 +79,12 @@ def start(folder: Path, processes: int) -> list[int]:
 
 
 def run(folder: Path, processes: int, kill_after: float | None = None) -> bool:
-    """Return whether it ended by itself; the last process is killed after some seconds, the others some later."""
+    """Return whether it ended by itself; the last process is killed after some seconds of training, the others later."""
     folder.mkdir(exist_ok=True)
     children = start(folder, processes)
     if kill_after is not None:
+        while not begun(folder, children[-1]).exists() and not ended(children[-1]):
+            time.sleep(0.01)
         time.sleep(kill_after)
         os.kill(children[-1], signal.SIGKILL)
         time.sleep(0.3 * (processes > 1))
@@ -85,16 +93,21 @@ def run(folder: Path, processes: int, kill_after: float | None = None) -> bool:
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * processes
 
 
+def ended(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def main() -> None:
     out, kills, processes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    clock, begin = random.Random(0), time.monotonic()
-    assert run(out / "whole", processes)
-    length, killed, runs = time.monotonic() - begin, 0, 0
-    expected = torch.load(out / "whole" / "weights.pt")
+    clock, whole, killed, runs = random.Random(0), out / "whole", 0, 0
+    assert run(whole, processes)
+    weights = whole / "weights.pt"
+    length = weights.stat().st_mtime - min(path.stat().st_mtime for path in whole.glob("begun-*"))
+    expected = torch.load(weights)
     while killed < kills:
         runs += 1
         folder = out / str(runs)
-        while not run(folder, processes, clock.uniform(0.3, 0.8) * length):
+        while not run(folder, processes, clock.uniform(0, 0.8) * length):
             killed += 1
         found = torch.load(folder / "weights.pt")
         assert all(torch.equal(weight, found[name]) for name, weight in expected.items()), folder
