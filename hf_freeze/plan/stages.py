@@ -61,13 +61,18 @@ class Plateau:
         return not self.metric.endswith("loss") if self.greater_is_better is None else self.greater_is_better
 
 
+FRESH_STEPS = 10
+"""So many first steps say nothing of whether layers settle: Adam's are longer, until momentum averages gradients."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settled:
     """The moment when what a stage freezes hardly moves any more.
 
     Over each window of steps, the distance is taken that these weights have moved, over the sum of their learning
     rates: a schedule that decays makes all weights move less, and settles nothing. They have settled when it falls to
-    `threshold` of the most in any window so far. Layer by layer from below is the way of AutoFreeze (Liu et al., 2021,
+    `threshold` of the most in any window so far. Windows do not count while the rate rises, as in a warmup, nor in the
+    first ten steps of training. Layer by layer from below is the way of AutoFreeze (Liu et al., 2021,
     arXiv 2102.01386). That ranks layers by the change of their gradient norm and always freezes some; this waits, and
     freezes nothing where all layers go on as before.
 
@@ -96,6 +101,11 @@ class Settled:
     def window_steps(self, max_steps: int) -> int:
         """Return how many optimizer steps a window has in a run of `max_steps`."""
         return int(self.window) if self.window >= 1 else max(round(self.window * max_steps), 1)
+
+    def least_steps(self, max_steps: int) -> int:
+        """Return after how many steps of such a run something can have settled at the earliest."""
+        window = self.window_steps(max_steps)
+        return (math.ceil(FRESH_STEPS / window) + self.patience + 1) * window
 
 
 _TIMES = ("epoch", "step", "fraction", "plateau", "settled")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from hf_freeze.errors import PlanError
-from hf_freeze.plan.stages import Stage
+from hf_freeze.plan.stages import FRESH_STEPS, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +87,11 @@ class Timeline:
 
     def _check_windows(self, max_steps: int) -> None:
         for settled in filter(None, (stage.settled for stage in self._stages)):
-            window = settled.window_steps(max_steps)
-            if (settled.patience + 1) * window >= max_steps:
+            if settled.least_steps(max_steps) >= max_steps:
                 raise PlanError(
                     f"{settled!r}: the run has {max_steps} steps, too few to measure when layers have settled: that "
-                    f"takes {settled.patience + 1} windows of {window} steps at least, and then some. Train for "
-                    "longer, or make the window smaller."
+                    f"takes {FRESH_STEPS} steps and then {settled.patience + 1} windows of "
+                    f"{settled.window_steps(max_steps)}, at least. Train for longer, or make the window smaller."
                 )
 
     def _check_order(self) -> None:

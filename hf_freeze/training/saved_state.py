@@ -114,8 +114,9 @@ def _is_watch(values: Any) -> bool:
         watch = SettlingWatch.from_dict(values)
     except (TypeError, ValueError, KeyError):
         return False
-    numbers = is_number(watch.rate) and is_number(watch.farthest) and is_number(watch.last)
-    return numbers and is_count(watch.below) and isinstance(watch.seen, int) and values.keys() == vars(watch).keys()
+    numbers = all(map(is_number, (watch.rate, watch.highest, watch.farthest, watch.last)))
+    counts = is_count(watch.below) and is_count(watch.steps) and isinstance(watch.seen, int)
+    return numbers and counts and values.keys() == vars(watch).keys()
 
 
 def _at(state: Any, path: str) -> Any:

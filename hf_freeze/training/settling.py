@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 
-from hf_freeze.errors import UnsupportedSetupError
+from hf_freeze.errors import PlanError, UnsupportedSetupError
 from hf_freeze.plan.freeze_plan import ResolvedPlan
-from hf_freeze.plan.stages import Settled
+from hf_freeze.plan.stages import FRESH_STEPS, Settled
 from hf_freeze.plan.tables import describe_parts
 from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.schedule import names_by_group
@@ -25,9 +25,11 @@ class SettlingWatch:
     """What was seen of the weights that a stage freezes.
 
     Attributes:
-        sample: Some of them, float32, as the window began; None where they did not train then.
+        sample: Some of them, float32, as the window began; None where the window does not count.
         seen: After how many steps that was.
-        rate: The sum of their learning rates since then.
+        steps: How many steps they have trained, since they were last unfrozen.
+        rate: The sum of their learning rates since the window began.
+        highest: The highest learning rate that they have had.
         farthest: The longest distance in any window, over the sum of the learning rates in it.
         last: The distance in the last one, in the same way.
         below: How many windows in a row were below the threshold.
@@ -35,10 +37,18 @@ class SettlingWatch:
 
     sample: torch.Tensor | None = None
     seen: int = -1
+    steps: int = 0
     rate: float = 0.0
+    highest: float = 0.0
     farthest: float = 0.0
     last: float = 0.0
     below: int = 0
+
+    def step(self, rate: float) -> "SettlingWatch":
+        """Return the watch after a step at this learning rate; a window in which warmup raises it does not count."""
+        rises = self.steps > 0 and rate > self.highest
+        sample, highest = None if rises else self.sample, max(self.highest, rate)
+        return replace(self, sample=sample, steps=self.steps + 1, rate=self.rate + rate, highest=highest)
 
     def see(self, distance: float, *, settled: Settled) -> "SettlingWatch":
         """Return the watch after one more window. A distance that is not finite says nothing."""
@@ -71,35 +81,36 @@ class SettlingMonitor:
         timed, stages = bound.resolved.timed, bound.resolved.stages
         self._settled = {index: stage.settled for index, stage in enumerate(timed, start=1) if stage.settled}
         self._names = {index: sorted(stages[index - 1] - stages[index]) for index in self._settled}
+        self._trains = {index: [names.issuperset(of) for names in stages] for index, of in self._names.items()}
         members = names_by_group(optimizer, bound) if self._settled else []
         self._groups = {
             index: [place for place, held in enumerate(members) if not held.isdisjoint(names)]
             for index, names in self._names.items()
         }
+        self._refuse_rates_of_0()
 
     def optimizer_steps(self, watches: dict[int, SettlingWatch], *, stage: int) -> None:
         """Add up the learning rates of what later stages freeze, for the step that the optimizer is about to make."""
         for index in filter(stage.__lt__, self._settled):
-            rates = [float(self._optimizer.param_groups[place]["lr"]) for place in self._groups[index]]
-            watch = watches.get(index, SettlingWatch())
-            watches[index] = replace(watch, rate=watch.rate + sum(rates) / max(len(rates), 1))
+            if self._trains[index][stage]:
+                rates = [float(self._optimizer.param_groups[place]["lr"]) for place in self._groups[index]]
+                watches[index] = watches.get(index, SettlingWatch()).step(sum(rates) / max(len(rates), 1))
+            else:  # what was seen before they were frozen is over
+                watches.pop(index, None)
 
     def observe(self, watches: dict[int, SettlingWatch], step: int, *, stage: int) -> None:
         """Bring the watches of later stages up to date before the optimizer step that comes after `step` steps."""
         due = [index for index, settled in self._settled.items() if index > stage and not step % self._window(settled)]
-        due = [index for index in due if watches.get(index, SettlingWatch()).seen != step]
+        due = [index for index in due if index in watches and watches[index].seen != step]
         if not due:
             return
-        samples = {index: self._sample(index) if self._trains(index, stage) else None for index in due}
-        distances = [_distance(watches.get(index, SettlingWatch()), samples[index]) for index in due]
+        samples = [self._sample(index) if watches[index].steps >= FRESH_STEPS else None for index in due]
+        distances = [_distance(watches[index], sample) for index, sample in zip(due, samples, strict=True)]
         broadcast_object_list(distances)  # every process goes by what the main process saw
-        for index, distance in zip(due, distances, strict=True):
-            watch = watches.get(index, SettlingWatch())
-            if samples[index] is None:  # what was seen before they were frozen is over
-                watch = SettlingWatch()
-            elif distance is not None:
-                watch = watch.see(distance, settled=self._settled[index])
-            watches[index] = replace(watch, sample=samples[index], seen=step, rate=0.0)
+        for index, sample, distance in zip(due, samples, distances, strict=True):
+            watch = watches[index]
+            watch = watch if distance is None else watch.see(distance, settled=self._settled[index])
+            watches[index] = replace(watch, sample=sample, seen=step, rate=0.0)
 
     def has_settled(self, watches: Mapping[int, SettlingWatch], stage: int) -> bool:
         """Tell whether what this stage freezes has settled."""
@@ -117,8 +128,16 @@ class SettlingMonitor:
     def _window(self, settled: Settled) -> int:
         return settled.window_steps(self._max_steps)
 
-    def _trains(self, index: int, stage: int) -> bool:
-        return self._bound.resolved.stages[stage].issuperset(self._names[index])
+    def _refuse_rates_of_0(self) -> None:
+        for index, places in self._groups.items():
+            groups = [self._optimizer.param_groups[place] for place in places]
+            # At the first step of a warmup the rate is 0 as well, and the scheduler knows what it rises to.
+            if groups and not any(group["lr"] or group.get("initial_lr") for group in groups):
+                parts = describe_parts(self._names[index], self._bound.resolved.model_map)
+                raise PlanError(
+                    f"The plan waits for {parts} to settle, whose learning rate is 0: they never move, so there is "
+                    "nothing to measure. Freeze them from the start, or give them a rate."
+                )
 
     def _sample(self, index: int) -> torch.Tensor:
         """Return some weights of each tensor, always the same, scaled so that distances estimate those of all."""
@@ -144,7 +163,7 @@ def refuse_settling(resolved: ResolvedPlan, what: str) -> None:
 
 
 def _distance(watch: SettlingWatch, now: torch.Tensor | None) -> float | None:
-    """Return how far the weights moved for their learning rate; None where they did not train all the while."""
+    """Return how far the weights moved for their learning rate; None where the window does not count."""
     before = watch.sample
     if before is None or now is None or len(before) != len(now) or not watch.rate:
         return None

@@ -775,15 +775,33 @@ SETTLING = [
     ),
     change(
         "training/settling.py",
-        "if watches.get(index, SettlingWatch()).seen != step]",
-        "if True]",
+        " and watches[index].seen != step]",
+        "]",
         "training/settled::asking_twice_for_one_step_measures_once",
     ),
     change(
         "training/settling.py",
-        "            if samples[index] is None:  # what was seen before they were frozen is over",
-        "            if False:",
+        "                watches.pop(index, None)\n",
+        "                pass\n",
         "training/settled::layers_that_train_again_have_to_settle_again",
+    ),
+    change(
+        "training/settling.py",
+        " if watches[index].steps >= FRESH_STEPS else None",
+        "",
+        "training/settled::adams_long_first_steps_settle_nothing[1-constant]",
+    ),
+    change(
+        "training/settling.py",
+        "None if rises else self.sample",
+        "self.sample",
+        "training/settled::nothing_settles_while_a_warmup_raises_the_rate[constant_with_warmup]",
+    ),
+    change(
+        "training/settling.py",
+        "        self._refuse_rates_of_0()\n",
+        "",
+        "training/settled::what_has_a_rate_of_0_and_waits_to_settle_is_refused_before_the_first_step",
     ),
     change(
         "training/settling.py",
@@ -801,7 +819,7 @@ SETTLING = [
         "training/run_state.py",
         '"begins": self.begins, "settling": settling}',
         '"begins": self.begins, "settling": {}}',
-        "training/settled::a_run_resumes_bit_equal_before_at_and_after_the_moment[7-trainer]",
+        "training/settled::a_run_resumes_bit_equal_before_at_and_after_the_moment[15-trainer]",
     ),
     change(
         "training/saved_state.py",

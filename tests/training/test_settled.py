@@ -20,7 +20,7 @@ from hf_freeze import (
     Stage,
     recipes,
 )
-from hf_freeze.plan.stages import BottomUp
+from hf_freeze.plan.stages import FRESH_STEPS, BottomUp
 from hf_freeze.training.bound_plan import bind
 from hf_freeze.training.settling import SettlingMonitor, SettlingWatch
 from tests.launch import accelerate_launch
@@ -39,7 +39,7 @@ FROZEN = {
     1: [name for name, _ in tiny_bert(layers=3).named_parameters() if "embeddings" in name or "layer.0." in name],
     2: [name for name, _ in tiny_bert(layers=3).named_parameters() if "layer.1." in name],
 }
-STEPS = 20
+STEPS = 24
 FALLING = {"max_steps": STEPS, "lr_scheduler_type": "linear"}
 SCRIPTS = Path(__file__).parent / "scripts"
 
@@ -73,7 +73,7 @@ def test_a_stage_begins_when_its_weights_move_less_for_their_rate_than_they_did_
 
     for stage in (1, 2):
         begin = next(step for step, now in enumerate(stages(made)) if now >= stage)
-        distances = [moved(made, FROZEN[stage], step, step + 2) for step in range(0, begin, 2)]
+        distances = [moved(made, FROZEN[stage], step, step + 2) for step in range(FRESH_STEPS, begin, 2)]
         shares = [distance / max(distances[: place + 1]) for place, distance in enumerate(distances)]
         assert begin % 2 == 0
         threshold = PLAN.stages[stage - 1].settled.threshold
@@ -94,7 +94,7 @@ def test_layers_that_move_on_as_before_never_settle(tmp_path, caplog) -> None:
 
 
 @pytest.mark.parametrize("how", ["trainer", "callback"])
-@pytest.mark.parametrize("step", [1, 7, 8, pytest.param(9, marks=pytest.mark.slow), 16])
+@pytest.mark.parametrize("step", [1, 15, 16, pytest.param(17, marks=pytest.mark.slow), 18])
 def test_a_run_resumes_bit_equal_before_at_and_after_the_moment(tmp_path, how, step) -> None:
     cls = Trainer if how == "callback" else FreezeTrainer
 
@@ -105,7 +105,7 @@ def test_a_run_resumes_bit_equal_before_at_and_after_the_moment(tmp_path, how, s
 
     whole = made(tmp_path / "whole")
     whole.train()
-    assert [stages(whole)[place] for place in (7, 8, 15, 16)] == [0, 1, 1, 2]
+    assert [stages(whole)[place] for place in (15, 16, 17, 18)] == [0, 1, 1, 2]
     resumed = made(tmp_path / "resumed")
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
     assert stages(resumed) == stages(whole)
@@ -119,14 +119,16 @@ def test_layers_that_train_again_have_to_settle_again(tmp_path) -> None:
         trainable="all",
         stages=[
             Stage(settled=SETTLED, freeze="layers[0]"),
-            Stage(step=14, unfreeze="layers[0]"),
-            Stage(settled=SETTLED, freeze="layers[0]"),
+            Stage(step=18, unfreeze="layers[0]"),
+            Stage(settled=Settled(threshold=0.99, window=2, patience=1), freeze="layers[0]"),
         ],
     )
-    made = trainer(tmp_path, plan=plan, **FALLING)
+    made = trainer(tmp_path, plan=plan, **{**FALLING, "max_steps": 40})
     made.train()
-    assert stages(made)[13] == 1
-    assert stages(made)[14:18] == [2, 2, 2, 2]  # a window to compare with, and another
+    assert stages(made)[17] == 1
+    again = stages(made).index(3)
+    assert stages(made)[18:again] == [2] * (again - 18)
+    assert 18 + FRESH_STEPS + 2 * 2 <= again < 36  # a window to compare with, and another
 
 
 def test_adapters_settle_and_such_a_run_resumes_bit_equal(tmp_path) -> None:
@@ -137,11 +139,11 @@ def test_adapters_settle_and_such_a_run_resumes_bit_equal(tmp_path) -> None:
         settings = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
         model = peft.get_peft_model(tiny_bert(layers=3), settings)
         plan = recipes.auto_freeze(threshold=0.9, window=2, patience=1)
-        return trainer(folder, model=model, plan=plan, **FALLING, learning_rate=0.1, **values)
+        return trainer(folder, model=model, plan=plan, **{**FALLING, "max_steps": 40}, learning_rate=0.1, **values)
 
     whole = made(tmp_path, save_strategy="steps", save_steps=1)
     whole.train()
-    begins = stages(whole).index(1)
+    begins = next(step for step, stage in enumerate(stages(whole)) if stage)
     resumed = made(tmp_path / "resumed")
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{begins}"))
     assert stages(resumed) == stages(whole)
@@ -204,8 +206,8 @@ def test_the_same_layers_do_not_wait_for_a_plateau_as_well() -> None:
 
 
 def test_a_run_too_short_to_measure_is_refused_before_the_first_step(tmp_path) -> None:
-    made = trainer(tmp_path, plan=PLAN, max_steps=4)
-    with pytest.raises(PlanError, match="the run has 4 steps, too few to measure"):
+    made = trainer(tmp_path, plan=PLAN, max_steps=14)
+    with pytest.raises(PlanError, match="the run has 14 steps, too few to measure.*10 steps and then 2 windows of 2"):
         made.train()
     assert made.state.global_step == 0
 
@@ -217,16 +219,18 @@ def test_a_run_too_short_to_measure_is_refused_before_the_first_step(tmp_path) -
         (lambda seen: seen.update(sample="###"), "sample"),
         (lambda seen: seen.update(below=-1), "below"),
         (lambda seen: seen.update(farthest=None), "farthest"),
+        (lambda seen: seen.update(steps=0.5), "steps"),
+        (lambda seen: seen.update(highest="high"), "highest"),
     ],
 )
 def test_a_damaged_measurement_in_a_checkpoint_is_refused(tmp_path, damage, what) -> None:
-    made = trainer(tmp_path, plan=PLAN, **{**FALLING, "max_steps": 8}, save_strategy="steps", save_steps=3)
+    made = trainer(tmp_path, plan=PLAN, **FALLING, save_strategy="steps", save_steps=13)
     made.train()
-    path = tmp_path / "checkpoint-3" / "trainer_state.json"
+    path = tmp_path / "checkpoint-13" / "trainer_state.json"
     state = json.loads(path.read_text())
     damage(state["stateful_callbacks"]["FreezeCallback"]["attributes"]["saved"]["run"]["settling"]["1"])
     path.write_text(json.dumps(state))
-    again = trainer(tmp_path, plan=PLAN, **{**FALLING, "max_steps": 8})
+    again = trainer(tmp_path, plan=PLAN, **FALLING)
     with pytest.raises(FreezeError, match="run.settling"):
         again.train(resume_from_checkpoint=str(path.parent))
 
@@ -242,7 +246,7 @@ def test_a_distance_that_is_not_finite_is_not_settled() -> None:
 def test_the_distance_of_a_sample_is_an_estimate_of_that_of_all_weights() -> None:
     """The large matrix moves a tenth as far, weight by weight, as the others."""
     bound = bind(PLAN, tiny_bert(layers=3, vocab_size=5000))
-    monitor, watches = SettlingMonitor(bound, sgd(bound), max_steps=STEPS), {}
+    monitor, watches = SettlingMonitor(bound, sgd(bound), max_steps=STEPS), in_training()
     monitor.observe(watches, 0, stage=0)
     monitor.optimizer_steps(watches, stage=0)
     draw, squares = torch.Generator().manual_seed(0), 0.0
@@ -292,11 +296,58 @@ def sgd(bound) -> torch.optim.Optimizer:
     return torch.optim.SGD(bound.parameters.values(), lr=1.0)
 
 
+def in_training() -> dict[int, SettlingWatch]:
+    return {stage: SettlingWatch(steps=FRESH_STEPS, highest=1.0) for stage in FROZEN}
+
+
+@pytest.mark.parametrize("rate", [lambda step: 1e-3, lambda step: 1e-3 * min(step / 20, 1)], ids=["constant", "warmup"])
+@pytest.mark.parametrize("window", [1, 2, 6])
+def test_adams_long_first_steps_settle_nothing(rate, window) -> None:
+    """Gradients that are noise from the first step to the last: nothing settles, and Adam's steps get shorter."""
+    settled = Settled(threshold=0.6, window=window, patience=1)
+    bound = bind(FreezePlan(trainable="all", stages=[Stage(settled=settled, freeze="layers[0]")]), tiny_bert())
+    optimizer, watches = torch.optim.AdamW(bound.parameters.values(), lr=1e-3), {}
+    monitor, draw = SettlingMonitor(bound, optimizer, max_steps=100), torch.Generator().manual_seed(0)
+    for step in range(61):
+        monitor.observe(watches, step, stage=0)
+        assert not monitor.has_settled(watches, 1)
+        optimizer.param_groups[0]["lr"] = rate(step)
+        monitor.optimizer_steps(watches, stage=0)
+        for parameter in bound.parameters.values():
+            parameter.grad = torch.randn(parameter.shape, generator=draw)
+        optimizer.step()
+    assert 0.6 < watches[1].last / watches[1].farthest < 1
+
+
+@pytest.mark.parametrize("scheduler", ["constant_with_warmup", "cosine"])
+def test_nothing_settles_while_a_warmup_raises_the_rate(tmp_path, scheduler) -> None:
+    plan = recipes.auto_freeze(threshold=0.95, window=2, patience=1)
+    values = {"max_steps": 40, "warmup_steps": 20, "lr_scheduler_type": scheduler}
+    made = trainer(tmp_path, plan=plan, **values)
+    made.train()
+    assert set(stages(made)[:22]) == {0}
+    assert stages(made)[-1] > 0
+
+
+def test_what_has_a_rate_of_0_and_waits_to_settle_is_refused_before_the_first_step(tmp_path) -> None:
+    values = {**FALLING, "warmup_steps": 2, "group_lrs": {"layers[1]": 0.0}}
+    made = trainer(tmp_path, plan=PLAN, **values)
+    with pytest.raises(PlanError, match=r"waits for layers\[1\] to settle, whose learning rate is 0"):
+        made.train()
+    assert made.state.global_step == 0
+
+    easily = Settled(threshold=0.98, window=2, patience=1)
+    plan = FreezePlan(freeze="layers[1]", stages=[BottomUp(settled=easily)])
+    made = trainer(tmp_path, plan=plan, **{**values, "group_lrs": {"layers[2]": 0.0}})
+    made.train()
+    assert stages(made)[-1] == 1
+
+
 @pytest.mark.parametrize(("pulls", "settles"), [(lambda step: 1.0, False), (lambda step: 0.5**step, True)])
 def test_weights_that_move_less_as_the_rate_falls_alone_have_not_settled(pulls, settles) -> None:
     """The schedule halves the rate at every step; what counts is how hard the gradient pulls."""
     bound = bind(PLAN, tiny_bert(layers=3))
-    optimizer, watches = sgd(bound), {}
+    optimizer, watches = sgd(bound), in_training()
     monitor = SettlingMonitor(bound, optimizer, max_steps=STEPS)
     for step in range(10):
         monitor.observe(watches, step, stage=0)
@@ -310,7 +361,7 @@ def test_weights_that_move_less_as_the_rate_falls_alone_have_not_settled(pulls, 
 
 def test_a_window_in_which_the_rate_was_0_says_nothing() -> None:
     bound = bind(PLAN, tiny_bert(layers=3))
-    optimizer, watches = sgd(bound), {}
+    optimizer, watches = sgd(bound), in_training()
     monitor = SettlingMonitor(bound, optimizer, max_steps=STEPS)
     for step, rate in enumerate((1.0, 1.0, 0.0, 0.0, 0.0)):
         monitor.observe(watches, step, stage=0)
@@ -324,7 +375,7 @@ def test_a_window_in_which_the_rate_was_0_says_nothing() -> None:
 
 def test_asking_twice_for_one_step_measures_once(tmp_path) -> None:
     bound = bind(PLAN, tiny_bert(layers=3))
-    monitor, watches = SettlingMonitor(bound, sgd(bound), max_steps=STEPS), {}
+    monitor, watches = SettlingMonitor(bound, sgd(bound), max_steps=STEPS), in_training()
     for step in (0, 2):
         for _ in range(2):
             monitor.observe(watches, step, stage=0)
