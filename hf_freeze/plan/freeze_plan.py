@@ -42,7 +42,7 @@ class FreezePlan:
         trainable: What trains from the start; everything else is frozen.
         stages: Changes over the run, in the order of their times.
         lr_factors: Maps a selection to what the learning rate is multiplied with for it: `{"head": 10.0}`. What
-            `group_lrs` names has that rate instead.
+            `group_lrs` gives a rate has that one instead.
         lr_spread: How many times lower the learning rate is at the bottom (the embeddings) than at the top (the head),
             falling by the same factor from layer to layer; 1 is one rate for all. A `layer_lr_decay` other than 1 takes
             its place.

@@ -48,7 +48,7 @@ class GroupSpec:
     parameters: tuple[str, ...]
     options: Mapping[str, Any]
     has_own_rate: bool = False
-    """Whether `group_lrs` gave the rate."""
+    """Whether `group_lrs` or the plan's `lr_factors` gave the rate."""
 
     @property
     def digest(self) -> str:
@@ -64,10 +64,11 @@ class _Rung:
     label: str
     options: Mapping[str, Any]
     order: tuple[int, ...]
+    has_own_rate: bool = False
 
     @property
     def is_named(self) -> bool:
-        """Whether it is an entry of `group_lrs`."""
+        """Whether it is an entry of `group_lrs` or of `lr_factors`."""
         return self.order[0] == 1
 
 
@@ -101,7 +102,7 @@ def param_groups(
         weight_decay: The weight decay; 0 without it and without `args`.
         plan: What `FreezeCallback` takes as a plan. Without it, what requires a gradient now is what trains.
         group_lrs: Maps a selection to a learning rate or to options (`lr`, `weight_decay`, ...).
-        layer_lr_decay: What `group_lrs` does not name has the learning rate times this factor to the power of its
+        layer_lr_decay: What `group_lrs` gives no rate has the learning rate times this factor to the power of its
             depth: 0 for the head and what follows the layers, 1 for the top layer, one more per layer below,
             embeddings last. (Discriminative rates of Howard and Ruder, 2018, in the layer-wise form of ELECTRA and
             BEiT.)
@@ -182,8 +183,8 @@ def group_specs(
     plan = resolved.plan
     factors = {selection: base.learning_rate * factor for selection, factor in plan.lr_factors.items()}
     rungs = _ladder(resolved.model_map, base.learning_rate, layer_lr_decay, spread=plan.lr_spread)
-    rungs |= _named_rungs(factors, resolved, base.learning_rate, argument="lr_factors")
-    rungs |= _named_rungs(group_lrs, resolved, base.learning_rate, argument="group_lrs", after=len(factors))
+    rungs |= _named_rungs(factors, resolved, rungs, argument="lr_factors")
+    rungs |= _named_rungs(group_lrs, resolved, rungs, argument="group_lrs", after=len(factors))
     in_groups: dict[tuple[Any, ...], list[str]] = {}
     decayed = frozenset(decayed)  # transformers gives a list
     stages_of = _stages_of_each(resolved.stages)
@@ -194,7 +195,7 @@ def group_specs(
             tensor = rows[name].matrix if name in rows else name
             decays = any(alias in decayed for alias in resolved.model_map.ties[tensor])
             in_groups.setdefault((rungs[name].order, stages, turns.get(name, -1), not decays), []).append(name)
-    splits = {order for order, _, _, undecayed in in_groups if not undecayed}
+    splits = {order[:2] for order, _, _, undecayed in in_groups if not undecayed}  # of an entry, whatever its rates
     times: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
     for order, stages, _, _ in in_groups:
         times.setdefault(order, set()).add(stages)
@@ -202,13 +203,13 @@ def group_specs(
     for (order, stages, turn, undecayed), names in sorted(in_groups.items()):
         rung = rungs[names[0]]
         label = _label_of_turn(rung, turn_labels[turn]) if turn >= 0 else rung.label
-        asked_to_decay = "weight_decay" in rung.options and order not in splits
+        asked_to_decay = "weight_decay" in rung.options and order[:2] not in splits
         no_decay = undecayed and not asked_to_decay
         name = group_name(label, decays=not no_decay, stages=stages * (len(times[order]) > 1), of=len(resolved.stages))
         options = {"weight_decay": base.weight_decay, **rung.options}
         if no_decay:
             options["weight_decay"] = 0.0
-        specs.append(GroupSpec(name=name, parameters=tuple(names), options=options, has_own_rate=rung.is_named))
+        specs.append(GroupSpec(name=name, parameters=tuple(names), options=options, has_own_rate=rung.has_own_rate))
     return specs
 
 
@@ -268,9 +269,11 @@ def _depths(model_map: ModelMap) -> dict[str, int]:
 
 
 def _named_rungs(
-    group_lrs: GroupLRs, resolved: ResolvedPlan, rate: float, *, argument: str, after: int = 0
+    group_lrs: GroupLRs, resolved: ResolvedPlan, below: Mapping[str, _Rung], *, argument: str, after: int = 0
 ) -> dict[str, _Rung]:
+    """Return the rungs of what `group_lrs` names; one that is given no rate there keeps that of its rung in `below`."""
     rungs: dict[str, _Rung] = {}
+    named: dict[str, str] = {}
     ever_trainable = frozenset().union(*resolved.stages)
     for order, (selection, value) in enumerate(group_lrs.items(), start=after):
         picked = evaluate(selection, resolved.model_map).names.keys() & ever_trainable
@@ -278,13 +281,19 @@ def _named_rungs(
             raise PlanError(
                 f"{argument}[{selection!r}] matches nothing that the plan ever trains. Drop it, or unfreeze it."
             )
-        if twice := sorted(picked & rungs.keys()):
+        if twice := sorted(picked & named.keys()):
             raise PlanError(
-                f"{twice[0]!r} is matched twice by {argument}: by {rungs[twice[0]].label!r} and by {selection!r}. "
+                f"{twice[0]!r} is matched twice by {argument}: by {named[twice[0]]!r} and by {selection!r}. "
                 f"Take it out of one, for example '{selection} & re:...' or a narrower path."
             )
-        options = {"lr": rate, **_options(selection, value)}
-        rungs |= dict.fromkeys(picked, _Rung(selection, options, (1, order)))
+        named |= dict.fromkeys(picked, selection)
+        options = _options(selection, value)
+        parts = 1 if "lr" in options else len({below[name].order for name in picked})
+        for name in picked:
+            rung = below[name]
+            label, place = (selection, ()) if parts == 1 else (f"{selection} of {rung.label}", rung.order)
+            has_own_rate = "lr" in options or rung.has_own_rate
+            rungs[name] = _Rung(label, {**rung.options, **options}, (1, order, *place), has_own_rate)
     return rungs
 
 

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from hf_freeze import FreezePlan, PlanError, SelectionError, Stage, freeze, param_groups
+from hf_freeze import FreezePlan, PlanError, SelectionError, Stage, freeze, param_groups, recipes
 from hf_freeze.training.groups import group_specs
 from tests.models import tiny_bart, tiny_bert, tiny_gpt2_lm
 from tests.quiet import quiet_arguments
@@ -250,6 +250,27 @@ def test_a_weight_decay_given_to_nothing_but_norms_is_theirs():
 def test_options_without_a_rate_keep_the_base_rate():
     found = specs(tiny_bert(), group_lrs={"head": {"weight_decay": 0.5}})
     assert {spec.name: spec.options["lr"] for spec in found}["head"] == RATE
+
+
+@pytest.mark.parametrize(
+    ("plan", "decay", "selection"),
+    [
+        (recipes.lp_ft(), 1.0, "head"),
+        (recipes.lp_ft(), 1.0, "all"),
+        (recipes.fine_tune(), 1.0, "layers"),
+        (FreezePlan(trainable="all"), 0.5, "backbone"),
+        (recipes.rotate(layers=1, every=1), 0.5, "layers"),
+    ],
+)
+def test_options_without_a_rate_keep_the_rate_that_plan_and_depth_give(plan, decay, selection):
+    model = tiny_bert()
+    before = specs(model, plan, layer_lr_decay=decay)
+    given = specs(model, plan, layer_lr_decay=decay, group_lrs={selection: {"weight_decay": 0.5}})
+    assert rates(given) == rates(before)
+    assert len({spec.name for spec in given}) == len(given)
+    assert {spec.options["weight_decay"] for spec in given if spec.name.startswith(selection)} == {0.5, 0.0}
+    own = {name for spec in before if spec.has_own_rate for name in spec.parameters}
+    assert {name for spec in given if spec.has_own_rate for name in spec.parameters} == own
 
 
 def test_a_rate_by_selection_goes_before_the_layer_wise_one():
