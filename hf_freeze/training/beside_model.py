@@ -17,6 +17,7 @@ from torch import nn
 from hf_freeze.errors import FreezeError
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training.checkpoint import write_tensors
+from hf_freeze.training.row_parameters import whole_of
 
 BESIDE_NAME = "beside_model.safetensors"
 
@@ -90,5 +91,5 @@ def _beside(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, tor
     """By place: a loss has no names that the optimizer knows."""
     of_model = {id(parameter) for parameter in unwrap(model).parameters()}
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    others = [parameter for parameter in held if id(parameter) not in of_model]
+    others = [parameter for parameter in held if id(whole_of(parameter)) not in of_model]
     return {f"{place:04}": parameter for place, parameter in enumerate(others)}

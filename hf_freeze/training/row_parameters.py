@@ -7,8 +7,8 @@ autograd knows whole tensors only, and an optimizer decays and moves all that it
 - `members` gives one parameter per run of rows, which shares memory with the matrix. An optimizer over these steps,
   decays and keeps moments for these rows alone; `param_groups` and FreezeTrainer build theirs so. Their gradients are
   views of the matrix's own, set as backward ends and once more before the optimizer steps.
-- An optimizer that holds the matrix itself, as a plain Trainer's does, moves all of it, and has moments for all of it:
-  the frozen rows are put back after each of its steps.
+- An optimizer that holds the matrix itself moves all of it, and has moments for all of it: the frozen rows are put back
+  after each of its steps. In that of a plain Trainer, `rows_in_optimizer` lets members take the place of the matrix.
 
 Copies of a model do not have the hooks: freeze their rows anew.
 """

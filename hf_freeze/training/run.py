@@ -31,6 +31,7 @@ from hf_freeze.training.forgetting import forget, forget_frozen, refuse_forgetti
 from hf_freeze.training.freezing import hold_eval, hold_requires_grad, release_eval, set_trainable
 from hf_freeze.training.proof import FreezeProof
 from hf_freeze.training.recomputation import stop_backward_at_lowest_trainable
+from hf_freeze.training.rows_in_optimizer import step_rows_alone
 from hf_freeze.training.run_state import RunState
 from hf_freeze.training.schedule import RateGate, warmup_steps
 from hf_freeze.training.settings import FreezeSettings
@@ -114,6 +115,7 @@ class FreezeRun:
         self, state: RunState | None = None, best: dict[str, torch.Tensor] | None = None, *, step: int = 0
     ) -> None:
         """Put the model into the first stage, or into the one that an interrupted run was in after `step` steps."""
+        self.undo_at_end(step_rows_alone(self._optimizer, self._bound))
         if self.resolved.rotation is not None:
             self._period = self.resolved.rotation.period(max(step - 1, 0))
         if state is None and self.resolved.forgets:

@@ -4,7 +4,8 @@ Run (about a minute):  OMP_NUM_THREADS=1 python -m tests.benchmarks.rows_cost
 Options: --steps 20 --vocabulary 30522 --width 384 --batch 8 --tokens 64 --repeats 5
 
 A BERT of two layers whose word embeddings train, all or the last three rows, with AdamW and decay. Goal: a step over
-rows takes at most 1.05 times as long. The runs take turns; the best time of each counts.
+rows takes at most 1.05 times as long, of FreezeTrainer and of a plain Trainer under FreezeCallback. The runs take turns;
+the best time of each counts.
 """
 
 import argparse
@@ -66,7 +67,7 @@ def main() -> int:
     told = {"matrix": "the whole matrix", "rows": "three rows", "callback": "three rows, plain Trainer"}
     for kind, seconds in best.items():
         print(f"{told[kind]:>26}: {1e3 * seconds:.1f} ms a step, {seconds / best['matrix']:.3f} of the time")
-    met = best["rows"] <= 1.05 * best["matrix"]
+    met = max(best["rows"], best["callback"]) <= 1.05 * best["matrix"]
     print("goal met" if met else "GOAL MISSED")
     return int(not met)
 

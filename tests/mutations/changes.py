@@ -1044,6 +1044,66 @@ ROTATION = [
 ]
 ROWS = [
     change(
+        "training/run.py",
+        "        self.undo_at_end(step_rows_alone(self._optimizer, self._bound))\n",
+        "",
+        "training/rows_in_optimizer::a_plain_trainer_has_moments_for_the_rows_that_train_and_moves_no_others[adamw_torch-torch]",
+    ),
+    change(
+        "training/rows_in_optimizer.py",
+        "if not isinstance(inner, Optimizer) or any(isinstance(value, Optimizer) for value in vars(inner).values()):",
+        "if False:",
+        "training/rows_in_optimizer::an_optimizer_inside_another_keeps_the_matrix_and_moves_the_rows_alone",
+    ),
+    change(
+        "training/rows_in_optimizer.py",
+        "                undo.callback(place.close)\n",
+        "                pass\n",
+        "training/rows_in_optimizer::without_the_callback_the_whole_matrix_trains_again",
+    ),
+    change(
+        "training/rows_in_optimizer.py",
+        "            self._hooks.callback(out(lambda *_: self._put_matrix()).remove)\n",
+        "            pass\n",
+        "training/rows_in_optimizer::a_run_of_a_plain_trainer_resumes_bit_equal_with_a_place_for_each_tensor[plan0]",
+    ),
+    change(
+        "training/rows_in_optimizer.py",
+        "            self._hooks.callback(back(lambda *_: self._put_members()).remove)\n",
+        "            pass\n",
+        "training/rows_in_optimizer::a_state_that_is_asked_for_and_loaded_in_mid_run_changes_nothing",
+    ),
+    change(
+        "training/rows_in_optimizer.py",
+        "            _BETWEEN_RUNS.setdefault(self._optimizer, {})[self._name] = state\n",
+        "            pass\n",
+        "training/rows_in_optimizer::a_second_run_goes_on_with_the_moments_of_the_first",
+    ),
+    change(
+        "training/rows_in_optimizer.py",
+        "        return value.clone()  # counts",
+        "        return value  # counts",
+        "training/rows_in_optimizer::a_checkpoint_of_steps_over_the_whole_matrix_is_gone_on_with",
+    ),
+    change(
+        "training/rows_in_optimizer.py",
+        "    if type(value) is torch.Tensor and value.shape == (len(around), *shape[1:]):\n",
+        "    if True:\n",
+        "training/rows_in_optimizer::a_state_of_the_whole_matrix_that_does_not_tell_its_rows_is_refused",
+    ),
+    change(
+        "training/rows_in_optimizer.py",
+        "    if other := next((one for one in held if one.start < rows.stop and rows.start < one.stop), None):\n",
+        "    if other := None:\n",
+        "training/rows_in_optimizer::a_state_that_was_cut_into_other_rows_is_refused",
+    ),
+    change(
+        "training/beside_model.py",
+        "if id(whole_of(parameter)) not in of_model]",
+        "if id(parameter) not in of_model]",
+        "training/rows_in_optimizer::a_run_of_a_plain_trainer_resumes_bit_equal_with_a_place_for_each_tensor[plan0]",
+    ),
+    change(
         "training/row_parameters.py",
         "                matrix.grad[start:stop] = 0\n",
         "                pass\n",
@@ -1054,7 +1114,7 @@ ROWS = [
         "            matrix[start:stop] = run\n",
         "            pass\n",
         "training/rows::a_loop_of_ones_own_over_all_parameters_leaves_the_other_rows",
-        "training/rows::a_plain_trainer_whose_optimizer_holds_the_matrix_leaves_the_other_rows[adamw_torch]",
+        "training/rows_in_optimizer::an_optimizer_inside_another_keeps_the_matrix_and_moves_the_rows_alone",
     ),
     change(
         "training/row_parameters.py",
