@@ -1,4 +1,4 @@
-"""Every error that hf_freeze raises on purpose.
+"""Every error that hf_freeze raises on purpose, and how it quotes those of others.
 
 A message says what was given, what was found, and what to do. All derive from `ValueError`, so that code which
 already guards a Trainer set-up against bad values needs no new `except`.
@@ -31,3 +31,12 @@ class SampleCheckError(FreezeError):
     def __init__(self, message: str, report: object = None) -> None:
         super().__init__(message)
         self.report = report
+
+
+def in_one_line(error: BaseException, *, most: int = 200) -> str:
+    """Return an error that another library raised, with at most so many characters of its message.
+
+    >>> in_one_line(KeyError("labels"))
+    "KeyError: 'labels'"
+    """
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}".rstrip(": ")

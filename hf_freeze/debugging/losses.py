@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from hf_freeze.debugging.sample_check import Check, CheckName, failed, ok, warning
+from hf_freeze.errors import in_one_line
 from hf_freeze.model_inputs.inspected_model import InspectedModel
 
 _PROBABILITY_LOSS = "BinaryCrossEntropyBackward0"
@@ -226,7 +227,7 @@ def raises_in_loss(error: Exception) -> Check:
     """Say that the model runs, and its loss does not."""
     return failed(
         "loss",
-        f"Without labels the model runs; with them it raised {type(error).__name__}: {str(error).splitlines()[0]:.150} "
+        f"Without labels the model runs; with them it raised {in_one_line(error)}. "
         "Look at compute_loss or the loss in forward.",
     )
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from hf_freeze.debugging.passes import Pass, Runner, distance, noise, reads_labels
 from hf_freeze.debugging.sample_check import Check, CheckName, failed, ok, warning
+from hf_freeze.errors import in_one_line
 from hf_freeze.model_inputs.inspected_model import InspectedModel
 
 # What a graph may go through without changing values.
@@ -24,8 +25,7 @@ def no_logits(error: Exception | None) -> Check:
         return failed(
             "forward", "The model returned no floating-point tensor that could be logits. What does forward return?"
         )
-    said = str(error).splitlines()[0] if str(error) else ""
-    return failed("forward", f"The model raised {type(error).__name__}: {said:.200}")
+    return failed("forward", f"The model raised {in_one_line(error)}")
 
 
 def check_finite(runner: Runner, batch: Mapping[str, Any], logits: torch.Tensor) -> Check:
@@ -187,7 +187,7 @@ def check_train_mode(made: Pass, has_loss: bool) -> Check | None:
     if error is not None and "more than 1 value per channel" in str(error):
         return None  # one row has no batch statistics
     if error is not None:
-        return failed(name, f"In train mode the model raised {type(error).__name__}: {str(error).splitlines()[0]:.150}")
+        return failed(name, f"In train mode the model raised {in_one_line(error)}")
     values = made.loss if has_loss else made.logits
     if isinstance(values, torch.Tensor) and not bool(torch.isfinite(values).all()):
         return failed(

@@ -18,6 +18,7 @@ from hf_freeze.debugging.variants import (
     same_row,
     without_padding,
 )
+from hf_freeze.errors import in_one_line
 from hf_freeze.model_inputs.input_rows import Row
 from hf_freeze.model_inputs.inspected_model import IDS, InspectedModel
 
@@ -96,7 +97,7 @@ def _no_pad_token(inspected: InspectedModel, error: Exception) -> Check:
     eos = getattr(inspected.tokenizer, "eos_token_id", None) or getattr(inspected.config, "eos_token_id", None)
     return failed(
         "pad_token",
-        f"A batch of two rows raised: {str(error).splitlines()[0]:.90} Set tokenizer.pad_token and "
+        f"A batch of two rows raised {in_one_line(error, most=90)}. Set tokenizer.pad_token and "
         f"model.config.pad_token_id; the end token ({eos}) will do.",
     )
 

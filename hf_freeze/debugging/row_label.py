@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from hf_freeze.debugging.sample_check import Check, CheckName, failed, ok, warning
+from hf_freeze.errors import in_one_line
 from hf_freeze.label_columns import IGNORED_LABEL
 from hf_freeze.model_inputs.input_rows import Row
 from hf_freeze.model_inputs.inspected_model import InspectedModel
@@ -82,7 +83,7 @@ def check_dtype(
     """Judge the label's dtype: by rule for transformers' own losses, by what was raised for others'."""
     unfit = unfit_dtype(inspected, labels, logits)
     if unfit and (error is not None or not inspected.own_loss):
-        raised = f" The loss raised: {str(error).splitlines()[0]:.90}." if error is not None else ""
+        raised = f" The loss raised {in_one_line(error, most=90)}." if error is not None else ""
         return failed(
             "label_dtype",
             f"{unfit[0].upper()}{unfit[1:]}.{raised} Two or more logits take class ids (int64); one logit takes "

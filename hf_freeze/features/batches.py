@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.row_digests import Keys, digest_rows, keys_of, read_as, row_count
+from hf_freeze.label_columns import IGNORED_LABEL
 
 ROWS = "hf_freeze_rows"
 """The key under which a batch carries the digests of its rows, and the number of its set."""
@@ -57,7 +58,7 @@ class Batch:
         if "attention_mask" in name:
             return value != 0
         if name == "labels":
-            return value != -100
+            return value != IGNORED_LABEL
         raise CacheRefused(f"the inputs have no attention mask that tells the rows of {name!r} from their padding")
 
     @property

@@ -12,6 +12,7 @@ from hf_freeze.features.extraction import Forward, captures, stored_rows
 from hf_freeze.features.frontier import DifferentiableOutputs, Frontier
 from hf_freeze.features.replay import Replay
 from hf_freeze.features.store import Features
+from hf_freeze.label_columns import IGNORED_LABEL
 from hf_freeze.no_trace import untouched
 
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -101,13 +102,13 @@ def reads_labels(
 
 
 def _other_values(labels: torch.Tensor) -> torch.Tensor:
-    return torch.where(labels == -100, labels, labels.float().add(1).to(labels.dtype)) if labels.numel() else labels
+    return torch.where(labels == IGNORED_LABEL, labels, labels.float().add(1).to(labels.dtype))
 
 
 def _ignored_elsewhere(labels: torch.Tensor) -> torch.Tensor:
     if labels.dtype is torch.bool or labels.dtype is torch.uint8:
         return ~labels
-    return torch.where(labels == -100, 0, -100).to(labels.dtype)
+    return torch.where(labels == IGNORED_LABEL, 0, IGNORED_LABEL).to(labels.dtype)
 
 
 def check_stored(

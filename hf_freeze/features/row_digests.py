@@ -16,6 +16,8 @@ import numpy.typing as npt
 import torch
 import xxhash
 
+from hf_freeze.label_columns import IGNORED_LABEL
+
 WIDTH = 5
 """Columns of `read_as`: two of the inputs, two of the labels, the length."""
 
@@ -183,7 +185,7 @@ def _interleaved(flat: Mapping[str, Any], spans: Mapping[str, _Span]) -> Iterato
 def _span_of_labels(value: Any) -> _Span | None:
     if not isinstance(value, np.ndarray) or value.ndim != 2 or value.dtype.kind != "i" or not value.shape[1]:
         return None
-    kept = value != -100
+    kept = value != IGNORED_LABEL
     stops = np.where(kept.any(axis=1), kept.shape[1] - kept[:, ::-1].argmax(axis=1), 0)
     return _Span(np.zeros(len(kept), np.int64), stops, kept.shape[1], None)
 

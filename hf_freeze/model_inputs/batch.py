@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hf_freeze.errors import FreezeError
+from hf_freeze.errors import FreezeError, in_one_line
 from hf_freeze.model_inputs.input_rows import Row
 from hf_freeze.model_inputs.inspected_model import IDS, InspectedModel
 
@@ -35,8 +35,9 @@ def make_batch(inspected: InspectedModel, row: Row) -> dict[str, Any]:
     except FreezeError:
         raise
     except Exception as error:
-        said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise CollatorError(f"The collator raised {said:.160} It was given the keys {_keys(row.value)}.") from error
+        raise CollatorError(
+            f"The collator raised {in_one_line(error)}. It was given the keys {_keys(row.value)}."
+        ) from error
     if not isinstance(made, Mapping):
         raise CollatorError(
             f"The collator returned {type(made).__name__}; the model is called with a dict of named inputs."

@@ -3,14 +3,14 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from hf_freeze.errors import PlanError
-from hf_freeze.plan.rotation import Rotation, rotate
+from hf_freeze.plan.rotation import Rotation, resolve_rotation
 from hf_freeze.plan.stages import (
     AnyStage,
     Rotate,
@@ -213,13 +213,29 @@ class ResolvedPlan:
 
     @property
     def forgets(self) -> bool:
-        """Whether the optimizer's state of what freezes is ever released."""
+        """Whether the optimizer's state of what freezes is ever forgotten."""
         return self.rotation is not None or any(stage.forget for stage in self.timed)
 
     def forgotten(self, stage: int) -> frozenset[str]:
         """Return the canonical names of what loses its optimizer state where `stage` begins."""
         forgets = stage > 0 and self.timed[stage - 1].forget
         return self.stages[stage - 1] - self.stages[stage] if forgets else frozenset()
+
+    def trained_up_to(self, stage: int, period: int = 0) -> frozenset[str]:
+        """Return the canonical names of what trained in the stages, or periods of a rotation, up to this one."""
+        if self.rotation is None:
+            return frozenset().union(*self.stages[: stage + 1])
+        last = min(period, self.rotation.periods_per_cycle - 1)
+        return frozenset().union(*(self.trains(stage, earlier) for earlier in range(last + 1)))
+
+    def with_optimizer_state(self, stage: int, period: int = 0) -> frozenset[str]:
+        """Return the canonical names of what the optimizer has state of after a step of this stage and period."""
+        if self.rotation is not None:
+            return self.trains(stage, period)
+        held = frozenset[str]()
+        for index, names in enumerate(self.stages[: stage + 1]):
+            held = (held - self.forgotten(index)) | names
+        return held
 
     @cached_property
     def fingerprint(self) -> str:
@@ -284,37 +300,43 @@ def resolve(
     else:
         first = all_but(plan.freeze or (), model_map)
     rule = next((stage for stage in plan.stages if isinstance(stage, Rotate)), None)
-    if not others_train and rule is None:
-        _refuse_nothing(first, plan, "from the start", model_map)
-    if rule is not None:
-        rotation = rotate(rule, first, model_map)
-        both = (first | frozenset(rotation.layer_of),)
-        return ResolvedPlan(
-            plan=plan, model_map=model_map, sizes=sizes_of(model, model_map), timed=(), stages=both, rotation=rotation
-        )
+    rotation = resolve_rotation(rule, first, model_map) if rule else None
     timed: list[Stage] = []
-    stages = [first]
-    for stage, by_rule in written_out(plan.stages, model_map):
-        after = changed(stages[-1], model_map, unfreeze=stage.unfreeze, freeze=stage.freeze)
-        if after == stages[-1] and by_rule:
-            continue
-        if after == stages[-1]:
-            raise PlanError(
-                f"The stage at {stage.when} changes nothing: unfreeze={stage.unfreeze!r}, freeze={stage.freeze!r}, and "
-                "the parameters are so already or stay frozen because the model handed in had them frozen. Remove it."
-            )
-        if stage.forget and not stages[-1] - after:
-            raise PlanError(
-                f"The stage at {stage.when} has forget=True, and freezes nothing that trains before it "
-                f"(freeze={stage.freeze!r}): there is no state to release. Leave forget out."
-            )
+    stages = [first | frozenset(rotation.layer_of)] if rotation else [first]
+    if not others_train:
+        _refuse_nothing(stages[0], plan, "from the start", model_map)
+    for stage, after in _changes(plan, first, model_map):
         if not others_train:
             _refuse_nothing(after, plan, f"from {stage.when}", model_map)
         timed.append(stage)
         stages.append(after)
     _check_settling(timed, stages)
     sizes = sizes_of(model, model_map)
-    return ResolvedPlan(plan=plan, model_map=model_map, sizes=sizes, timed=tuple(timed), stages=tuple(stages))
+    return ResolvedPlan(
+        plan=plan, model_map=model_map, sizes=sizes, timed=tuple(timed), stages=tuple(stages), rotation=rotation
+    )
+
+
+def _changes(
+    plan: FreezePlan, trainable: frozenset[str], model_map: ModelMap
+) -> Iterator[tuple[Stage, frozenset[str]]]:
+    """Yield each stage that changes what is `trainable` before it, with what trains from then on."""
+    for stage, by_rule in written_out(plan.stages, model_map):
+        after = changed(trainable, model_map, unfreeze=stage.unfreeze, freeze=stage.freeze)
+        if after == trainable and by_rule:
+            continue
+        if after == trainable:
+            raise PlanError(
+                f"The stage at {stage.when} changes nothing: unfreeze={stage.unfreeze!r}, freeze={stage.freeze!r}, and "
+                "the parameters are so already or stay frozen because the model handed in had them frozen. Remove it."
+            )
+        if stage.forget and not trainable - after:
+            raise PlanError(
+                f"The stage at {stage.when} has forget=True, and freezes nothing that trains before it "
+                f"(freeze={stage.freeze!r}): there is no state to forget. Leave forget out."
+            )
+        yield stage, after
+        trainable = after
 
 
 def selections_of(plan: FreezePlan) -> list[Selection | None]:

@@ -101,7 +101,7 @@ class Rotation:
         chosen = {self.layer_of[name] for name in names if name in self.layer_of}
         return ", ".join(join_neighbours(label for place, label in enumerate(self.layers) if place in chosen))
 
-    def turn(self, before: Set[str], now: Set[str]) -> str:
+    def describe_change(self, before: Set[str], now: Set[str]) -> str:
         """Say which layers train from a period on, when `before` trained before it and `now` does."""
         others = self.layers_of(now & before)
         goes_on = f"; goes on: {others}" if others else ""
@@ -136,7 +136,7 @@ def _order(rule: Rotate, count: int, cycle: int) -> tuple[int, ...]:
     return tuple(reversed(places)) if rule.order == "descending" else tuple(places)
 
 
-def rotate(rule: Rotate, always: frozenset[str], model_map: ModelMap) -> Rotation:
+def resolve_rotation(rule: Rotate, always: frozenset[str], model_map: ModelMap) -> Rotation:
     """Hold a rule against a model of which `always` trains throughout.
 
     Raises `PlanError` for a model without layers, or with fewer than are to train at a time.

@@ -156,7 +156,7 @@ class Stage:
             raise PlanError(f"A stage with settled= starts when what it freezes has settled; give freeze=: {self!r}.")
         if not isinstance(self.forget, bool) or (self.forget and self.freeze is None):
             raise PlanError(
-                f"{self!r}: forget is True or False, and releases the optimizer's state of what the stage freezes; "
+                f"{self!r}: forget is True or False, and forgets the optimizer's state of what the stage freezes; "
                 "with forget=True give freeze=."
             )
         if not self._has_a_valid_time():

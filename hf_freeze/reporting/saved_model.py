@@ -11,13 +11,12 @@ from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_freeze.errors import FreezeError
+from hf_freeze.errors import FreezeError, in_one_line
 from hf_freeze.training.merge_trained import load_whole
 from hf_freeze.training.trained_file import holds_trained_only, read_base
 
 _ADAPTERS = "adapter_config.json"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_LONGEST_REASON = 300
 
 
 def load_config(name: str) -> PretrainedConfig:
@@ -110,7 +109,7 @@ def _loading(name: str, what: str, advice: str = "") -> Iterator[None]:
     except FreezeError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST_REASON]}"
+        reason = in_one_line(error, most=300)
         if Path(name).is_dir():
             said = f"The {what} in {name!r} cannot be loaded ({reason})."
         else:

@@ -7,12 +7,11 @@ import numpy as np
 
 from hf_freeze.binary.result import ThresholdCurve, ThresholdResult
 from hf_freeze.errors import FreezeError
-from hf_freeze.reporting.figure import new_figure
+from hf_freeze.reporting.figure import CHOSEN, new_figure
 
 Rates: TypeAlias = dict[str, np.ndarray[Any, Any]]
 """Threshold, precision, recall, false positive rate and objective along the curve."""
 
-_CHOSEN = "#c1272d"
 _RETUNED = "95 % of re-tunings"
 _COLOURS = {"precision": "#0072b2", "recall": "#e69f00", "objective": "#222222"}
 
@@ -84,7 +83,7 @@ def _draw_retuned(axes: Any, result: ThresholdResult, rates: Rates, *, along: tu
     low, high = result.threshold_interval
     inside = (rates["threshold"] >= low) & (rates["threshold"] <= high)
     x, y = (rates[name][inside] for name in along)
-    axes.plot(x, y, color=_CHOSEN, lw=6, alpha=0.3, label=_RETUNED)
+    axes.plot(x, y, color=CHOSEN, lw=6, alpha=0.3, label=_RETUNED)
 
 
 def _draw_against_threshold(axes: Any, result: ThresholdResult, rates: Rates) -> None:
@@ -94,12 +93,12 @@ def _draw_against_threshold(axes: Any, result: ThresholdResult, rates: Rates) ->
         width = 2 if name == "objective" else 1.5
         axes.step(rates["threshold"], rates[name], where="pre", color=_COLOURS[name], lw=width, label=label)
     if result.threshold_interval is not None:
-        axes.axvspan(*result.threshold_interval, color=_CHOSEN, alpha=0.12, lw=0, label=_RETUNED)
-    axes.axvline(result.threshold, color=_CHOSEN, lw=1.5, label=f"threshold {result.threshold:.3g}")
+        axes.axvspan(*result.threshold_interval, color=CHOSEN, alpha=0.12, lw=0, label=_RETUNED)
+    axes.axvline(result.threshold, color=CHOSEN, lw=1.5, label=f"threshold {result.threshold:.3g}")
     if result.interval is not None and result.oob_value is not None:
         error = [[result.oob_value - result.interval[0]], [result.interval[1] - result.oob_value]]
         axes.errorbar(
-            [result.threshold], [result.oob_value], yerr=error, color=_CHOSEN, marker="o", capsize=3, label="out of bag"
+            [result.threshold], [result.oob_value], yerr=error, color=CHOSEN, marker="o", capsize=3, label="out of bag"
         )
     axes.set(xlabel="threshold (margin, logits)", title="Figures against the threshold")
     axes.legend(fontsize=8, loc="best")
@@ -111,7 +110,7 @@ def _draw_roc(axes: Any, result: ThresholdResult, rates: Rates) -> None:
     axes.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--", label="chance")
     _draw_retuned(axes, result, rates, along=("fpr", "recall"))
     (tp, fp, *_), (n_pos, n_neg) = result.counts, _class_sizes(result)
-    axes.plot([fp / n_neg], [tp / n_pos], "o", color=_CHOSEN, label="chosen")
+    axes.plot([fp / n_neg], [tp / n_pos], "o", color=CHOSEN, label="chosen")
     axes.set(xlabel="false positive rate", ylabel="recall", title="ROC", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.25)
@@ -124,7 +123,7 @@ def _draw_precision_recall(axes: Any, result: ThresholdResult, rates: Rates) -> 
     axes.axhline(share, color="0.6", lw=1, ls="--", label=f"share of positives {share:.3g}")
     _draw_retuned(axes, result, rates, along=("recall", "precision"))
     precision = tp / (tp + fp) if tp + fp else 0.0
-    axes.plot([tp / n_pos], [precision], "o", color=_CHOSEN, label="chosen")
+    axes.plot([tp / n_pos], [precision], "o", color=CHOSEN, label="chosen")
     axes.set(xlabel="recall", ylabel="precision", title="Precision-recall", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.legend(fontsize=8, loc="lower left")
     axes.grid(alpha=0.25)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 
 from hf_freeze.features.batches import Digesting, Source, without_digests
 from hf_freeze.features.cache import CacheSettings, Demand, FeatureCache
@@ -107,8 +107,10 @@ class CachedFeaturesTrainerMixin(_Base):
         with self._cache.replaying(self._set_names[set_number_of(digests)], digests, inputs):
             yield inputs
 
-    def _enter_stage(self, state: TrainerState) -> None:
+    def _stage_begins(self, state: TrainerState) -> None:
         """Make the features of the stage ready that the next step belongs to."""
+        if not self._settings.cache_frozen:
+            return
         if hasattr(self.model, "num_parameters"):
             self._count_parameters = cache(self.model.num_parameters)
         if self._cache is None:
@@ -265,30 +267,6 @@ class CachedFeaturesTrainerMixin(_Base):
             outputs = [value for name, value in outputs.items() if name not in ignored and name != "loss"]
         found = [loss] if isinstance(loss, torch.Tensor) else []
         return [*found, *(part for part in _tensors(outputs) if part.is_floating_point())]
-
-
-class CacheFeatures(TrainerCallback):
-    """Makes features ready when a stage begins. Comes after the `FreezeCallback`, which enters the stage."""
-
-    def __init__(self, trainer: CachedFeaturesTrainerMixin) -> None:
-        self._trainer = trainer
-        self._stage: int | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Begin anew."""
-        self._stage = None
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Make the features of a stage that begins ready."""
-        if not self._trainer._settings.cache_frozen:
-            return
-        if (stage := self._trainer._freezing.stage) != self._stage:
-            self._stage = stage
-            self._trainer._enter_stage(state)
 
 
 def _refuse_set_up(model: nn.Module, args: TrainingArguments) -> None:

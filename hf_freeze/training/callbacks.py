@@ -108,7 +108,7 @@ class FreezeCallback(RunEvents, metaclass=ABCMeta):
     ) -> None:
         """Freeze by the plan, once more: a `model_init` may have built the model anew."""
         refuse_unapplied(args)
-        self._random_states.forget()
+        self._random_states.keep_no_longer()
         self._training.end()  # a run that broke off, as under auto_find_batch_size
         _put_first(self, last=self._random_states)
         optimizer, before = kwargs["optimizer"], self._training.bound
@@ -131,7 +131,7 @@ class FreezeCallback(RunEvents, metaclass=ABCMeta):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Enter the stage that this step belongs to, and set its learning rates."""
-        self._random_states.forget()
+        self._random_states.keep_no_longer()
         super().on_step_begin(args, state, control, **kwargs)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -147,7 +147,7 @@ class FreezeCallback(RunEvents, metaclass=ABCMeta):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Let go of the model; under PEFT, load what the best checkpoint has beside the adapter."""
-        self._random_states.forget()
+        self._random_states.keep_no_longer()
         super().on_train_end(args, state, control, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""Release what the optimizer keeps of weights that freeze, for plans that say `forget`."""
+"""Forget the optimizer's state of weights that freeze, for plans with `forget=True` and rotations."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -18,17 +18,17 @@ _GROUP_COUNTERS = ("step", "k")  # of apex; of schedulefree and prodigy
 
 
 def refuse_forgetting(resolved: ResolvedPlan, backend: str) -> None:
-    """Raise `UnsupportedSetupError` when the plan releases optimizer state, for a backend that cannot."""
+    """Raise `UnsupportedSetupError` when the plan forgets optimizer state, for a backend that cannot."""
     if resolved.forgets:
         raise UnsupportedSetupError(
-            f"The plan releases optimizer state (forget=True, or a rotation). {backend} keeps the state of all weights "
-            "in flat buffers as long as its copies of the weights, of which no part can be released. Leave forget out, "
+            f"The plan forgets optimizer state (forget=True, or a rotation). {backend} keeps the state of all weights "
+            "in flat buffers as long as its copies of the weights, and cannot forget a part of it. Leave forget out, "
             "or use DistributedDataParallel."
         )
 
 
 def refuse_optimizers_that_keep_state(optimizer: object, bound: BoundPlan) -> None:
-    """Raise `UnsupportedSetupError` for an optimizer, before its first step, that cannot release state by weight."""
+    """Raise `UnsupportedSetupError`, before the first step, for an optimizer that keeps the state of what freezes."""
     inner = inner_optimizer(optimizer)
     name, why = type(inner).__name__, ""
     if getattr(inner, "is_paged", False):
@@ -39,7 +39,7 @@ def refuse_optimizers_that_keep_state(optimizer: object, bound: BoundPlan) -> No
         why = "builds the state of all weights before its first step. Use one that builds it as it steps, such as AdamW"
     if why:
         raise UnsupportedSetupError(
-            f"The plan releases optimizer state (forget=True, or a rotation), and {name} {why}, or leave forget out."
+            f"The plan forgets optimizer state (forget=True, or a rotation), and {name} {why}, or leave forget out."
         )
 
 
@@ -49,28 +49,24 @@ def _is_built_ahead(inner: Any, tensors: Sequence[torch.Tensor]) -> bool:
     return len(states) == len(tensors) and not any(state.get("step", 0) for state in states)
 
 
-def forget_frozen(optimizer: object, bound: BoundPlan, frozen: Iterable[str]) -> None:
-    """Release the state of what has these canonical names."""
-    named = bound.parameters
-    _release(inner_optimizer(optimizer), [named[name] for name in frozen])
+def forget(optimizer: object, bound: BoundPlan, names: Iterable[str]) -> None:
+    """Forget the state of the parameters with these canonical names."""
+    inner = inner_optimizer(optimizer)
+    # Some keep it in their groups, as GrokAdamW does.
+    in_groups = [value for group in inner.param_groups for value in group.values() if isinstance(value, dict)]
+    for name in names:
+        for state in (inner.state, *in_groups):
+            state.pop(bound.parameters[name], None)
 
 
-def forget(optimizer: object, bound: BoundPlan, *, before: int, stage: int) -> None:
-    """Release the state of what froze between the stages `before` and `stage`; log that, and what starts fresh."""
+def forget_between(optimizer: object, bound: BoundPlan, *, before: int, stage: int) -> None:
+    """Forget the state of what froze between the stages `before` and `stage`; log that, and what starts fresh."""
     resolved = bound.resolved
     now = resolved.stages[stage]
     gone = frozenset().union(*map(resolved.forgotten, range(before + 1, stage + 1))) - now
-    forget_frozen(optimizer, bound, gone)
+    forget(optimizer, bound, gone)
     anew = (now - resolved.stages[before]) & frozenset().union(*map(resolved.forgotten, range(before + 1)))
     if gone:
-        logger.info("The optimizer's state was released of %s.", describe_parts(gone, resolved.model_map))
+        logger.info("Forgot the optimizer's state of %s.", describe_parts(gone, resolved.model_map))
     if anew:
         logger.info("Trains again, with fresh optimizer state: %s.", describe_parts(anew, resolved.model_map))
-
-
-def _release(inner: Any, frozen: Iterable[torch.Tensor]) -> None:
-    # Some keep it in their groups, as GrokAdamW does.
-    in_groups = [value for group in inner.param_groups for value in group.values() if isinstance(value, dict)]
-    for tensor in frozen:
-        for state in (inner.state, *in_groups):
-            state.pop(tensor, None)

@@ -27,14 +27,14 @@ def load_trained(model: nn.Module, folder: str | os.PathLike[str]) -> list[str]:
             The model is then as it was.
     """
     trained = read_trained(folder)
-    put(model, trained, going_back(model, trained, folder, base_values={}))
+    copy_into(model, trained, base_values_to_restore(model, trained, folder, base_values={}))
     return list(trained.tensors)
 
 
-def going_back(
+def base_values_to_restore(
     model: nn.Module, trained: Trained, folder: str | os.PathLike[str], *, base_values: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Hold what was read against the model; return what must go back to its value in the base, found in `base_values`.
+    """Check the model against what was read; return, out of `base_values`, those that it must have again.
 
     Raises `FreezeError` where the model is not the base in everything else.
     """
@@ -52,8 +52,8 @@ def going_back(
     return values
 
 
-def put(model: nn.Module, trained: Trained, base_values: Mapping[str, torch.Tensor]) -> None:
-    """Copy what was read, and what goes back, into a model that `going_back` has looked at."""
+def copy_into(model: nn.Module, trained: Trained, base_values: Mapping[str, torch.Tensor]) -> None:
+    """Copy what was read, and what `base_values_to_restore` returned for this model, into it."""
     own = as_held(saved_tensors(model), [*trained.tensors, *trained.base.digests], "the folder")
     with torch.no_grad():
         for name, tensor in {**trained.tensors, **base_values}.items():

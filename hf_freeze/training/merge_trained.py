@@ -17,7 +17,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
-from hf_freeze.errors import FreezeError
+from hf_freeze.errors import FreezeError, in_one_line
 from hf_freeze.training.load_trained import load_trained
 from hf_freeze.training.snapshot import STAGE_BEST_NAME
 from hf_freeze.training.trained_file import TRAINED_NAME, Base, holds_trained_only, read_base, refuse_changed_config
@@ -161,8 +161,8 @@ def _load_base(model_class: Any, name: str, folder: str | os.PathLike[str], *, d
             return model
     except Exception as error:  # the hub, the files and the code of a model can each fail in their own way
         raise FreezeError(
-            f"The base {name!r} of {str(folder)!r} cannot be loaded ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]}). Was it moved? Give its folder or hub name as base (--base), or "
+            f"The base {name!r} of {str(folder)!r} cannot be loaded ({in_one_line(error, most=300)}). "
+            "Was it moved? Give its folder or hub name as base (--base), or "
             "load it as you did for training, and call hf_freeze.load_trained(model, folder)."
         ) from error
 

@@ -23,7 +23,6 @@ from transformers import TrainerState, TrainingArguments
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.freeze_plan import FreezePlan
-from hf_freeze.plan.so_far import with_state
 from hf_freeze.selection.language import Selection
 from hf_freeze.training import checkpoint, thawed_base
 from hf_freeze.training.beside_model import average_gradients, clear_gradients, load_beside, save_beside, share_beside
@@ -360,12 +359,10 @@ class PlannedTraining:
 
     def names_with_state(self, state: TrainerState) -> frozenset[str]:
         """Return the names of what the checkpoint that `state` was read from has optimizer state of."""
-        saved, resolved = (
-            checkpoint.saved_part(checkpoint.callback_state(state, self._key)),
-            self.required_bound.resolved,
-        )
+        saved = checkpoint.saved_part(checkpoint.callback_state(state, self._key))
+        resolved = self.required_bound.resolved
         period = resolved.rotation.period(max(state.global_step - 1, 0)) if resolved.rotation else 0
-        return resolved.model_map.every_alias(with_state(resolved, saved["run"]["stage"], period))
+        return resolved.model_map.every_alias(resolved.with_optimizer_state(saved["run"]["stage"], period))
 
     def saved_loss_window(self, state: TrainerState) -> Mapping[str, Any]:
         """Return the training loss that the interrupted run had not logged yet; {} where `state` has none."""

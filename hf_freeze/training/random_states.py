@@ -69,7 +69,7 @@ class RandomStatesCallback(TrainerCallback):
     def __reduce__(self) -> tuple[Any, ...]:
         return RandomStatesCallback, ()  # a copy notes its own
 
-    def forget(self) -> None:
+    def keep_no_longer(self) -> None:
         """Let what comes next move the random states."""
         self._put_back = None
 

@@ -33,7 +33,7 @@ from hf_freeze.selection.frozen_marks import mark_rows
 from hf_freeze.selection.rows import rows_named
 
 _CUT: Any = WeakTensorKeyDictionary()
-"""Each matrix of which rows were told apart -> its `_CutMatrix`."""
+"""Each matrix some of whose rows train, or have been asked for by name -> its `_CutMatrix`."""
 
 Run = tuple[int, int]
 """The rows from the first number to before the second."""

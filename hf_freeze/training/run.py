@@ -14,7 +14,6 @@ from torch import nn
 from hf_freeze.errors import UnsupportedSetupError
 from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.plan.plateau import PlateauWatch, metric_value, require_metric
-from hf_freeze.plan.so_far import trained_so_far
 from hf_freeze.plan.tables import describe_parts
 from hf_freeze.plan.timeline import Timeline
 from hf_freeze.selection.model_map import unwrap
@@ -27,7 +26,7 @@ from hf_freeze.training.backends import (
     uses_master_weights,
 )
 from hf_freeze.training.bound_plan import BoundPlan
-from hf_freeze.training.forgetting import forget, forget_frozen, refuse_forgetting, refuse_optimizers_that_keep_state
+from hf_freeze.training.forgetting import forget, forget_between, refuse_forgetting, refuse_optimizers_that_keep_state
 from hf_freeze.training.freezing import hold_eval, hold_requires_grad, release_eval, set_trainable
 from hf_freeze.training.proof import FreezeProof
 from hf_freeze.training.recomputation import stop_backward_at_lowest_trainable
@@ -121,7 +120,7 @@ class FreezeRun:
         if state is None and self.resolved.forgets:
             refuse_optimizers_that_keep_state(self._optimizer, self._bound)
             # An earlier run with this optimizer may have left some: train() is called twice, or again after it failed.
-            forget_frozen(self._optimizer, self._bound, self._bound.parameters.keys() - self.resolved.trains(0))
+            forget(self._optimizer, self._bound, self._bound.parameters.keys() - self.resolved.trains(0))
         self.state = state or self.state
         self.best = best or {}
         self.undo_at_end(stop_backward_at_lowest_trainable(self._bound.model))
@@ -199,7 +198,7 @@ class FreezeRun:
     @property
     def trained(self) -> frozenset[str]:
         """The canonical names of what trained up to now."""
-        return trained_so_far(self.resolved, self.state.stage, self._period)
+        return self.resolved.trained_up_to(self.state.stage, self._period)
 
     @property
     def trains(self) -> frozenset[str]:
@@ -312,7 +311,7 @@ class FreezeRun:
             self.resolved.timed[stage - 1].when if stage else "start",
             describe_parts(self.resolved.stages[stage], self.resolved.model_map),
         )
-        forget(self._optimizer, self._bound, before=before, stage=stage)
+        forget_between(self._optimizer, self._bound, before=before, stage=stage)
 
     def _rotate(self, step: int) -> None:
         """Go on to the period of the step that comes after `step` steps, where the plan is a rotation."""
@@ -324,8 +323,9 @@ class FreezeRun:
             return
         self.verify()
         self._apply(self.state.stage)
-        forget_frozen(self._optimizer, self._bound, before - self.trains)
-        logger.info("Step %d: period %d of the rotation begins. %s", step, period, rotation.turn(before, self.trains))
+        forget(self._optimizer, self._bound, before - self.trains)
+        change = rotation.describe_change(before, self.trains)
+        logger.info("Step %d: period %d of the rotation begins. %s", step, period, change)
 
     def _apply(self, stage: int) -> None:
         trainable = self.resolved.model_map.every_alias(self.resolved.trains(stage, self._period))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
@@ -23,6 +23,7 @@ from hf_freeze.training.backends import is_sharded
 from hf_freeze.training.base_model import base_of, name_of_base, transformers_models
 from hf_freeze.training.merge_trained import HOW_TO_LOAD, can_be_merged, load_whole
 from hf_freeze.training.planned_training import PlannedTraining
+from hf_freeze.training.run import FreezeRun
 from hf_freeze.training.setup import is_whole, uses_deepspeed
 from hf_freeze.training.trained_file import (
     RESERVED_NAME,
@@ -53,7 +54,7 @@ class TrainedOnlyTrainerMixin(_Base):
     model: Any  # the Trainer's own annotation admits None, which it never is after construction
     _settings: FreezeArguments
     _freezing: PlannedTraining
-    _what: WhatTrained | None = None
+    _tracked: WhatTrained | None = None
     _frozen_is_proved = False
 
     def __init__(self, *positional: Any, **kwargs: Any) -> None:
@@ -62,7 +63,7 @@ class TrainedOnlyTrainerMixin(_Base):
         elif holds_only_what_trained(kwargs.get("model")):
             kwargs["model"] = load_whole(kwargs["model"])
         super().__init__(*positional, **kwargs)
-        if self._leaves_out:
+        if self._saves_trained_only:
             refuse_split_checkpoints(self._settings, self.args, self.model)
             refuse_unsaved(self.model)
             if self.model_init is None:
@@ -71,35 +72,46 @@ class TrainedOnlyTrainerMixin(_Base):
                     base_of(self.model)  # as it was handed in: nothing else brings back what a Trainer adds to it
 
     @property
-    def _leaves_out(self) -> bool:
+    def _saves_trained_only(self) -> bool:
         return self._settings.save_trained_only and not isinstance(unwrap(self.model), PeftModel)
 
     def _what_trained(self) -> WhatTrained:
-        if self._what is None or self._what.model is not unwrap(self.model):
+        if self._tracked is None or self._tracked.model is not unwrap(self.model):
             refuse_base_inside(self.model, Path(str(self.args.output_dir)))
-            self._what = WhatTrained(self.model)
-        self._what.cut_at(self._freezing.required_bound.resolved.model_map.rows)
-        return self._what
+            self._tracked = WhatTrained(self.model)
+        self._tracked.cut_at(self._freezing.required_bound.resolved.model_map.rows)
+        return self._tracked
 
     @property
     def _trains_first(self) -> frozenset[str]:
         resolved = self._freezing.required_bound.resolved
         return resolved.model_map.every_alias(resolved.trains(0))
 
+    def _track_run(self, run: FreezeRun) -> None:
+        """Note what trains from the start of this run, right after its proof has read what is frozen."""
+        if self._saves_trained_only:
+            refuse_unsaved(self.model)
+            self._what_trained().begin(self._trains_first, known=run.frozen_digests)
+
+    def _trains_from_here(self, run: FreezeRun) -> None:
+        """Note what is about to train, before the optimizer moves it."""
+        if self._saves_trained_only:
+            self._what_trained().add(run.resolved.model_map.every_alias(run.trains))
+
     def _from_start(self) -> frozenset[str]:
         # Checkpoints of another plan may lack any of it.
         return frozenset() if self._settings.ignore_plan_change else self._trains_first
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        if not self._leaves_out:
+        if not self._saves_trained_only:
             super()._save(output_dir, state_dict)
             return
         if not self.args.should_save:
             return
-        folder, what = Path(str(self.args.output_dir) if output_dir is None else output_dir), self._what_trained()
+        folder, tracked = Path(str(self.args.output_dir) if output_dir is None else output_dir), self._what_trained()
         with _weights_left_out(self.model, folder):
             super()._save(str(folder), state_dict={})
-        tensors = what.tensors(also=self._trains_first, frozen_is_proved=self._frozen_is_proved)
+        tensors = tracked.tensors(also=self._trains_first, frozen_is_proved=self._frozen_is_proved)
         write_trained(Trained(tensors=tensors, base=base_of(self.model), plan=self._freezing.plan.to_dict()), folder)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -112,7 +124,7 @@ class TrainedOnlyTrainerMixin(_Base):
         if holds_trained_only(resume_from_checkpoint):
             self._what_trained().load(resume_from_checkpoint, from_start=self._from_start())
             return
-        if self._leaves_out:
+        if self._saves_trained_only:
             base_of(self.model)  # before it is overwritten
         super()._load_from_checkpoint(resume_from_checkpoint, *given)
 
@@ -126,7 +138,7 @@ class TrainedOnlyTrainerMixin(_Base):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         trained, run_folder = Path(checkpoint_folder) / TRAINED_NAME, Path(str(self.args.output_dir))
-        if self._leaves_out and self.is_world_process_zero() and trained.exists():
+        if self._saves_trained_only and self.is_world_process_zero() and trained.exists():
             _clear(run_folder)  # whole weights of an earlier run would be uploaded, and read first
             shutil.copy(trained, run_folder)
         super()._push_from_checkpoint(checkpoint_folder)
@@ -135,38 +147,8 @@ class TrainedOnlyTrainerMixin(_Base):
         """Write the card as the Trainer does, with how to load a folder that holds only what trained."""
         super().create_model_card(*args, **kwargs)
         card = Path(str(self.args.output_dir)) / "README.md"
-        if self._leaves_out and self.is_world_process_zero() and card.exists():
+        if self._saves_trained_only and self.is_world_process_zero() and card.exists():
             write_text(card, f"{card.read_text('utf-8').rstrip()}\n\n{how_to_load(base_of(self.model))}")
-
-
-class NotesWhatTrains(TrainerCallback):
-    """Tells a Trainer's `WhatTrained` what is about to train, before the optimizer moves it.
-
-    It comes right after the callback that begins the run, whose proof has just read what is frozen.
-    """
-
-    def __init__(self, trainer: TrainedOnlyTrainerMixin) -> None:
-        self._trainer = trainer
-        self._noted: frozenset[str] = frozenset()
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._noted = frozenset()
-        if self._trainer._leaves_out:
-            refuse_unsaved(self._trainer.model)
-            run = self._trainer._freezing.run
-            self._trainer._what_trained().begin(self._trainer._trains_first, known=run.frozen_digests if run else {})
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if not self._trainer._leaves_out:
-            return
-        run = self._trainer._freezing.run
-        if run is not None and run.trains != self._noted:
-            self._noted = run.trains
-            self._trainer._what_trained().add(run.resolved.model_map.every_alias(self._noted))
 
 
 def how_to_load(base: Base) -> str:

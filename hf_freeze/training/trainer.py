@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
@@ -20,7 +20,7 @@ from hf_freeze.training import checkpoint
 from hf_freeze.training.arguments import FreezeArguments
 from hf_freeze.training.arguments_class import by_name, naming_other_arguments
 from hf_freeze.training.bound_plan import BoundPlan
-from hf_freeze.training.cached_features import CachedFeaturesTrainerMixin, CacheFeatures
+from hf_freeze.training.cached_features import CachedFeaturesTrainerMixin
 from hf_freeze.training.callbacks import FreezeCallback
 from hf_freeze.training.freezing import plan_as_it_is, set_trainable
 from hf_freeze.training.groups import (
@@ -35,11 +35,12 @@ from hf_freeze.training.merged_groups import trains_others, with_groups
 from hf_freeze.training.model_card import ModelCardTrainerMixin
 from hf_freeze.training.planned_training import STATE_KEY, PlannedTraining
 from hf_freeze.training.random_states import RandomStatesTrainerMixin
+from hf_freeze.training.run import FreezeRun
 from hf_freeze.training.schedule import continue_schedule
 from hf_freeze.training.settings import FreezeSettings
 from hf_freeze.training.setup import check_arguments, refuse_deepspeeds_own_optimizer, uses_deepspeed
 from hf_freeze.training.thresholds import ThresholdTrainerMixin
-from hf_freeze.training.trained_only import NotesWhatTrains, TrainedOnlyTrainerMixin, refuse_split_checkpoints
+from hf_freeze.training.trained_only import TrainedOnlyTrainerMixin, refuse_split_checkpoints
 from hf_freeze.training.trainer_events import TrainerEvents
 from hf_freeze.training.weighted_training import WeightedLossTrainerMixin, refuse_unfit_weights
 from hf_freeze.training.whole import has_optimizer, require_fitting, require_whole
@@ -111,9 +112,7 @@ class FreezeTrainerMixin(
         if as_given != self._plan_as_it_is or others_train:  # the Trainer froze some, or knows what trains beside it
             self._freezing.unbind(others_train=others_train and self._trains_others())
         bound = self._hold_against(self.args, self.model)
-        self.add_callback(TrainerEvents(self._freezing, bind=self._bind, begin_loss_window=self._begin_loss_window))
-        self.add_callback(NotesWhatTrains(self))
-        self.add_callback(CacheFeatures(self))
+        self.add_callback(TrainerEvents(self._freezing, self))
         set_trainable(self.model, bound.resolved.names[0])
 
     def _look_at(self, given: Mapping[str, Any]) -> None:
@@ -233,6 +232,10 @@ class FreezeTrainerMixin(
             self._specs = bound, rates, specs
         self._freezing.note_groups({spec.name: spec.digest for spec in specs})
         return bound, specs
+
+    def _run_begins(self, run: FreezeRun, state: TrainerState) -> None:
+        self._begin_loss_window(self._freezing.saved_loss_window(state) if state.global_step else {})
+        self._track_run(run)
 
     def _group_specs(self, bound: BoundPlan, args: TrainingArguments, *, decayed: Collection[str]) -> list[GroupSpec]:
         given = self._settings

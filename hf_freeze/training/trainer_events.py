@@ -1,38 +1,49 @@
 """The callback that a FreezeTrainer brings along."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_freeze.training.callbacks import FreezeCallback
 from hf_freeze.training.planned_training import STATE_KEY, PlannedTraining
+from hf_freeze.training.run import FreezeRun
 from hf_freeze.training.run_events import RunEvents
 from hf_freeze.training.train_calls import while_training
+
+
+class FollowsRun(Protocol):
+    """What a FreezeTrainer does at the moments of a run under its plan."""
+
+    def _bind(self) -> object:
+        """Hold the plan against the model that trains next."""
+
+    def _run_begins(self, run: FreezeRun, state: TrainerState) -> None:
+        """Follow a run that has just begun, perhaps from a checkpoint."""
+
+    def _trains_from_here(self, run: FreezeRun) -> None:
+        """Prepare for a step that trains other parameters than the step before it, if there was one."""
+
+    def _stage_begins(self, state: TrainerState) -> None:
+        """Prepare for the first step of a stage, or of a run that goes on within one."""
 
 
 class TrainerEvents(RunEvents):
     """The events of a FreezeTrainer, which itself makes the groups, looks at checkpoints and saves."""
 
-    def __init__(
-        self,
-        training: PlannedTraining,
-        *,
-        bind: Callable[[], object],
-        begin_loss_window: Callable[[Mapping[str, Any]], None],
-    ) -> None:
+    def __init__(self, training: PlannedTraining, trainer: FollowsRun) -> None:
         super().__init__(training)
-        self._bind = bind
-        self._begin_loss_window = begin_loss_window
+        self._trainer = trainer
+        self._stage: int | None = None
+        self._trains: frozenset[str] | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Freeze by the plan, and go on with the loss of an interrupted run."""
+        """Freeze by the plan, and let the Trainer follow the run."""
         training = self._training
         training.end()  # a run that broke off, as under auto_find_batch_size
-        self._bind()  # a subclass may build its optimizer without asking for the groups
-        training.begin(
+        self._trainer._bind()  # a subclass may build its optimizer without asking for the groups
+        run = training.begin(
             args,
             state,
             kwargs["optimizer"],
@@ -40,7 +51,22 @@ class TrainerEvents(RunEvents):
             batches=kwargs.get("train_dataloader"),
             is_running=while_training(self),
         )
-        self._begin_loss_window(training.saved_loss_window(state) if state.global_step else {})
+        self._stage = self._trains = None
+        self._trainer._run_begins(run, state)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Enter the stage that this step belongs to; let the Trainer prepare for it where it is the first."""
+        super().on_step_begin(args, state, control, **kwargs)
+        run = self._training.run
+        assert run is not None
+        before = self._stage, self._trains
+        self._stage, self._trains = run.state.stage, run.trains
+        if self._trains != before[1]:
+            self._trainer._trains_from_here(run)
+        if self._stage != before[0]:
+            self._trainer._stage_begins(state)
 
 
 # trainer_state.json holds its state by this name, so that either kind of Trainer can read the other's checkpoints.

@@ -8,7 +8,7 @@ from torch import nn
 
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training.base_model import base_of, differing, is_known, saved_tensors, set_base
-from hf_freeze.training.load_trained import going_back, put
+from hf_freeze.training.load_trained import base_values_to_restore, copy_into
 from hf_freeze.training.saved_rows import Cuts, base_in_rows, cuts_of, in_rows, names_in_rows
 from hf_freeze.training.trained_file import Base, read_trained
 
@@ -28,7 +28,7 @@ class WhatTrained:
         self._cuts: Cuts = {}
 
     def cut_at(self, rows: Iterable[str]) -> None:
-        """Tell these rows apart from the others of their matrices, from here on."""
+        """Save these rows without the others of their matrices, from here on."""
         self._rows = frozenset(rows)
 
     def begin(self, names: Set[str], *, known: Mapping[str, int]) -> None:
@@ -70,10 +70,10 @@ class WhatTrained:
         """
         self._base()
         trained = read_trained(folder)
-        base_values = going_back(self.model, trained, folder, base_values=self._base_values)
+        base_values = base_values_to_restore(self.model, trained, folder, base_values=self._base_values)
         first = names_in_rows(from_start, self._cuts)
         self._keep(name for name in trained.tensors if name not in first)
-        put(self.model, trained, base_values)
+        copy_into(self.model, trained, base_values)
 
     def _differing(self, tensors: Mapping[str, torch.Tensor], known: Mapping[str, int] | None = None) -> set[str]:
         others = {name: tensor for name, tensor in tensors.items() if name not in self._names}

@@ -502,7 +502,7 @@ CHECKPOINTS = [
     ),
     change(
         "training/trained_only.py",
-        "known=run.frozen_digests if run else {}",
+        "known=run.frozen_digests",
         "known={}",
         "training/trained_only::at_the_start_of_a_run_a_frozen_weight_is_read_once_for_the_proof_and_for_its_checkpoints",
     ),
@@ -936,14 +936,14 @@ SUGGESTED = [
 ROTATION = [
     change(
         "training/forgetting.py",
-        "            state.pop(tensor, None)",
+        "            state.pop(bound.parameters[name], None)",
         "            pass",
         "training/forgetting::the_optimizer_holds_what_trains_and_no_more_as_preview_says[adafactor]",
         "training/rotation::each_step_moves_the_layers_of_its_period_and_the_optimizer_holds_their_state_alone",
     ),
     change(
         "training/forgetting.py",
-        "    forget_frozen(optimizer, bound, gone)\n",
+        "    forget(optimizer, bound, gone)\n",
         "",
         "training/forgetting::what_is_unfrozen_again_starts_fresh_and_the_log_says_so",
         "training/forgetting::a_checkpoint_holds_the_state_of_its_stage_and_resumes_bit_for_bit[3]",
@@ -962,7 +962,7 @@ ROTATION = [
     ),
     change(
         "training/run.py",
-        "            forget_frozen(self._optimizer, self._bound, self._bound.parameters.keys() - self.resolved.trains(0))",
+        "            forget(self._optimizer, self._bound, self._bound.parameters.keys() - self.resolved.trains(0))",
         "            pass",
         "training/rotation::train_can_be_called_again_and_begins_with_the_first_period",
     ),
@@ -974,7 +974,7 @@ ROTATION = [
     ),
     change(
         "training/run.py",
-        "        forget_frozen(self._optimizer, self._bound, before - self.trains)\n",
+        "        forget(self._optimizer, self._bound, before - self.trains)\n",
         "",
         "training/rotation::it_resumes_bit_for_bit_in_mid_period_and_between_periods[7]",
         "training/rotation::in_a_loop_of_ones_own_gradients_and_state_are_of_what_trains_alone[False]",
@@ -1030,9 +1030,9 @@ ROTATION = [
         "plan/rotation::a_run_that_ends_before_every_layer_had_its_turn_is_warned_of",
     ),
     change(
-        "plan/so_far.py",
-        "last = min(period, resolved.rotation.periods_per_cycle - 1)",
-        "last = resolved.rotation.periods_per_cycle - 1",
+        "plan/freeze_plan.py",
+        "last = min(period, self.rotation.periods_per_cycle - 1)",
+        "last = self.rotation.periods_per_cycle - 1",
         "training/model_card::what_never_came_to_train_is_not_said_to_have_trained[plan1]",
     ),
     change(

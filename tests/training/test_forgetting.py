@@ -68,7 +68,7 @@ def test_what_is_unfrozen_again_starts_fresh_and_the_log_says_so(tmp_path, caplo
     steps = {name: int(state["step"]) for name, state in states(trainer).items()}
     assert {steps[name] for name in steps if "layer.0" in name} == {2}
     assert {steps[name] for name in steps if "classifier" in name} == {6}
-    assert "state was released of layers[0]." in caplog.text
+    assert "Forgot the optimizer's state of layers[0]." in caplog.text
     assert "Trains again, with fresh optimizer state: layers[0]." in caplog.text
 
 

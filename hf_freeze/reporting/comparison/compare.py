@@ -16,7 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_freeze.binary.metrics import BinaryClassificationMetrics
-from hf_freeze.errors import FreezeError, PlanError, UnsupportedSetupError
+from hf_freeze.errors import FreezeError, PlanError, UnsupportedSetupError, in_one_line
 from hf_freeze.no_trace import random_states_kept
 from hf_freeze.reporting.comparison.comparison import Comparison, line_of
 from hf_freeze.reporting.comparison.contenders import Contender, ContenderLike, fitting_contenders
@@ -188,7 +188,7 @@ class _Runs:
         try:
             run = train(name, contender, self.task, seed=seed, folder=self.folder, note=_Note(bar))
         except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            reason = in_one_line(error, most=300)
             logger.warning("%s, seed %d, failed, and the comparison goes on without it: %s", name, seed, reason)
         else:
             write_run(path, run, key)

@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from hf_freeze.binary.labelled_rows import PositiveLabel, binary_labels, read_rows
 from hf_freeze.binary.margin import as_numpy
-from hf_freeze.errors import FreezeError, UnsupportedSetupError
+from hf_freeze.errors import FreezeError, UnsupportedSetupError, in_one_line
 from hf_freeze.features.batches import ROWS
 from hf_freeze.label_columns import label_columns
 from hf_freeze.no_trace import random_states_kept, untouched
@@ -117,7 +117,7 @@ def _check_outputs(name: str, trainer: ComparedTrainer, batch: dict[str, Any], p
             trainer.model.eval()
             loss, logits, labels = trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
     except Exception as error:
-        raise FreezeError(f"{_rejected(name, batch)}: {type(error).__name__}: {_first_line(error)}") from error
+        raise FreezeError(f"{_rejected(name, batch)}: {in_one_line(error)}") from error
     if loss is None:
         raise FreezeError(f"{_rejected(name, batch)}: it returns no loss.")
     try:
@@ -133,10 +133,6 @@ def _rejected(name: str, batch: Mapping[str, Any]) -> str:
         if isinstance(value, torch.Tensor)
     ]
     return f"{name}_dataset: the model cannot be trained on a batch of {', '.join(shapes)}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
 
 
 _ROWS = 8

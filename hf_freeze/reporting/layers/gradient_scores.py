@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from hf_freeze.errors import FreezeError
+from hf_freeze.errors import FreezeError, in_one_line
 from hf_freeze.features.batches import Source
 from hf_freeze.model_inputs.inspected_model import InspectedModel, inspect_model
 from hf_freeze.no_trace import gradients_kept, modules_kept, untouched
@@ -114,9 +114,8 @@ def _loss(inspected: InspectedModel, batch: dict[str, Any]) -> torch.Tensor:
     try:
         outputs = inspected.model(**batch)
     except (ValueError, TypeError, LookupError, RuntimeError) as error:
-        said = str(error).splitlines()[0] if str(error) else ""
         raise FreezeError(
-            f"The model raised {type(error).__name__}: {said:.200} for a batch of {sorted(batch)}. {_LOSS}; "
+            f"The model raised {in_one_line(error)} for a batch of {sorted(batch)}. {_LOSS}; "
             "debug_sample(model, row) looks at one row."
         ) from error
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs[0] if isinstance(outputs, tuple) else None

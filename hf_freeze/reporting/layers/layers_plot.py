@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_freeze.errors import FreezeError
-from hf_freeze.reporting.figure import new_figure
+from hf_freeze.reporting.figure import CHOSEN, new_figure
 from hf_freeze.reporting.layers.block_suggestion import WHAT, BlockSuggestion
 from hf_freeze.reporting.layers.suggestion import LayerSuggestion, ProbeSuggestion
 
@@ -54,7 +54,7 @@ def _draw_depths(axes: Any, suggestion: ProbeSuggestion) -> None:
         capsize=3,
         label="linear probe",
     )
-    axes.axvline(chosen, color="#c1272d", lw=1.5, ls="--", label=f"depth {chosen} suffices")
+    axes.axvline(chosen, color=CHOSEN, lw=1.5, ls="--", label=f"depth {chosen} suffices")
     axes.plot([best.depth], [best.mean], "*", color="#222222", ms=12, label=f"best: depth {best.depth}")
     every = 1 + (len(depths) - 1) // _MOST_LABELS
     names = ["emb.", *(str(depth - 1) for depth in depths[1:])]
@@ -72,7 +72,7 @@ def _draw_blocks(axes: Any, suggestion: BlockSuggestion) -> None:
     bars = axes.bar(range(len(names)), scores, color="#0072b2")
     for place, name in enumerate(names):
         if name in suggestion.best:
-            bars[place].set_color("#c1272d")
+            bars[place].set_color(CHOSEN)
     every = 1 + (len(names) - 1) // _MOST_LABELS
     axes.set_xticks(range(0, len(names), every), names[::every], fontsize=8, rotation=90)
     axes.set(xlabel=f"the best {suggestion.k} in red", ylabel=WHAT[suggestion.method])

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_freeze.errors import FreezeError
+from hf_freeze.errors import FreezeError, in_one_line
 from hf_freeze.model_inputs.batch import make_batch
 from hf_freeze.model_inputs.input_rows import Row, pick_row
 from hf_freeze.model_inputs.inspected_model import InspectedModel
@@ -49,5 +49,4 @@ def _why_not(inspected: InspectedModel, rows: Sequence[Mapping[str, Any]], error
         found = f"{uneven[0]!r} has {min(lengths[uneven[0]])} to {max(lengths[uneven[0]])} values in a row"
         give = "tokenizer=, which pads them," if tokenizer is None else "the tokenizer a pad_token"
         return f"Rows of unequal length: {found}. Give {give} or collator=."
-    said = str(error).splitlines()[0] if str(error) else ""
-    return f"Rows with {sorted(rows[0])} cannot be made a batch: {type(error).__name__}: {said:.160}"
+    return f"Rows with {sorted(rows[0])} cannot be made a batch: {in_one_line(error)}"

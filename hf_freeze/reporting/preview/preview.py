@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from hf_freeze.errors import FreezeError
+from hf_freeze.errors import FreezeError, in_one_line
 from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.plan.given import PlanLike
 from hf_freeze.plan.rotation import Rotation
@@ -247,7 +247,7 @@ def _optimizer_state(
         raise
     except Exception as error:  # an optimizer may raise anything
         name = getattr(args.optim, "value", args.optim)
-        remarks.append(f"Optimizer state unknown: {name} makes no step without values ({_short(error)}).")
+        remarks.append(f"Optimizer state unknown: {name} makes no step without values ({in_one_line(error)}).")
         return None
 
 
@@ -270,13 +270,11 @@ def _traces(
         traces = {names: tracer.trace(names) for names in {full, *shown}}
     except Exception as error:  # a model may raise anything
         name, hint = type(model).__name__, " If it takes other inputs, give a batch=." if batch["batch"] is None else ""
-        remarks.append(f"Activations and cost unknown: {name} cannot be run without values ({_short(error)}).{hint}")
+        remarks.append(
+            f"Activations and cost unknown: {name} cannot be run without values ({in_one_line(error)}).{hint}"
+        )
         return {}
     return {**traces, _EVERYTHING: traces[full]}
-
-
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def _buffer_bytes(model: nn.Module, args: TrainingArguments) -> int:
