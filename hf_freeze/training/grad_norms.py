@@ -1,10 +1,9 @@
 """The norm of the gradient per optimizer group, for the logs."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch.nn.utils import get_total_norm
 from transformers import TrainerState, TrainingArguments
 
 from hf_freeze.training.bound_plan import BoundPlan
@@ -21,20 +20,34 @@ def is_logged(args: TrainingArguments, state: TrainerState, *, steps_per_epoch: 
     return due or (step == 1 and args.logging_first_step)
 
 
-def norms_by_group(optimizer: torch.optim.Optimizer, bound: BoundPlan) -> dict[str, float]:
-    """Return name -> norm of the gradient of the group, as it is now; parts that differ in weight decay count as one.
-
-    A group without a gradient is left out, and so is one that is not the model's.
-    """
+def parameters_by_group(optimizer: torch.optim.Optimizer, bound: BoundPlan) -> dict[str, list[torch.Tensor]]:
+    """Return name of a group -> the model's parameters in it; parts that differ in weight decay count as one."""
     ours = {id(parameter) for parameter in bound.parameters.values()}
-    gradients: dict[str, list[torch.Tensor]] = {}
+    groups: dict[str, list[torch.Tensor]] = {}
     for index, group in enumerate(optimizer.param_groups):
         name = str(group.get("name", f"group_{index}")).replace(NO_DECAY, "", 1)
-        found = [p.grad for p in group["params"] if p.grad is not None and id(p) in ours]
-        if found:
-            gradients.setdefault(name, []).extend(found)
-    norms = [get_total_norm(found).float().cpu() for found in gradients.values()]
-    return dict(zip(gradients, map(float, norms), strict=True))
+        groups.setdefault(name, []).extend(p for p in group["params"] if id(p) in ours)
+    return groups
+
+
+def norms_by_group(groups: Mapping[str, Iterable[torch.Tensor]]) -> dict[str, float]:
+    """Return name -> norm of the gradient of the group, as it is now; a group without a gradient is left out."""
+    gradients = [(name, p.grad) for name, members in groups.items() for p in members if p.grad is not None]
+    if not gradients:
+        return {}
+    first = gradients[0][1].device
+    # All are asked for before the first is read: reading one waits for the device.
+    norms = torch.stack([_norm(gradient).to(first, torch.float32) for _, gradient in gradients]).tolist()
+    found: dict[str, list[float]] = {}
+    for (name, _), norm in zip(gradients, norms, strict=True):
+        found.setdefault(name, []).append(norm)
+    return {name: math.hypot(*of) for name, of in found.items()}
+
+
+def _norm(gradient: torch.Tensor) -> torch.Tensor:
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    norm: torch.Tensor = torch.linalg.vector_norm(values, dtype=torch.float32 if values.itemsize < 4 else None)
+    return norm
 
 
 def before_clipping(norms: Mapping[str, float], total: object) -> dict[str, float]:

@@ -27,7 +27,7 @@ from hf_freeze.selection.language import Selection
 from hf_freeze.training import checkpoint, thawed_base
 from hf_freeze.training.beside_model import average_gradients, clear_gradients, load_beside, save_beside, share_beside
 from hf_freeze.training.bound_plan import BoundPlan, bind
-from hf_freeze.training.grad_norms import before_clipping, is_logged, norms_by_group
+from hf_freeze.training.grad_norms import before_clipping, is_logged, norms_by_group, parameters_by_group
 from hf_freeze.training.groups import warn_of_unused_rates
 from hf_freeze.training.missed_evaluation import is_missed
 from hf_freeze.training.resumed_run import ResumedRun
@@ -76,13 +76,15 @@ class PlannedTraining:
         self._beside: list[torch.Tensor] = []  # what the optimizer holds that is not the model's
         self._rates: dict[str, float] = {}
         self._rates_of: tuple[Selection, ...] = ()
+        self._measured: dict[str, list[torch.Tensor]] = {}  # of which the norm of the gradient is logged, by group
         self._grad_norms: dict[str, float] = {}
         self.misses_evaluation = False
         """Whether the checkpoint that the run goes on from lacks the evaluation of its epoch."""
         self._counts_evaluations = True
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_run": None, "_beside": []}  # the run of a Trainer is not that of its copies
+        # The run of a Trainer is not that of its copies.
+        return {**vars(self), "_run": None, "_beside": [], "_measured": {}}
 
     def declare(
         self, plan: FreezePlan, settings: FreezeSettings, *, ignores_plan_change: bool, rates: Iterable[Selection] = ()
@@ -169,6 +171,7 @@ class PlannedTraining:
         if resumed is not None and is_whole(args):
             load_beside(optimizer, bound.model, Path(resumed.folder))
         self._beside = share_beside(optimizer, bound.model) if is_whole(args) else []
+        self._measured = parameters_by_group(optimizer, bound) if self.settings.log_grad_norms else {}
         return run
 
     def end(self) -> None:
@@ -207,16 +210,14 @@ class PlannedTraining:
         if self._run:
             self._run.require_optimizer(optimizer)
 
-    def before_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def before_optimizer_step(self, args: TrainingArguments, state: TrainerState) -> None:
         """Note the learning rates and the gradients of this step."""
         if self._run:
             average_gradients(self._beside)
             self._rates = self._run.before_optimizer_step()
             self._grad_norms = {}
             if self.settings.log_grad_norms and is_logged(args, state, steps_per_epoch=self.steps_per_epoch):
-                self._grad_norms = norms_by_group(optimizer, self.required_bound)
+                self._grad_norms = norms_by_group(self._measured)
 
     def after_optimizer_step(self) -> None:
         """Note what has moved; from here on the scheduler's own rates apply again."""

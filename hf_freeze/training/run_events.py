@@ -68,7 +68,7 @@ class RunEvents(TrainerCallback, ExportableState):
     ) -> None:
         """Note the learning rates and the gradients of this step."""
         self._refuse_another_optimizer(kwargs)
-        self._training.before_optimizer_step(args, state, kwargs["optimizer"])
+        self._training.before_optimizer_step(args, state)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

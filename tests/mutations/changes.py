@@ -854,8 +854,8 @@ SETTLING = [
     ),
     change(
         "training/groups.py",
-        'resolved, base.learning_rate, argument="lr_factors")',
-        'resolved, base.learning_rate, argument="lr_factors") and {}',
+        'resolved, rungs, argument="lr_factors")',
+        'resolved, rungs, argument="lr_factors") and {}',
         "training/groups::a_plan_brings_its_rates_and_what_is_given_beside_it_wins",
     ),
     change(
@@ -863,6 +863,18 @@ SETTLING = [
         'argument="group_lrs", after=len(factors))',
         'argument="group_lrs", after=len(factors)) and {}',
         "training/groups::a_plan_brings_its_rates_and_what_is_given_beside_it_wins",
+    ),
+    change(
+        "training/groups.py",
+        "{**rung.options, **options}",
+        '{"lr": 1e-3, **options}',
+        "training/groups::options_without_a_rate_keep_the_rate_that_plan_and_depth_give[plan0-1.0-head]",
+    ),
+    change(
+        "training/grad_norms.py",
+        "dtype=torch.float32 if values.itemsize < 4 else None",
+        "dtype=None",
+        "training/grad_norms::norms_are_added_up_in_no_less_than_single_precision[dtype0]",
     ),
     change(
         "training/groups.py",

@@ -8,7 +8,7 @@ from transformers import Trainer, TrainerCallback
 
 from hf_freeze import FreezeCallback, FreezePlan, PlanError, Stage, UnsupportedSetupError, param_groups
 from hf_freeze.training.bound_plan import bind
-from hf_freeze.training.grad_norms import norms_by_group
+from hf_freeze.training.grad_norms import norms_by_group, parameters_by_group
 from tests.models import tiny_bert
 from tests.training.staged import trainer
 
@@ -110,7 +110,20 @@ def test_parts_that_differ_in_weight_decay_count_as_one_group() -> None:
         parameter.grad = torch.ones_like(parameter)
     assert len(optimizer.param_groups) == 2
     count = sum(parameter.numel() for parameter in model.parameters())
-    assert norms_by_group(optimizer, bound) == pytest.approx({"trainable": math.sqrt(count)})
+    assert norms_by_group(parameters_by_group(optimizer, bound)) == pytest.approx({"trainable": math.sqrt(count)})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_norms_are_added_up_in_no_less_than_single_precision(dtype) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1000, dtype=dtype))
+    parameter.grad = torch.full((1000,), 0.5, dtype=dtype)
+    assert norms_by_group({"one": [parameter], "frozen": []}) == pytest.approx({"one": math.sqrt(250)}, rel=1e-5)
+
+
+def test_a_sparse_gradient_counts_each_row_once() -> None:
+    table = torch.nn.Embedding(6, 4, sparse=True)
+    table(torch.tensor([1, 1, 3])).sum().backward()
+    assert norms_by_group({"table": [table.weight]}) == pytest.approx({"table": math.sqrt(4 * 4 + 4)})
 
 
 def test_what_no_process_has_whole_is_refused(tmp_path) -> None:
