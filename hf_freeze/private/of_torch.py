@@ -10,6 +10,7 @@ _FLOPS = "preview counts operations"
 NAMES = (
     PrivateName("torch.utils", "_pytree", "module", "tensors in the outputs of modules are found"),
     PrivateName("torch.utils", "_python_dispatch", "module", "preview watches operations"),
+    PrivateName("torch:Tensor", "_version", "attribute", "what was changed since it was loaded is saved"),
     PrivateName("torch", "_subclasses", "module", "preview runs a model without memory for its values"),
     PrivateName(_MODULE, "_buffers", "set", "debug_sample puts buffers back"),
     PrivateName(_MODULE, "_parameters", "set", "debug_sample puts attributes of modules back, but not their weights"),

@@ -56,6 +56,12 @@ def name_of_base(model: nn.Module) -> str | None:
     return str(Path(name).resolve()) if name is not None and Path(name).is_dir() else name
 
 
+def base_folders(model: nn.Module) -> list[Path]:
+    """Return the folders that a model, or models inside, were loaded from."""
+    names = [inner.name_or_path for inner in transformers_models(unwrap(model)).values()]
+    return [Path(name).resolve() for name in names if name and Path(name).is_dir()]
+
+
 def is_known(model: nn.Module) -> bool:
     """Tell whether the base of a model has been asked for."""
     return unwrap(model) in _BASES
@@ -116,8 +122,9 @@ def _held(
             key = keys[rows.matrix]
             first_rows[rows.of(key)] = tensors[key].detach()[: rows.stop]
         commits.append(commit)
-    # What no file holds under this name may have been loaded by another.
+    # What no file holds under this name may have been loaded by another, and be as it was then.
     marked = {key for key, tensor in tensors.items() if getattr(tensor, "_is_hf_initialized", False)}
+    marked = {key for key in marked if not tensors[key]._version}
     packed = {key for key, tensor in tensors.items() if _is_packed(tensor)}
     held = {key: tensor for key, tensor in tensors.items() if key in packed or same.get(key, key in marked)}
     return {**held, **first_rows}, commits

@@ -20,9 +20,15 @@ from hf_freeze.whole_files import whole_file
 
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, whole or not at all."""
+    """Write a safetensors file, whole or not at all; tensors that share memory are written each."""
+    on_cpu: dict[str, torch.Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        on_cpu[name] = own.clone() if place in places else own
+        places.add(place)
     with whole_file(path) as unfinished:
-        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(on_cpu, unfinished, metadata)
 
 

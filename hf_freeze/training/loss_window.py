@@ -115,9 +115,10 @@ class LossWindow:
             mean = 1 + step - logged
             self.total, self.carried = self.total + self.total / mean, self.carried + self.carried / mean
             return loss
-        self.total = self.total + loss
+        wide = loss.to(torch.promote_types(loss.dtype, torch.float32))  # as the Trainer's own sum
+        self.total = self.total + wide
         carried, self.carried = self.carried, 0.0
-        return loss + carried if carried else loss
+        return wide + carried if carried else loss
 
     def begin(self, logged: int, total: float = 0.0) -> None:
         """Begin anew at step `logged`, or go on with the `total` of a run that was interrupted."""

@@ -94,6 +94,11 @@ def _load(folder: str | os.PathLike[str], base: str | os.PathLike[str] | None) -
             f"The model that {str(folder)!r} belongs to was built without a name, from a configuration say, so that "
             "it cannot be found. Save it with save_pretrained and give its folder as base (--base)."
         )
+    if Path(name).resolve() == Path(folder).resolve():
+        raise FreezeError(
+            f"{str(folder)!r} cannot be its own base: it holds what trained alone. Give the model that training began "
+            "with as base (--base)."
+        )
     if holds_trained_only(name):
         model = _load(name, None)
     else:

@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
@@ -20,7 +21,7 @@ from hf_freeze.selection.peft_support import adapter_names
 from hf_freeze.training.arguments import FreezeArguments
 from hf_freeze.training.attributes import replaced
 from hf_freeze.training.backends import is_sharded
-from hf_freeze.training.base_model import base_of, name_of_base, transformers_models
+from hf_freeze.training.base_model import base_folders, base_of, name_of_base, transformers_models
 from hf_freeze.training.merge_trained import HOW_TO_LOAD, can_be_merged, load_whole
 from hf_freeze.training.planned_training import PlannedTraining
 from hf_freeze.training.run import FreezeRun
@@ -109,6 +110,7 @@ class TrainedOnlyTrainerMixin(_Base):
         if not self.args.should_save:
             return
         folder, tracked = Path(str(self.args.output_dir) if output_dir is None else output_dir), self._what_trained()
+        refuse_saving_over_base(self.model, folder)
         with _weights_left_out(self.model, folder):
             super()._save(str(folder), state_dict={})
         tensors = tracked.tensors(also=self._trains_first, frozen_is_proved=self._frozen_is_proved)
@@ -186,23 +188,47 @@ def holds_only_what_trained(model: Any) -> bool:
 
 def refuse_base_inside(model: nn.Module, output_dir: Path) -> None:
     """Raise `FreezeError` where checkpoints would be written over the base that they cannot be loaded without."""
-    name = name_of_base(model)
-    folder = Path(name) if name else None
-    if folder is not None and folder.is_dir() and output_dir.resolve() in (folder, folder.parent):
-        raise FreezeError(
-            f"save_trained_only=True: the base {name!r} lies in output_dir={str(output_dir)!r}, where checkpoints "
-            "are written over and deleted, and without it they cannot be loaded. Give another output_dir."
-        )
+    for folder in base_folders(model):
+        parts = folder.relative_to(output_dir.resolve()).parts if folder.is_relative_to(output_dir.resolve()) else None
+        if parts is not None and (len(parts) < 2 or parts[0].startswith(f"{PREFIX_CHECKPOINT_DIR}-")):
+            raise FreezeError(
+                f"save_trained_only=True: the base {str(folder)!r} lies in output_dir={str(output_dir)!r}, where "
+                "checkpoints are written over and deleted, and without it they cannot be loaded. Give another "
+                "output_dir."
+            )
+
+
+def refuse_saving_over_base(model: nn.Module, folder: Path) -> None:
+    """Raise `FreezeError` where saving what trained would delete the weights of the base, without which it is nothing.
+
+    Only sentence-transformers saves models into folders inside.
+    """
+    inside = not isinstance(unwrap(model), PreTrainedModel)
+    for base in base_folders(model):
+        if folder.resolve() == base or (inside and folder.resolve() == base.parent):
+            raise FreezeError(
+                f"save_trained_only=True: {str(folder)!r} holds the base {str(base)!r}, without which what trained "
+                "cannot be loaded. Save it to another folder."
+            )
 
 
 def refuse_unsaved(model: nn.Module) -> None:
     """Raise `UnsupportedSetupError` for a model whose weights transformers saves in a way of its own."""
     model = unwrap(model)
-    if other := next((name for name, value in model.state_dict().items() if not _is_plain(value)), None):
+    whole = model.state_dict()
+    if other := next((name for name, value in whole.items() if not _is_plain(value)), None):
         raise UnsupportedSetupError(
             f"save_trained_only=True saves dense tensors, and {other!r} of this {type(model).__name__} is none."
         )
-    if RESERVED_NAME in model.state_dict():
+    named = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    known = {name for kind in named for name, _ in kind}
+    if unknown := next((name for name in whole if name not in known), None):
+        raise UnsupportedSetupError(
+            f"save_trained_only=True saves parameters and buffers by their names, and {unknown!r} in the state_dict of "
+            f"this {type(model).__name__} is the name of neither. Register it as a buffer, or take away the hook that "
+            "renames it."
+        )
+    if RESERVED_NAME in whole:
         raise UnsupportedSetupError(
             f"save_trained_only=True: {RESERVED_NAME!r} of this {type(model).__name__} has the name that safetensors "
             "keeps for its own use, and no file could be read back. Give it another."

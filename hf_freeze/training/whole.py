@@ -4,6 +4,7 @@ import json
 import math
 import os
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +14,7 @@ import transformers
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch.serialization import get_crc32_options
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -232,15 +234,20 @@ def _missing_shards(index: Path) -> Iterator[str]:
 
 
 def _unreadable(path: Path) -> str | None:
-    """Look at the frame of a file only: reading all of the weights would take as long as loading them."""
+    """Look at the frame of weights only: reading all of them would take as long as loading them.
+
+    States, of the optimizer say, are read through: torch looks at no checksum when it loads them.
+    """
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt"):
                 return None
-        with zipfile.ZipFile(path):
-            return None
-    except (SafetensorError, zipfile.BadZipFile, OSError) as error:
-        return str(error)
+        with zipfile.ZipFile(path) as parts:
+            checked = path.suffix not in _WEIGHTS and get_crc32_options()
+            damaged = parts.testzip() if checked else None
+            return damaged and f"{damaged!r} inside is not what was written"
+    except (SafetensorError, zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, RuntimeError) as error:
+        return str(error) or type(error).__name__
 
 
 def _shown(value: Any) -> str:

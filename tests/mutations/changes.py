@@ -478,7 +478,7 @@ CHECKPOINTS = [
     ),
     change(
         "training/trained_only.py",
-        "    if RESERVED_NAME in model.state_dict():\n",
+        "    if RESERVED_NAME in whole:\n",
         "    if False:\n",
         "training/trained_damaged::a_name_that_no_file_can_hold_is_refused_before_training",
     ),
@@ -550,6 +550,62 @@ CHECKPOINTS = [
         "training/trained_base::what_the_files_of_the_base_do_not_hold_is_saved[trained by another Trainer-bin]",
         "training/trained_base::what_they_hold_is_not_saved_in_whatever_parts_they_are[safetensors]",
         "training/trained_models::resized_embeddings_are_saved_whole",
+    ),
+    change(
+        "training/base_model.py",
+        "if not tensors[key]._version}",
+        "}",
+        "training/trained_base::what_is_filed_under_another_name_is_saved_where_it_was_changed_since",
+    ),
+    change(
+        "training/trained_only.py",
+        "    if unknown := next((name for name in whole if name not in known), None):\n",
+        "    if unknown := None:\n",
+        "training/trained_damaged::what_would_be_left_out_in_silence_is_refused_before_training[extra state]",
+    ),
+    change(
+        "training/trained_only.py",
+        "        refuse_saving_over_base(self.model, folder)\n",
+        "",
+        "training/trained_damaged::what_trained_is_not_saved_over_its_base",
+    ),
+    change(
+        "training/trained_only.py",
+        ' or parts[0].startswith(f"{PREFIX_CHECKPOINT_DIR}-")):',
+        "):",
+        "training/trained_damaged::the_base_of_any_part_is_looked_for_in_all_that_is_written_over_or_deleted",
+    ),
+    change(
+        "training/merge_trained.py",
+        "    if Path(name).resolve() == Path(folder).resolve():\n",
+        "    if False:\n",
+        "training/trained_damaged::a_folder_is_not_its_own_base",
+    ),
+    change(
+        "training/checkpoint.py",
+        "own.clone() if place in places else own",
+        "own",
+        "training/trained_models::parameters_over_the_same_memory_are_saved_each",
+    ),
+    change(
+        "training/whole.py",
+        "parts.testzip() if checked else None",
+        "None",
+        "training/trained_damaged::a_flipped_bit_in_a_state_of_the_run_is_named_with_the_checkpoint_before"
+        "[optimizer.pt-in_the_middle]",
+    ),
+    change(
+        "training/whole.py",
+        "zlib.error, OSError, ValueError, EOFError, RuntimeError) as error:",
+        "OSError) as error:",
+        "training/trained_damaged::a_flipped_bit_in_a_state_of_the_run_is_named_with_the_checkpoint_before"
+        "[optimizer.pt-in_the_frame]",
+    ),
+    change(
+        "training/loss_window.py",
+        "loss.to(torch.promote_types(loss.dtype, torch.float32))",
+        "loss",
+        "training/resume::the_mean_loss_of_a_model_in_half_precision_goes_on_to_the_last_bit",
     ),
     change(
         "training/digests.py",

@@ -201,6 +201,19 @@ def test_a_missing_checkpoint_is_what_the_trainer_says_it_is(tmp_path):
         trainer_for(tmp_path).train(resume_from_checkpoint=True)
 
 
+def test_the_mean_loss_of_a_model_in_half_precision_goes_on_to_the_last_bit(tmp_path):
+    """The Trainer adds up in full precision what a model in bfloat16 returns."""
+
+    def run(folder, resume=None):
+        trainer = trainer_for(folder, model=tiny_bert().to(torch.bfloat16), logging_steps=3, optim="sgd")
+        trainer.train(resume_from_checkpoint=resume)
+        return [entry["loss"] for entry in training_logs(trainer)]
+
+    losses = run(tmp_path / "whole")
+    for step in (1, 2, 4, 5):
+        assert run(tmp_path / "part", str(tmp_path / "whole" / "run" / f"checkpoint-{step}")) == losses, step
+
+
 def test_a_second_run_does_not_take_the_loss_window_of_the_resumed_one(tmp_path, whole):
     shape, uninterrupted = whole
     trainer = trainer_for(tmp_path, shape)

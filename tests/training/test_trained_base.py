@@ -124,13 +124,29 @@ def test_what_began_as_a_merged_folder_goes_on_from_there(tmp_path, base) -> Non
     assert same(model, second.model) == []
 
 
-def test_what_is_filed_under_another_name_is_not_saved(tmp_path) -> None:
+def mixtral():
     config = MixtralConfig(**SIZES, **SPECIAL, num_key_value_heads=2, num_local_experts=2, num_hidden_layers=2)
-    seeded(MixtralForCausalLM, config).save_pretrained(tmp_path / "base")
+    return seeded(MixtralForCausalLM, config)
+
+
+def test_what_is_filed_under_another_name_is_not_saved(tmp_path) -> None:
+    mixtral().save_pretrained(tmp_path / "base")
     model = MixtralForCausalLM.from_pretrained(tmp_path / "base")
     assert not model.state_dict().keys() <= load_file(tmp_path / "base" / "model.safetensors").keys()
     trainer(tmp_path / "run", model=model, plan=FreezePlan(trainable="lm_head"), save_trained_only=True).save_model()
     assert stored(tmp_path / "run").keys() == {"lm_head.weight"}
+
+
+def test_what_is_filed_under_another_name_is_saved_where_it_was_changed_since(tmp_path) -> None:
+    mixtral().save_pretrained(tmp_path / "base")
+    model = MixtralForCausalLM.from_pretrained(tmp_path / "base")
+    changed = "model.layers.0.mlp.experts.down_proj"
+    with torch.no_grad():
+        model.get_parameter(changed).mul_(2)
+    trainer(tmp_path / "run", model=model, plan=FreezePlan(trainable="lm_head"), save_trained_only=True).save_model()
+    assert changed in stored(tmp_path / "run")
+    merged = merge_trained(tmp_path / "run", tmp_path / "merged")
+    assert same(MixtralForCausalLM.from_pretrained(merged), model) == []
 
 
 @pytest.mark.parametrize("revision", ["a" * 40, None], ids=["of a commit", "of the default branch"])

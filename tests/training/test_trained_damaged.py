@@ -81,6 +81,25 @@ def test_a_truncated_file_is_refused(folder, base, left) -> None:
         made.train(resume_from_checkpoint=str(folder))
 
 
+def in_the_middle(data: bytes) -> int:
+    return len(data) // 2
+
+
+def in_the_frame(data: bytes) -> int:
+    return data.index(b"PK\x01\x02") + 8  # now it passes for encrypted
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("optimizer.pt", in_the_middle), ("optimizer.pt", in_the_frame), ("rng_state.pth", in_the_middle)],
+)
+def test_a_flipped_bit_in_a_state_of_the_run_is_named_with_the_checkpoint_before(folder, base, name, place) -> None:
+    flip(folder / name, place((folder / name).read_bytes()))
+    made = trainer(folder.parent, model=classifier(base), plan=TWO, save_trained_only=True, max_steps=5)
+    with pytest.raises(FreezeError, match=f"checkpoint-4' is not whole: '{name}' cannot be read.*newest.*checkpoint-3"):
+        made.train(resume_from_checkpoint=str(folder))
+
+
 def test_a_file_without_a_description_is_refused(folder, base) -> None:
     save_file({"classifier.weight": torch.zeros(2, 16)}, folder / TRAINED_NAME)
     refused(classifier(base), folder, "its description is not what was written")
@@ -165,6 +184,32 @@ def test_a_base_inside_the_output_folder_is_refused_before_training(tmp_path) ->
         trainer(base, model=classifier(base), plan=HEAD, save_trained_only=True)
 
 
+def test_the_base_of_any_part_is_looked_for_in_all_that_is_written_over_or_deleted(tmp_path) -> None:
+    model = tiny_custom()
+    model.second = tiny_bert()
+    plan = FreezePlan(trainable="out")
+    model.backbone.save_pretrained(tmp_path / "away")
+    model.second.save_pretrained(tmp_path / "run" / "checkpoint-9" / "encoder")
+    model.backbone.name_or_path = str(tmp_path / "away")
+    model.second.name_or_path = str(tmp_path / "run" / "checkpoint-9" / "encoder")
+    with pytest.raises(FreezeError, match="encoder' lies in output_dir"):
+        trainer(tmp_path / "run", model=model, plan=plan, save_trained_only=True)
+    trainer(tmp_path / "other", model=model, plan=plan, save_trained_only=True)
+
+
+def test_what_trained_is_not_saved_over_its_base(tmp_path, base) -> None:
+    made = trainer(tmp_path / "run", model=classifier(base), plan=HEAD, save_trained_only=True)
+    before = {path.name: path.read_bytes() for path in base.iterdir()}
+    with pytest.raises(FreezeError, match="base' holds the base.*Save it to another folder"):
+        made.save_model(str(base))
+    assert {path.name: path.read_bytes() for path in base.iterdir()} == before
+
+
+def test_a_folder_is_not_its_own_base(folder, tmp_path) -> None:
+    with pytest.raises(FreezeError, match="checkpoint-4' cannot be its own base"):
+        merge_trained(folder, tmp_path / "out", base=folder)
+
+
 def test_a_missing_file_is_named_with_the_checkpoint_before(folder, base) -> None:
     (folder / TRAINED_NAME).unlink()
     made = trainer(folder.parent, model=classifier(base), plan=TWO, save_trained_only=True, max_steps=4)
@@ -205,6 +250,41 @@ def test_a_name_that_no_file_can_hold_is_refused_before_training(tmp_path) -> No
     model = tiny_custom()
     model.register_parameter("__metadata__", torch.nn.Parameter(torch.ones(2)))
     with pytest.raises(UnsupportedSetupError, match="'__metadata__' of this BackboneWithHead has the name"):
+        trainer(tmp_path, model=model, plan=FreezePlan(trainable="out"), save_trained_only=True)
+
+
+class Counting(torch.nn.Linear):
+    """Has state that is no buffer."""
+
+    def get_extra_state(self):
+        return torch.zeros(1)
+
+    def set_extra_state(self, state):
+        pass
+
+
+def renaming(model) -> None:
+    def rename(module, state, prefix, metadata):
+        for name in [*state]:
+            state[f"inner.{name}"] = state.pop(name)
+
+    model.register_state_dict_post_hook(rename)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda model: model.add_module("count", Counting(2, 2)), "count._extra_state"),
+        (renaming, "inner.backbone.embeddings.word_embeddings.weight"),
+    ],
+    ids=["extra state", "renamed"],
+)
+def test_what_would_be_left_out_in_silence_is_refused_before_training(tmp_path, change, name) -> None:
+    model = tiny_custom()
+    change(model)
+    with pytest.raises(
+        UnsupportedSetupError, match=f"{name}' in the state_dict of this BackboneWithHead is the name of"
+    ):
         trainer(tmp_path, model=model, plan=FreezePlan(trainable="out"), save_trained_only=True)
 
 

@@ -143,3 +143,20 @@ def test_resized_embeddings_are_saved_whole(tmp_path) -> None:
     merged = merge_trained(tmp_path / "run", tmp_path / "merged")
     assert same(AutoModelForCausalLM.from_pretrained(merged), made.model) == []
     assert load_file(merged / "model.safetensors")["transformer.wte.weight"].shape[0] == 70
+
+
+def test_parameters_over_the_same_memory_are_saved_each(tmp_path) -> None:
+    def build():
+        model = tiny_custom()
+        model.other = torch.nn.Linear(16, 2, bias=False)
+        model.other.weight.data = model.out.weight.data
+        return model
+
+    plan = FreezePlan(trainable=["out", "other"])
+    args = quiet_arguments(tmp_path, cls=FreezeTrainingArguments, save_trained_only=True)
+    FreezeTrainer(build(), args, train_dataset=text_rows(), freeze_plan=plan).save_model()
+    model = build()
+    with torch.no_grad():
+        model.out.weight.zero_()
+    assert {"out.weight", "other.weight"} <= {*load_trained(model, tmp_path)}
+    assert same(model, build()) == []
