@@ -5,14 +5,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 
-@dataclass(frozen=True, order=True)
-class CallKey:
+class CallKey(NamedTuple):
     """The `index`-th outermost call of the module `name` in one forward pass."""
 
     name: str
@@ -22,7 +21,7 @@ class CallKey:
         return self.name if not self.index else f"{self.name} (call {self.index + 1})"
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Call:
     """A call that is about to be made: `run` makes it."""
 

@@ -6,7 +6,7 @@ row.
 """
 
 import pickle
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -34,7 +34,7 @@ _hash = xxhash.xxh3_128_digest
 Keys = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Span:
     """Where rows of `length` positions begin and end; what is `outside` is padding, and None where there is none."""
 
@@ -65,20 +65,19 @@ def digest_rows(
     flat = dict(_leaves(inputs))
     spans = _spans_of_masks(flat, rows)
     lengths = [span.stops - span.starts for span in spans.values()]
-    digests = np.zeros((rows, WIDTH + 4), np.int64)
-    fixed, of_labels, padded = (digests[:, start : start + 2] for start in (0, 2, WIDTH))
+    fixed = of_labels = padded = np.zeros((rows, 2), np.int64)
     for name in [name for name in flat if name in labels]:
         span = _span_of_labels(flat[name])
-        of_labels += _digest(name, flat.pop(name), rows, span)
+        of_labels = of_labels + _digest(name, flat.pop(name), rows, span)
         lengths += [] if span is None else [span.stops]
     for name, value, span in _interleaved(flat, spans):
         found = _digest(name, value, rows, span)
-        padded += found
-        fixed += _digest(name, value, rows, None) if span is not None and name in flat else found
-    if lengths:
-        digests[:, WIDTH - 1] = lengths[0] if len(lengths) == 1 else np.max(lengths, axis=0)
-    for span in spans.values():
-        digests[:, -2] += span.starts
+        padded = padded + found
+        fixed = fixed + (_digest(name, value, rows, None) if span is not None and name in flat else found)
+    digests = np.empty((rows, WIDTH + 4), np.int64)
+    digests[:, :2], digests[:, 2:4], digests[:, WIDTH : WIDTH + 2] = fixed, of_labels, padded
+    digests[:, WIDTH - 1] = lengths[0] if len(lengths) == 1 else np.max(lengths, axis=0) if lengths else 0
+    digests[:, -2] = sum(span.starts for span in spans.values())
     digests[:, -1] = set_number
     return torch.from_numpy(digests)
 
@@ -132,18 +131,21 @@ def _spans_of_masks(flat: Mapping[str, Any], rows: int) -> dict[str, _Span]:
 def _span_of_mask(kept: npt.NDArray[np.bool_]) -> _Span:
     rows, length = kept.shape
     starts, stops = np.zeros(rows, np.int64), np.full(rows, length, np.int64)
-    if kept.all():
+    count = np.count_nonzero(kept)
+    if count == kept.size:
         return _Span(starts, stops, length, None)
-    places = np.arange(length)
-    if kept[:, 0].all():
-        stops = length - kept[:, ::-1].argmax(axis=1)
-        return _Span(starts, stops, length, places >= stops[:, None])
-    some = kept.any(axis=1)
-    if (some & ~kept[:, -1]).any():
-        stops = length - kept[:, ::-1].argmax(axis=1)
+    if np.count_nonzero(kept[:, 0]) == rows:
+        stops -= kept[:, ::-1].argmax(axis=1)
     else:
-        starts = kept.argmax(axis=1)
-    stops[~some] = 0
+        some = kept.any(axis=1)
+        if (some & ~kept[:, -1]).any():
+            stops -= kept[:, ::-1].argmax(axis=1)
+        else:
+            starts = kept.argmax(axis=1)
+        stops[~some] = 0
+    if count == (stops - starts).sum():  # no hole within
+        return _Span(starts, stops, length, ~kept)
+    places = np.arange(length)
     return _Span(starts, stops, length, (places < starts[:, None]) | (places >= stops[:, None]))
 
 
@@ -160,7 +162,7 @@ def _span_of(name: str, value: Any, spans: Mapping[str, _Span]) -> _Span | None:
     padding = value[span.outside]
     # Another input may be as long as the mask by chance, and be read there: only zeros are no loss whatever they mean.
     fill = padding[:1] if _is_padded(name) else 0
-    return span if (padding == fill).all() else None
+    return None if np.count_nonzero(padding != fill) else span
 
 
 def _is_padded(name: str) -> bool:
@@ -179,7 +181,15 @@ def _interleaved(flat: Mapping[str, Any], spans: Mapping[str, _Span]) -> Iterato
     known = {id(span): span for span in spans.values()}
     for (key, _), names in together.items():
         names.sort()
-        yield str(names), np.stack([flat[name] for name in names], axis=2), known[key]
+        yield str(names), _stacked([flat[name] for name in names]), known[key]
+
+
+def _stacked(values: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Do what `np.stack(values, axis=2)` does, in half of its time."""
+    together = np.empty((*values[0].shape, len(values)), values[0].dtype)
+    for place, value in enumerate(values):
+        together[:, :, place] = value
+    return together
 
 
 def _span_of_labels(value: Any) -> _Span | None:
@@ -195,14 +205,14 @@ def _digest(name: str, value: Any, rows: int, span: _Span | None) -> Keys:
     if isinstance(value, np.ndarray) and value.ndim and len(value) == rows and value.dtype.kind in "biufc":
         shape = value.shape[1 if span is None else 2 :]
         seed = _seed(f"{name} {value.dtype.str} {shape}")
-        value = np.ascontiguousarray(value)
-        if span is not None:
-            ends = zip(span.starts.tolist(), span.stops.tolist(), strict=True)
-            found = [_hash(row[start:stop], seed) for row, (start, stop) in zip(value, ends, strict=True)]
+        content, width = np.ascontiguousarray(value).tobytes(), value.nbytes // rows
+        if span is None:
+            found = [_hash(content[row * width : row * width + width], seed) for row in range(rows)]
         else:
-            width = value.nbytes // rows
-            flat = value.reshape(-1).view(np.uint8).data
-            found = [_hash(flat[row * width : row * width + width], seed) for row in range(rows)]
+            of_position, first = width // max(span.length, 1), np.arange(rows) * width
+            begins, ends = first + span.starts * of_position, first + span.stops * of_position
+            pieces = zip(begins.tolist(), ends.tolist(), strict=True)
+            found = [_hash(content[begin:end], seed) for begin, end in pieces]
     elif isinstance(value, list | tuple) and len(value) == rows:
         seed = _seed(f"{name} list")
         found = [_hash(_bytes_of(part), seed) for part in value]

@@ -203,12 +203,13 @@ class Features:
     def __init__(self, keys: Keys, columns: "list[_ColumnReader]") -> None:
         self._order = np.argsort(keys[:, 0], kind="stable")
         self._keys = keys[self._order]
+        self._sorted = np.ascontiguousarray(self._keys[:, 0])
         self._columns = columns
 
     def places(self, keys: Keys) -> torch.Tensor | None:
         """Return where these rows are, or None if any of them is not there."""
-        found = np.searchsorted(self._keys[:, 0], keys[:, 0]).clip(max=len(self._keys) - 1)
-        return torch.from_numpy(self._order[found]) if np.array_equal(self._keys[found], keys) else None
+        found = np.minimum(self._sorted.searchsorted(keys[:, 0]), len(self._keys) - 1)
+        return None if np.count_nonzero(self._keys[found] != keys) else torch.from_numpy(self._order[found])
 
     def absent(self, keys: Keys) -> int:
         """Return how many of these rows are not there."""
@@ -253,7 +254,9 @@ class _ColumnReader:
 
     def _elements(self, index: torch.Tensor) -> torch.Tensor:
         if len(self._chunks) == 1:
-            return self._chunks[0][index.to(self._chunks[0].device)]
+            held = self._chunks[0]
+            # A tenth of the time of `held[index]`.
+            return held.index_select(0, index.to(held.device).flatten()).view(*index.shape, *self.type.rest)
         values = torch.empty((*index.shape, *self.type.rest), dtype=self.type.dtype)
         chunk = torch.bucketize(index, self._bounds[1:], right=True)
         for number in set(chunk.flatten().tolist()):

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -71,7 +72,7 @@ class Timeline:
 
     def stage_at(self, step: int, *, fired: Mapping[int, int]) -> int:
         """Return the stage of the optimizer step that comes after `step` steps."""
-        return sum(begin <= step for begin in self.begins(fired=fired)) - 1
+        return stage_of(self.begins(fired=fired), step)
 
     def awaited(self, step: int, *, fired: Mapping[int, int]) -> int | None:
         """Return the plateau stage that comes next, if that is what the plan waits for."""
@@ -103,6 +104,11 @@ class Timeline:
                     f"The stage at {first.when} (step {begins}) starts {relation} the next one in the plan, at "
                     f"{second.when} (step {then}). List stages in the order of their times; join two at one time."
                 )
+
+
+def stage_of(begins: Sequence[int], step: int) -> int:
+    """Return the stage of the optimizer step that comes after `step` steps, where stages begin after `begins`."""
+    return bisect_right(begins, step) - 1
 
 
 def _longest_wait(stage: Stage, steps_per_epoch: int | None) -> int | None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from functools import partial
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from hf_freeze.selection.rows import Rows, rows_named, tensors_of
 from hf_freeze.training.row_parameters import runs, set_rows
 
 logger = logging.getLogger(__name__)
+
+_in_train_mode: Callable[[nn.Module], bool] = attrgetter("training")
 
 
 def freeze(model: nn.Module, selection: Selection = "all") -> list[str]:
@@ -256,7 +258,7 @@ class _HeldTrain:
         # The Trainer asks before every step, and to walk through all modules takes longer than the step of a small
         # head.
         following, held = self._modes or ((), ())
-        if following and all(part.training is mode for part in following) and not any(part.training for part in held):
+        if following and all(part.training is mode for part in following) and not any(map(_in_train_mode, held)):
             return self.model
         self._train(mode)
         self.hold()

@@ -15,7 +15,7 @@ from hf_freeze.errors import UnsupportedSetupError
 from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.plan.plateau import PlateauWatch, metric_value, require_metric
 from hf_freeze.plan.tables import describe_parts
-from hf_freeze.plan.timeline import Timeline
+from hf_freeze.plan.timeline import Timeline, stage_of
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.selection.peft_support import adapter_names
 from hf_freeze.training.backends import (
@@ -131,12 +131,13 @@ class FreezeRun:
         """Enter the stage of the optimizer step that comes after `step` steps, and set its learning rates."""
         self._refuse_missing_metrics()
         self.hold_adapters()
-        self._look_for_settled(step)
-        stage = self._timeline.stage_at(step, fired=self._fired)
+        if self._settling.is_needed:
+            self._look_for_settled(step)
+        self.state.begins = self._timeline.begins(fired=self._fired)
+        stage = stage_of(self.state.begins, step)
         if stage != self.state.stage:
             self._enter(stage, step)
         self._rotate(step)
-        self.state.begins = self._timeline.begins(fired=self._fired)
         self._gate.apply(self.state.begins, step)
 
     def has_best(self, state: RunState) -> bool:

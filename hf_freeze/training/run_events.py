@@ -78,9 +78,12 @@ class RunEvents(TrainerCallback, ExportableState):
         self._refuse_another_optimizer(kwargs)
 
     def _refuse_another_optimizer(self, event: Mapping[str, Any]) -> None:
-        """Look at the Trainer itself: its events go on with the optimizer that there was at first."""
+        self._training.require_optimizer(self._optimizer_now(event))
+
+    def _optimizer_now(self, event: Mapping[str, Any]) -> object:
+        """Ask the Trainer itself: its events go on with the optimizer that there was at first."""
         trainer = running_trainer(self)
-        self._training.require_optimizer(event["optimizer"] if trainer is None else trainer.optimizer)
+        return event["optimizer"] if trainer is None else trainer.optimizer
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -89,6 +89,11 @@ class SettlingMonitor:
         }
         self._refuse_rates_of_0()
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether any stage waits for layers to settle."""
+        return bool(self._settled)
+
     def optimizer_steps(self, watches: dict[int, SettlingWatch], *, stage: int) -> None:
         """Add up the learning rates of what later stages freeze, for the step that the optimizer is about to make."""
         for index in filter(stage.__lt__, self._settled):

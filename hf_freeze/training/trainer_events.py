@@ -1,5 +1,6 @@
 """The callback that a FreezeTrainer brings along."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -13,6 +14,8 @@ from hf_freeze.training.train_calls import while_training
 
 class FollowsRun(Protocol):
     """What a FreezeTrainer does at the moments of a run under its plan."""
+
+    optimizer: Any
 
     def _bind(self) -> object:
         """Hold the plan against the model that trains next."""
@@ -67,6 +70,9 @@ class TrainerEvents(RunEvents):
             self._trainer._trains_from_here(run)
         if self._stage != before[0]:
             self._trainer._stage_begins(state)
+
+    def _optimizer_now(self, event: Mapping[str, Any]) -> object:
+        return self._trainer.optimizer
 
 
 # trainer_state.json holds its state by this name, so that either kind of Trainer can read the other's checkpoints.
