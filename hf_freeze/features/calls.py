@@ -12,13 +12,13 @@ from torch import nn
 
 
 class CallKey(NamedTuple):
-    """The `index`-th outermost call of the module `name` in one forward pass."""
+    """The outermost call number `number` of the module `name` in one forward pass."""
 
     name: str
-    index: int
+    number: int
 
     def __str__(self) -> str:
-        return self.name if not self.index else f"{self.name} (call {self.index + 1})"
+        return self.name if not self.number else f"{self.name} (call {self.number + 1})"
 
 
 @dataclass(slots=True)
