@@ -4,6 +4,8 @@ Each copy is imported in a fork of one process that has the libraries loaded, wh
 time. Prints in its last line, as JSON, the exit code of each and the end of what it printed.
 """
 
+import gc
+import importlib
 import json
 import os
 import sys
@@ -12,25 +14,66 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import accelerate  # noqa: F401
-import datasets  # noqa: F401
-import hypothesis  # noqa: F401
-import peft  # noqa: F401
 import pytest
-import sklearn.metrics  # noqa: F401
 import torch
-from transformers import BertForSequenceClassification, Trainer  # noqa: F401
+from hypothesis import Phase, settings
 
-OPTIONS = ["-q", "-x", "--no-header", "-p", "no:cacheprovider"]
-IMPORTED = ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]  # the libraries were, above
+LIBRARIES = [
+    "accelerate",
+    "datasets",
+    "deepspeed",  # accelerate imports it wherever a Trainer unwraps its model
+    "peft",
+    "sentence_transformers",
+    "sklearn.metrics",
+    "transformers.models.bert.modeling_bert",
+    "transformers.pipelines",
+    "transformers.trainer",
+    "trl",
+    *("anyio.pytest_plugin", "pytest_cov.plugin", "pytest_timeout", "xdist.plugin"),  # pytest's own plugins
+]
+OPTIONS = ["-q", "-x", "--no-header", "-p", "no:cacheprovider", "--hypothesis-profile", "first failure"]
+IMPORTED = ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]  # the libraries were
+NOT_RUN, BROKEN = 99, 98
+NOT_READ = (ImportError, NameError, SyntaxError)
+
+
+# The same examples in each run, and none that is only smaller than the first that fails.
+settings.register_profile("first failure", deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+
+
+class EndOfFork:
+    """Ends the fork when its last test has run: the garbage that pytest collects then, twice, takes as long as a test."""
+
+    def __init__(self) -> None:
+        self.broken = False
+
+    def pytest_exception_interact(self, call: pytest.CallInfo) -> None:
+        self.broken |= call.excinfo is not None and issubclass(call.excinfo.type, NOT_READ)
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        self.code = BROKEN if self.broken else int(exitstatus)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_unconfigure(self) -> None:
+        leave(self.code)
+
+
+def leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def start(folder: str, tests: list[str], output: int) -> int:
-    """Run pytest in a fork; return its process id. It exits with 99 when it did not come to run any test."""
+    """Run pytest in a fork; return its process id.
+
+    It exits with 99 when it did not come to run any test, and with 98 when one ended with an error that says that the
+    change cannot be imported or names what does not exist.
+    """
     child = os.fork()
     if child:
         return child
-    code = 99
+    code = NOT_RUN
     try:
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -39,13 +82,11 @@ def start(folder: str, tests: list[str], output: int) -> int:
 
         assert Path(hf_freeze.__file__).is_relative_to(folder)
         torch.set_num_threads(1)
-        code = int(pytest.main([*OPTIONS, *IMPORTED, *tests]))
+        code = int(pytest.main([*OPTIONS, *IMPORTED, *tests], plugins=[EndOfFork()]))
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        leave(code)
 
 
 def outcome(job: tuple[str, list[str]]) -> tuple[int, str]:
@@ -56,5 +97,9 @@ def outcome(job: tuple[str, list[str]]) -> tuple[int, str]:
 
 
 if __name__ == "__main__":
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    gc.collect()
+    gc.freeze()  # else each fork goes through the garbage of all libraries
     with ThreadPoolExecutor(2) as two:
         print(json.dumps(list(two.map(outcome, json.loads(Path(sys.argv[1]).read_text())))))
