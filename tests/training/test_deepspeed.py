@@ -4,6 +4,7 @@ The refusals are tested with a stand-in for the engine's optimizer.
 """
 
 import json
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,23 +19,23 @@ from hf_freeze.training.run import FreezeRun, FreezeSettings
 from tests.launch import torchrun
 from tests.models import text_batch, tiny_bert
 from tests.training.by_step import assert_close, by_step
-from tests.training.conftest import compile_once
 from tests.training.scripts import deepspeed_run
 from tests.training.scripts.deepspeed_run import CASES, PLAN, STAGE_OF_STEP, STEPS
 
 SCRIPT = Path(deepspeed_run.__file__)
 EXACT = [case for case in CASES if not case.startswith("bf16")]
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed does not run on Windows")
 
 
 def launched(test):
-    return pytest.mark.slow(pytest.mark.distributed(pytest.mark.timeout(1500)(test)))  # the first compiles
+    return pytest.mark.slow(pytest.mark.distributed(needs_deepspeed(test)))
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, deepspeed_extensions):
+def finished(tmp_path_factory):
     """The folders of one run of all cases each, by the number of processes."""
     folders = {processes: tmp_path_factory.mktemp(f"deepspeed{processes}") for processes in (1, 2)}
     for processes, folder in folders.items():
@@ -124,24 +125,6 @@ def test_the_statistics_of_batchnorm_stand_still_exactly_while_it_is_frozen(seen
         False,
         False,
     ]
-
-
-def test_a_compilation_that_broke_off_is_made_anew_and_a_whole_one_is_not(tmp_path) -> None:
-    folder, seen = tmp_path / "extensions", []
-
-    def into_folder(*, breaks: bool = False) -> None:
-        seen.append([path.name for path in folder.glob("*")])
-        folder.mkdir(exist_ok=True)
-        (folder / ("lock" if breaks else "op.so")).touch()
-        if breaks:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        compile_once(folder, lambda: into_folder(breaks=True))
-    compile_once(folder, into_folder)
-    compile_once(folder, into_folder)
-    assert seen == [[], []]
-    assert [path.name for path in folder.iterdir()] == ["op.so"]
 
 
 @launched

@@ -1,6 +1,7 @@
 """A plan with stages under FreezeTrainer and DeepSpeed, ZeRO 0 to 3 on two gloo processes."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,17 @@ from tests.training.by_step import assert_close, by_step
 from tests.training.scripts import deepspeed_trainer_run
 from tests.training.scripts.deepspeed_run import PLAN, STAGE_OF_STEP, STEPS
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(1500)]  # the first compiles
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed does not run on Windows"),
+]
 SCRIPT = Path(deepspeed_trainer_run.__file__)
 every_zero = pytest.mark.parametrize("zero", range(4))
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, deepspeed_extensions) -> Path:
+def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("deepspeed")
     torchrun(SCRIPT, folder, timeout=400)
     return folder

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, set_seed
 
 from hf_freeze import FreezeTrainer
 from tests.models import text_rows, tiny_bert
-from tests.training.scripts.deepspeed_run import PLAN, ROWS, STEPS, spread, whole_weights
+from tests.training.scripts.deepspeed_run import PLAN, ROWS, STEPS, spread, use_gloo_alone, whole_weights
 from tests.training.staged import arguments
 
 SAVED = 5  # in the third of four stages
@@ -98,7 +98,7 @@ def case(zero: int, folder: Path) -> dict:
 
 
 def main() -> None:
-    os.environ["DS_ACCELERATOR"] = "cpu"
+    use_gloo_alone()
     folder = Path(sys.argv[1])
     seen = {}
     for zero in range(4):
