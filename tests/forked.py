@@ -4,6 +4,7 @@ Each process would take 7 seconds to import them; a test on two processes does n
 beside that (its flags, another hash seed in each process) is left to the tests that use `tests.launch`.
 """
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -21,7 +22,7 @@ import pytest
 
 from tests.launch import ROOT, free_port
 
-_IMPORTED = ["hf_freeze", "tests.forked", "tests.models"]
+_IMPORTED = ["hf_freeze", "tests.forked", "tests.models", "deepspeed"]  # accelerate imports the last where it trains
 _SET = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # what has looked for a GPU cannot use it after a fork
 
 
@@ -79,6 +80,7 @@ def start(function: Callable[..., None], *arguments: Any) -> BaseProcess:
 
 
 def _be_script(script: str, arguments: list[str], environment: dict[str, str], printed: str) -> None:
+    gc.freeze()  # else each `train()` searches all that was imported for garbage
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     file = os.open(printed, os.O_WRONLY | os.O_APPEND | os.O_CREAT)

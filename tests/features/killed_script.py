@@ -4,9 +4,12 @@
 undisturbed one does.
 """
 
+import gc
 import os
 import signal
 import sys
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -69,6 +72,9 @@ def killed(folder: Path, prepare, place: int) -> bool:
 
 
 def main() -> None:
+    with suppress(ImportError):
+        import_module("deepspeed")  # else each child does: accelerate imports it where it trains
+    gc.freeze()  # else each `train()` searches all that was imported for garbage
     store.PART_ROWS = 13  # here: the test imports this file, and other tests follow it
     out = Path(sys.argv[1])
     # Before anything is trained here: a child cannot use the threads of autograd that its parent has started.
