@@ -30,6 +30,10 @@ def test_a_rank_that_fails_is_shown_with_what_was_printed(script):
         run_ranks(script, "fails")
 
 
-def test_a_script_that_hangs_is_ended(script):
-    with pytest.raises(AssertionError, match=r"(?s)\[-9, -9\].*rank"):
-        run_ranks(script, "hangs", timeout=3)
+def test_a_script_that_hangs_is_ended_and_what_it_printed_is_shown(script):
+    for seconds in (3, 60):  # the first are enough unless the machine is busy
+        with pytest.raises(AssertionError, match=r"\[-9, -9\]") as ended:
+            run_ranks(script, "hangs", timeout=seconds)
+        if "rank" in str(ended.value):
+            return
+    pytest.fail(f"What the ranks printed is not shown: {ended.value}")
