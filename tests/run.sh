@@ -6,6 +6,7 @@ set_up test
 
 cd "$ROOT"
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
+unset PYTHONDONTWRITEBYTECODE # each process that a test starts would compile the package again
 if (($# > 0)); then
     exec "$VENV/bin/python" -m pytest "$@"
 fi
