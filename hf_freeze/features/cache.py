@@ -170,11 +170,13 @@ class FeatureCache:
         for each in planned:
             logger.debug("Stage %d, %s: %s.", each.demand.stage, spoken(feature_set.name), each.estimate)
         gain = net_gain([each.estimate for each in plans])
-        stored = [each for each in planned if each.demand.stage < first.stage and each.estimate.stored]
-        before = max(stored, key=lambda each: each.estimate.saved_seconds, default=None)
-        keeps_old = before is not None and before.estimate.saved_seconds > max(gain, 0.0)
-        if before is not None and self._ranks.of_main(keeps_old) and not self._settings.always:
-            plan, plans, gain = before, [before], before.estimate.saved_seconds
+        saved = [each.estimate.saved_seconds for each in planned]
+        stored = [i for i, each in enumerate(planned) if each.demand.stage < first.stage and each.estimate.stored]
+        before = max(stored, key=saved.__getitem__, default=None)
+        keeps_old = before is not None and saved[before] > max(gain, 0.0) and not self._settings.always
+        # The main process says which: the seconds are measured, and differ from process to process.
+        if (before := self._ranks.of_main(before if keeps_old else None)) is not None:
+            plan, plans, gain = planned[before], [planned[before]], saved[before]
         if not (self._ranks.of_main(gain > 0) or self._settings.always):
             return None, plan
         plans = plans[: self._ranks.of_main(self._ranks.together(lambda: self._number_that_fits(plans)))]

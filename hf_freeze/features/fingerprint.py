@@ -19,13 +19,18 @@ _OF_THE_TASK = {
     "_name_or_path",
     "architectures",
     "decision_threshold",
+    "dtype",
     "id2label",
     "label2id",
     "num_labels",
     "problem_type",
+    "torch_dtype",
     "transformers_version",
 }
-"""What a configuration says of heads and files, on which frozen features do not depend."""
+"""What a configuration says of heads and files, on which frozen features do not depend.
+
+The type is that of the weights, which are digested with theirs; saving notes it, on the process that saves.
+"""
 
 _VERSION = 3
 
@@ -39,7 +44,7 @@ def fingerprint(model: nn.Module, frontier: Frontier, *, form: Mapping[str, Any]
     config = getattr(model, "config", None)
     described: dict[str, Any] = config.to_dict() if isinstance(config, transformers.PretrainedConfig) else {}
     structure = {
-        "config": {key: value for key, value in described.items() if key not in _OF_THE_TASK},
+        "config": _of_the_features(described),
         "modules": {key.name: repr(modules[key.name]) for key in sorted(frontier.answers)},
         "settings": {key.name: _settings(modules[key.name]) for key in sorted(frontier.answers)},
         "versions": [torch.__version__, transformers.__version__],
@@ -50,6 +55,14 @@ def fingerprint(model: nn.Module, frontier: Frontier, *, form: Mapping[str, Any]
         "structure": _digest(structure),
         "stored": _digest(stored),
         "form": _digest({"version": _VERSION, **form}),
+    }
+
+
+def _of_the_features(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _of_the_features(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key not in _OF_THE_TASK
     }
 
 

@@ -118,7 +118,7 @@ def rows_of(name: str, tokenizer, options, seed: int) -> dict[str, Dataset]:
 
 
 def key(one: dict) -> tuple:
-    return one["data"], one["seed"], one["threshold"], one["patience"]
+    return one["data"], one["seed"], one["threshold"], one["threshold"] and one["patience"]
 
 
 def summarize(found: list[dict]) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from hf_freeze import FreezeTrainer, PlanError
 from hf_freeze.features import cache, check, store
 from hf_freeze.features.cost import Estimate, net_gain
 from hf_freeze.features.errors import CacheRefused
+from hf_freeze.features.ranks import Ranks
 from hf_freeze.features.store import Column, FeatureStore
 from tests import models
 from tests.features.runs import CASES, Case, Pad, kept_sets, logged, run, texts
@@ -61,8 +63,40 @@ def test_a_second_run_and_another_head_use_what_is_there(tmp_path, extracted):
     run(BERT, tmp_path / "two", trainable="head", cache=keep, learning_rate=1e-3)
     other_head = models.tiny_bert(layers=4, num_labels=2)
     nn.init.normal_(other_head.classifier.weight)
+    other_head.save_pretrained(tmp_path / "saved")  # which notes the type of the weights in the configuration
     run(BERT, tmp_path / "three", trainable="head", cache=keep, model=other_head)
     assert len(extracted) == 2
+
+
+def test_every_process_keeps_the_features_that_the_main_one_says():
+    """The seconds are measured, and each process measures others."""
+    jobs = [
+        SimpleNamespace(
+            demand=SimpleNamespace(stage=stage),
+            work=f"of stage {stage}",
+            estimate=Estimate(
+                rows=1, passes=seconds, row_seconds=1.0, cached_row_seconds=0.0, size=1, stored=stage < 2
+            ),
+        )
+        for stage, seconds in enumerate((9, 5, 1))
+    ]
+    asked, said = [], [2, True, 1]
+
+    class OnTheSecond(Ranks):
+        def of_main(self, value):
+            asked.append(value)
+            return said.pop(0)
+
+        def together(self, act):
+            return act()
+
+    kept = cache.FeatureCache.__new__(cache.FeatureCache)
+    kept._ranks, kept._settings = OnTheSecond(), SimpleNamespace(always=False)
+    kept._planned = lambda feature_set, demand: jobs[demand.stage]
+    kept._number_that_fits, kept._compute, kept._checked = len, lambda *given: None, lambda feature_set, work: work
+    demands = [jobs[stage].demand for stage in (2, 0, 1)]
+    assert kept._prepared(SimpleNamespace(name="training"), demands) == ("of stage 1", jobs[1])
+    assert asked == [1, True, 1]  # by what is measured here, it would be those of stage 0
 
 
 @pytest.mark.parametrize("what", ["weight", "buffer", "configuration", "padding", "dtype"])

@@ -159,6 +159,7 @@ def test_all_processes_go_by_what_the_main_one_sees_and_measure_what_one_does(tm
     assert len(set(first["stages"])) > 1
     assert first["weights"] == second["weights"]
     assert first["norms"] == second["norms"]
+    assert first["refused"] == second["refused"] == []  # one process saves, which leaves its mark on the configuration
 
     alone = trainer(tmp_path / "alone", model=still(), plan=PLAN, log_grad_norms=True, **FALLING)
     alone.train()
