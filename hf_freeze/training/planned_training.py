@@ -35,6 +35,7 @@ from hf_freeze.training.run import FreezeRun
 from hf_freeze.training.run_state import RunState
 from hf_freeze.training.saved_state import require_readable
 from hf_freeze.training.settings import FreezeSettings
+from hf_freeze.training.settling import warn_of_warmup
 from hf_freeze.training.setup import check_setup, is_whole, require_module, warn_of_coarse_weights
 from hf_freeze.training.snapshot import save_snapshot
 from hf_freeze.training.whole import lost_random_states
@@ -161,6 +162,7 @@ class PlannedTraining:
         if state.is_world_process_zero:
             logger.info("Freeze plan:\n%s", bound.resolved)
             warn_of_unused_rates(optimizer, self.plan)
+            warn_of_warmup(args, bound.resolved, max_steps=state.max_steps)
         if resumed is None:
             run.begin()
         else:

@@ -1,6 +1,7 @@
 """Have layers settled? Watches how far weights move for their learning rate, and what that is of the most so far."""
 
 import base64
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from transformers import TrainingArguments
 
 from hf_freeze.errors import PlanError, UnsupportedSetupError
 from hf_freeze.plan.freeze_plan import ResolvedPlan
@@ -15,6 +17,8 @@ from hf_freeze.plan.stages import FRESH_STEPS, Settled
 from hf_freeze.plan.tables import describe_parts
 from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.schedule import names_by_group
+
+logger = logging.getLogger(__name__)
 
 _SAMPLED = 1024
 """How many weights of a stage are looked at; the distance that they move is an estimate of that of all."""
@@ -156,6 +160,20 @@ class SettlingMonitor:
             places = torch.randint(len(flat), (count,), generator=draw).to(flat.device)
             samples.append(flat[places].float().cpu() * (len(flat) / count) ** 0.5)
         return torch.cat(samples)
+
+
+def warn_of_warmup(args: TrainingArguments, resolved: ResolvedPlan, *, max_steps: int) -> None:
+    """Warn where nothing can settle, as the learning rate rises for so long that no windows are left to count."""
+    name = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    warmup = 0 if name in ("constant", "reduce_lr_on_plateau") else args.get_warmup_steps(max_steps)
+    for settled in filter(None, (stage.settled for stage in resolved.timed)):
+        if warmup + (settled.patience + 1) * settled.window_steps(max_steps) >= max_steps:
+            logger.warning(
+                "Nothing will settle: the learning rate rises for %d of the %d steps, and windows count only after "
+                "that: %d of %d steps. Make the warmup or the window shorter.",
+                *(warmup, max_steps, settled.patience + 1, settled.window_steps(max_steps)),
+            )
+            return
 
 
 def refuse_settling(resolved: ResolvedPlan, what: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Trainer, set_seed
+from transformers import Trainer, TrainingArguments, set_seed
 
 from hf_freeze import (
     FreezeCallback,
@@ -22,9 +22,10 @@ from hf_freeze import (
 )
 from hf_freeze.plan.stages import FRESH_STEPS, BottomUp
 from hf_freeze.training.bound_plan import bind
-from hf_freeze.training.settling import SettlingMonitor, SettlingWatch
+from hf_freeze.training.settling import SettlingMonitor, SettlingWatch, warn_of_warmup
 from tests.launch import accelerate_launch
 from tests.models import tiny_bert, tiny_custom
+from tests.quiet import quiet_arguments
 from tests.training.staged import optimizer_bytes, trainer
 
 SETTLED = Settled(threshold=0.8, window=2, patience=1)
@@ -213,6 +214,12 @@ def test_a_run_too_short_to_measure_is_refused_before_the_first_step(tmp_path) -
     assert made.state.global_step == 0
 
 
+def test_a_run_whose_warmup_leaves_no_time_to_settle_says_so(tmp_path, caplog) -> None:
+    made = trainer(tmp_path, plan=PLAN, max_steps=16, warmup_steps=14)
+    made.train()
+    assert "Nothing will settle: the learning rate rises for 14 of the 16 steps" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("damage", "what"),
     [
@@ -321,13 +328,23 @@ def test_adams_long_first_steps_settle_nothing(rate, window) -> None:
 
 
 @pytest.mark.parametrize("scheduler", ["constant_with_warmup", "cosine"])
-def test_nothing_settles_while_a_warmup_raises_the_rate(tmp_path, scheduler) -> None:
+def test_nothing_settles_while_a_warmup_raises_the_rate(tmp_path, scheduler, caplog) -> None:
     plan = recipes.auto_freeze(threshold=0.95, window=2, patience=1)
     values = {"max_steps": 40, "warmup_steps": 20, "lr_scheduler_type": scheduler}
     made = trainer(tmp_path, plan=plan, **values)
     made.train()
+    assert "Nothing will settle" not in caplog.text
     assert set(stages(made)[:22]) == {0}
     assert stages(made)[-1] > 0
+
+
+@pytest.mark.parametrize(("warmup", "scheduler"), [(18, "constant_with_warmup"), (17, "linear"), (18, "constant")])
+def test_a_warmup_that_leaves_no_time_to_settle_is_told_before_the_first_step(warmup, scheduler, caplog) -> None:
+    plan = recipes.auto_freeze(window=2, patience=2)
+    args = quiet_arguments(cls=TrainingArguments, warmup_steps=warmup, lr_scheduler_type=scheduler)
+    warn_of_warmup(args, plan.resolve(tiny_bert(layers=3)), max_steps=STEPS)
+    assert ("rises for 18 of the 24 steps" in caplog.text) is (scheduler == "constant_with_warmup")
+    assert len(caplog.messages) == (scheduler == "constant_with_warmup")
 
 
 def test_what_has_a_rate_of_0_and_waits_to_settle_is_refused_before_the_first_step(tmp_path) -> None:
