@@ -100,7 +100,7 @@ class FreezeCallback(RunEvents, metaclass=ABCMeta):
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Freeze what never trains; what trains at any stage stays trainable until the optimizer holds it."""
         refuse_unapplied(args)
-        bound = self._training.bind(args, kwargs["model"])
+        bound = self._training.bind(args, kwargs["model"], optimizer=kwargs.get("optimizer"))
         set_trainable(bound.model, bound.resolved.ever_trainable)
 
     def on_train_begin(
@@ -112,7 +112,7 @@ class FreezeCallback(RunEvents, metaclass=ABCMeta):
         self._training.end()  # a run that broke off, as under auto_find_batch_size
         _put_first(self, last=self._random_states)
         optimizer, before = kwargs["optimizer"], self._training.bound
-        bound = self._training.bind(args, kwargs["model"])
+        bound = self._training.bind(args, kwargs["model"], optimizer=optimizer)
         if not state.global_step:
             refuse_groups_of_another_plan(optimizer, bound)
         if before is not None and before.model is not bound.model:

@@ -24,6 +24,7 @@ from transformers import TrainerState, TrainingArguments
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.selection.language import Selection
+from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training import checkpoint, thawed_base
 from hf_freeze.training.beside_model import average_gradients, clear_gradients, load_beside, save_beside, share_beside
 from hf_freeze.training.bound_plan import BoundPlan, bind
@@ -31,6 +32,7 @@ from hf_freeze.training.grad_norms import before_clipping, is_logged, norms_by_g
 from hf_freeze.training.groups import warn_of_unused_rates
 from hf_freeze.training.missed_evaluation import is_missed
 from hf_freeze.training.resumed_run import ResumedRun
+from hf_freeze.training.row_parameters import rows_in
 from hf_freeze.training.run import FreezeRun
 from hf_freeze.training.run_state import RunState
 from hf_freeze.training.saved_state import require_readable
@@ -96,15 +98,18 @@ class PlannedTraining:
 
     # The model
 
-    def bind(self, args: TrainingArguments, model: nn.Module) -> BoundPlan:
+    def bind(self, args: TrainingArguments, model: nn.Module, *, optimizer: object = None) -> BoundPlan:
         """Hold the plan against `model`, unless that is done, and check that the set-up can honour it.
 
-        For the moments when the model may be another one than before, or its embeddings may have been resized.
+        For the moments when the model may be another one than before, or its embeddings may have been resized. Rows
+        that the groups of an `optimizer` hold by themselves have rates of their own.
 
         Raises:
             SelectionError, PlanError, UnsupportedSetupError: Where plan, model and arguments do not go together.
         """
         require_module(model)
+        if optimizer is not None:
+            self._rates_of = (*rows_in(optimizer, unwrap(model)),)
         if self.bound is None or not self.bound.fits(self.plan, model, rates=self._rates_of):
             self.bound = bind(self.plan, model, others_train=self.others_train, rates=self._rates_of)
             self._trained_before = frozenset()

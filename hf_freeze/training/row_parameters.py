@@ -13,7 +13,7 @@ autograd knows whole tensors only, and an optimizer decays and moves all that it
 Copies of a model do not have the hooks: freeze their rows anew.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -30,6 +30,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from hf_freeze.errors import UnsupportedSetupError
 from hf_freeze.selection.frozen_marks import mark_rows
+from hf_freeze.selection.language import quoted
 from hf_freeze.selection.rows import rows_named
 
 _CUT: Any = WeakTensorKeyDictionary()
@@ -71,6 +72,13 @@ def members_held(parameter: torch.Tensor) -> list[torch.Tensor]:
     return [parameter] if cut is None else [parameter, *cut.members]
 
 
+def rows_in(optimizer: Any, model: nn.Module) -> list[str]:
+    """Return, as selections, the rows of matrices of a model that an optimizer holds by themselves."""
+    held = {id(one) for group in getattr(optimizer, "param_groups", ()) for one in group["params"]}
+    named = {name: cut for name, p in model.named_parameters() if (cut := _CUT.get(p)) is not None} if held else {}
+    return [f"{quoted(name)}[{start}:{stop}]" for name, cut in named.items() for start, stop in cut.runs_among(held)]
+
+
 def whole_of(parameter: torch.Tensor) -> torch.Tensor:
     """Return the matrix that a member is part of, and any other parameter as it is."""
     return next((matrix for matrix, cut in _CUT.items() if any(one is parameter for one in cut.members)), parameter)
@@ -86,11 +94,16 @@ class _CutMatrix:
         self._members: dict[Run, nn.Parameter] = {}
         self._frozen_runs: list[Run] = []
         self._linked: torch.Tensor | None = None
+        self._views: dict[Run, torch.Tensor | None] = {}
         self._hooks: list[RemovableHandle] = []
 
     @property
     def members(self) -> list[torch.Tensor]:
         return [*self._members.values()]
+
+    def runs_among(self, held: Collection[int]) -> list[Run]:
+        """Return the runs of rows of which a member is among those with these ids."""
+        return sorted(run for run, member in self._members.items() if id(member) in held)
 
     def member(self, run: Run) -> nn.Parameter:
         """Return the parameter of a run of rows, which shares memory with the matrix."""
@@ -123,6 +136,7 @@ class _CutMatrix:
         """Give the members their gradients, whatever became of the matrix's since backward."""
         matrix = self._there()
         self._drop_let_go(matrix)
+        self._take_given(matrix)
         self._link(matrix)
 
     def after_step(self, held: Iterable[torch.Tensor], *, holds_all: bool) -> None:
@@ -171,10 +185,20 @@ class _CutMatrix:
         self._linked = matrix.grad
         for run, member in self._members.items():
             gradient = matrix.grad if member.requires_grad else None
-            member.grad = None if gradient is None else gradient[slice(*run)]
+            member.grad = self._views[run] = None if gradient is None else gradient[slice(*run)]
+
+    def _take_given(self, matrix: torch.Tensor) -> None:
+        """Take over gradients that somebody else set: the next backward adds to the matrix's, and a step reads it."""
+        for run, member in self._members.items():
+            if member.requires_grad and member.grad is not None and member.grad is not self._views.get(run):
+                if matrix.grad is None:
+                    matrix.grad = torch.zeros_like(matrix)
+                matrix.grad[slice(*run)] = member.grad
 
     def _before_accumulating(self, gradient: torch.Tensor) -> None:
-        self._drop_let_go(self._there())
+        matrix = self._there()
+        self._drop_let_go(matrix)
+        self._take_given(matrix)
 
     def _accumulated(self, matrix: torch.Tensor) -> None:
         # Here the matrix owns its gradient; what a hook is given before may be that of other tensors, too.

@@ -34,8 +34,9 @@ def save_thawed(model: nn.Module, folder: str | os.PathLike[str], ever_trainable
     if not thawed_tensors(model, ever_trainable):
         return None
     base, own, parameters = base_of(model), saved_tensors(model), dict(unwrap(model).named_parameters())
-    # Any buffer may move, and PEFT saves none.
-    at_rest = {name: tensor for name, tensor in own.items() if name in parameters and name not in ever_trainable}
+    # Any buffer may move, and PEFT saves none. A matrix of which rows train is saved whole.
+    trained = tensors_of(ever_trainable)
+    at_rest = {name: tensor for name, tensor in own.items() if name in parameters and name not in trained}
     left_out = at_rest.keys() - differing(at_rest, base)
     tensors = {name: tensor for name, tensor in own.items() if name not in left_out}
     return write_trained(Trained(tensors=tensors, base=base), Path(folder))

@@ -71,6 +71,17 @@ def test_a_checkpoint_reloads_to_the_model_that_was_saved(tmp_path, kind, plan):
     assert moved(weights(model), reloaded(tmp_path / "run" / "checkpoint-3")) == set()
 
 
+@both
+def test_rows_of_the_base_that_trained_are_saved_and_come_back(tmp_path, kind):
+    plan, model = FreezePlan(trainable=["adapters", "embeddings[5:60]"]), lora()
+    before = weights(model)
+    trainer_for(kind, model, tmp_path, plan, **SAVES).train()
+    assert any("word_embeddings" in name for name in moved(before, model))
+    resumed, folder = lora(seed=1), tmp_path / "run" / "checkpoint-2"
+    trainer_for(kind, resumed, tmp_path / "again", plan, **SAVES).train(resume_from_checkpoint=str(folder))
+    assert moved(weights(model), resumed) == set()
+
+
 def test_without_load_thawed_the_base_weights_would_be_lost(tmp_path):
     model = lora()
     freeze_trainer(model, tmp_path, freeze_plan=PLANS["layer"], **SAVES).train()

@@ -180,6 +180,23 @@ def test_no_stale_gradient_moves_rows_that_a_batch_does_not_reach():
     assert moved_rows(before, model) == {}
 
 
+@pytest.mark.parametrize("accumulates", [False, True])
+def test_a_gradient_that_a_loop_sets_itself_is_what_is_stepped(accumulates):
+    model = tiny_bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    freeze(model, ["all", f"!{NEW}"])
+    optimizer = torch.optim.SGD(param_groups(model, lr=1.0), lr=1.0)
+    [rows] = optimizer.param_groups[0]["params"]
+    before, batch = weights(model), {"input_ids": torch.tensor([[61, 62, 63, 5]]), "labels": torch.tensor([1])}
+    model(**batch).loss.backward()
+    once = rows.grad.clone()
+    rows.grad = rows.grad * 4
+    if accumulates:
+        model(**batch).loss.backward()
+    optimizer.step()
+    assert moved_rows(before, model) == {WORDS: [61, 62, 63]}
+    torch.testing.assert_close(before[WORDS][61:] - rows, once * (5 if accumulates else 4))
+
+
 def test_rows_follow_a_matrix_that_is_put_elsewhere():
     model = tiny_bert()
     freeze(model, ["all", f"!{NEW}"])

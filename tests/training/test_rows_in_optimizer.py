@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from hf_freeze import FreezeCallback, FreezeError, FreezePlan, Stage, unfreeze
+from hf_freeze import FreezeCallback, FreezeError, FreezePlan, Stage, param_groups, unfreeze
 from tests.models import tiny_bert
 from tests.reporting.test_preview_state import Held, wide_bert
 from tests.training.runs import arguments, freeze_trainer, moved, weights
@@ -151,3 +151,20 @@ def test_an_optimizer_inside_another_keeps_the_matrix_and_moves_the_rows_alone(t
     run(model, tmp_path, optimizers=(optimizer, None))
     assert moved_rows(before, model)[WORDS] == [5, 6, 61, 62, 63]
     assert optimizer.base.state[model.get_parameter(WORDS)]["exp_avg"].shape == (64, 16)
+
+
+def with_groups(model, folder):
+    """Rows have a rate of their own in a user's optimizer, and the plan trains the whole matrix."""
+    plan = FreezePlan(trainable=["head", WORDS])
+    args = arguments(folder, cls=TrainingArguments, **SAVING)
+    optimizer = torch.optim.AdamW(param_groups(model, args, plan=plan, group_lrs={NEW: 0.05}))
+    return Trainer(model, args, train_dataset=ROWS, callbacks=[FreezeCallback(plan)], optimizers=(optimizer, None))
+
+
+def test_rows_may_have_a_rate_of_their_own_in_a_users_optimizer(tmp_path):
+    whole = with_groups(tiny_bert(), tmp_path)
+    whole.train()
+    assert {f"lr/{NEW}", "lr/trainable"} <= whole.state.log_history[0].keys()
+    resumed = with_groups(tiny_bert(seed=1), tmp_path / "again")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
+    assert moved(weights(whole.model), resumed.model) == set()
