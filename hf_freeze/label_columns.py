@@ -15,7 +15,7 @@ IGNORED_LABEL = -100
 """The label that the Trainer and torch's losses leave out."""
 
 _ATTRIBUTES = ("labels", "label", "targets", "target", "label_ids", "y")
-"""Where data sets of one's own and torchvision's keep their labels."""
+"""Where torchvision's and custom data sets keep their labels."""
 
 
 def label_columns(model: Any = None, given: Iterable[str] = ()) -> tuple[str, ...]:
@@ -37,7 +37,7 @@ def label_values(dataset: Any, names: Sequence[str]) -> Iterator[Sequence[Any]]:
         for name in names:
             if name in dataset.column_names:
                 yield dataset.with_format(None).select_columns([name])[:][name]
-    elif isinstance(dataset, (list, tuple)):
+    elif isinstance(dataset, list | tuple):
         if dataset and isinstance(dataset[0], Mapping):
             named = [name for name in names if name in dataset[0]]
             yield from ([row.get(name) if isinstance(row, Mapping) else None for row in dataset] for name in named)
@@ -51,7 +51,7 @@ def label_values(dataset: Any, names: Sequence[str]) -> Iterator[Sequence[Any]]:
     else:
         found = [*reversed(getattr(dataset, "tensors", ())), *(getattr(dataset, name, None) for name in _ATTRIBUTES)]
         for one in found:
-            if isinstance(one, (list, tuple, torch.Tensor, np.ndarray)):
+            if isinstance(one, list | tuple | torch.Tensor | np.ndarray):
                 yield one  # type: ignore[misc]  # a tensor has a length and rows
 
 
@@ -62,7 +62,7 @@ def values_in(label: Any, ids: Mapping[str, int]) -> Iterator[Any]:
     [0, 1, -100]
     """
     label = label.tolist() if hasattr(label, "tolist") else label
-    if isinstance(label, (list, tuple)):
+    if isinstance(label, list | tuple):
         for part in label:
             yield from values_in(part, ids)
     else:
@@ -74,5 +74,5 @@ def _of_forward(model: Any) -> list[str]:
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     found: list[str] = find_labels(type(model))  # type: ignore[no-untyped-call]
     parameters = inspect.signature(type(model).forward).parameters
-    # A number such as `label_smoothing=0.1` and a switch are no column: a column has no default, or None.
+    # A number such as `label_smoothing=0.1`, or a flag, is not a column: a column has no default, or None.
     return [name for name in found if parameters[name].default in (inspect.Parameter.empty, None)]

@@ -4,6 +4,7 @@ import gc
 import os
 
 import pytest
+import torch.distributed as dist
 from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -39,3 +40,11 @@ def _imported_modules_are_not_collected():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture
+def one_process():
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -15,8 +15,8 @@ from transformers import Trainer
 import hf_freeze
 from hf_freeze import FreezeTrainer, UnsupportedSetupError
 from hf_freeze.private import of_transformers
-from hf_freeze.private.check import LISTED, names_used, require_private
 from hf_freeze.private.name import PrivateName
+from hf_freeze.private.require import LISTED, names_used, require_private
 from tests.models import tiny_bert
 
 pytestmark = pytest.mark.smoke

@@ -175,7 +175,7 @@ def read_label_matrix(labels: Any, shape: Sequence[int]) -> tuple[NDArray[np.boo
     if values.shape != tuple(shape):
         raise FreezeError(f"Labels of shape {values.shape} for logits of shape {tuple(shape)}. Give one per logit.")
     if values.dtype.kind not in "biuf":
-        raise FreezeError(f"Labels of several labels are 0 and 1 (n, L), not {values.dtype}.")
+        raise FreezeError(f"Multi-label targets are 0 and 1, of shape (n, L), not {values.dtype}.")
     if values.dtype == np.bool_:
         return values, np.ones(values.shape, dtype=bool)
     counted = ~np.isnan(values) & (values != IGNORED_LABEL)

@@ -104,22 +104,11 @@ class BinaryClassificationMetrics(TunedMetrics):
         super().__init__(search, tune_on=tune_on, head=head)
         self.extra = metric_values.check_extra(extra)
         self._label = PositiveLabel(positive, id2label)
-        if not isinstance(sample_weight, str | None) or sample_weight in ("", "label", "labels"):
-            raise FreezeError(
-                f"sample_weight={short(sample_weight)} must be the name of a column of the eval set, other "
-                "than that of the labels."
-            )
+        self.sample_weight = _checked_column(sample_weight)
         if sample_weight is not None:
             refuse_row_weights(criterion)
-        self.sample_weight = sample_weight
-        """The label column that has a weight for each row, if there is one."""
         self._threshold: float | ThresholdResult | None = None
-        if threshold is None or (isinstance(threshold, str) and threshold != "tune"):
-            raise FreezeError(f'Unknown threshold={threshold!r}. Give "tune", a margin, or a ThresholdResult.')
-        self.is_given = not isinstance(threshold, str)
-        if not isinstance(threshold, str):
-            self.use(threshold)
-            self.freeze()
+        self._start_with(threshold, argument="threshold", kinds="a margin, or a ThresholdResult")
 
     @property
     def threshold(self) -> float:
@@ -267,3 +256,12 @@ def _trains_as_regression(config: Any) -> str | None:
         'logit and its sigmoid not a probability. Use num_labels=2, or problem_type="multi_label_classification" with '
         "float labels of shape (n, 1)."
     )
+
+
+def _checked_column(sample_weight: Any) -> str | None:
+    if not isinstance(sample_weight, str | None) or sample_weight in ("", "label", "labels"):
+        raise FreezeError(
+            f"sample_weight={short(sample_weight)} must be the name of a column of the eval set, other than that of "
+            "the labels."
+        )
+    return sample_weight

@@ -111,12 +111,7 @@ class MultiLabelMetrics(TunedMetrics):
         self._given_labels = labels is not None
         self._labels = None if labels is None else _names(labels)
         self._results: dict[str, ThresholdResult] = {}
-        if thresholds is None or (isinstance(thresholds, str) and thresholds != "tune"):
-            raise FreezeError(f'Unknown thresholds={thresholds!r}. Give "tune", LabelThresholds, or margins by label.')
-        self.is_given = not isinstance(thresholds, str)
-        if not isinstance(thresholds, str):
-            self.use(thresholds)
-            self.freeze()
+        self._start_with(thresholds, argument="thresholds", kinds="LabelThresholds, or margins by label")
 
     @property
     def labels(self) -> list[str] | None:

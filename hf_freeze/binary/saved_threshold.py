@@ -22,7 +22,7 @@ from hf_freeze.errors import FreezeError
 from hf_freeze.whole_files import write_text
 
 THRESHOLD_FILE = "decision_threshold.json"
-CONFIG_FILE = "config.json"
+_CONFIG_FILE = "config.json"
 _MAY_BE_LEFT_OUT = {"head": "logits", "prevalence": None, "slope": 1.0, "intercept": 0.0}
 _CONFIG_NAMES = ("decision_threshold", "decision_positive", *(f"decision_{name}" for name in _MAY_BE_LEFT_OUT))
 _LABELS_NAME = "decision_thresholds"
@@ -88,7 +88,7 @@ def save_threshold(result: Saved, folder: str | Path, *, model: Any = None, shou
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise FreezeError(f"{folder} is a file. Give the folder that the weights are in.")
-    config_file = folder / CONFIG_FILE
+    config_file = folder / _CONFIG_FILE
     config = read_json_object(config_file) if should_save and os.path.lexists(config_file) else None
     if model is not None:
         set_config_threshold(model, result)
@@ -121,7 +121,17 @@ def load_threshold(model_or_dir: Any) -> ThresholdResult:
 
 
 def load_label_thresholds(model_or_dir: Any) -> LabelThresholds:
-    """Return the thresholds of several labels that were saved with a model. As `load_threshold` for that of one."""
+    """Return the thresholds of several labels that were saved with a model.
+
+    Args:
+        model_or_dir: As for `load_threshold`: a folder, or a model that was loaded from one.
+
+    Returns:
+        The thresholds by label, for `predict_multi_label` and `MultiLabelMetrics(thresholds=...)`.
+
+    Raises:
+        FreezeError: Where there are none, or they are not those of several labels.
+    """
     found = _load(model_or_dir)
     if not isinstance(found, LabelThresholds):
         raise FreezeError("The threshold found is of one label, not of several. Use load_threshold.")
@@ -129,7 +139,7 @@ def load_label_thresholds(model_or_dir: Any) -> LabelThresholds:
 
 
 def _load(model_or_dir: Any) -> Saved:
-    if isinstance(model_or_dir, (str, os.PathLike)):
+    if isinstance(model_or_dir, str | os.PathLike):
         found = find_threshold(Path(model_or_dir))
         if found is None:
             raise FreezeError(
@@ -151,7 +161,7 @@ def find_threshold(folder: str | Path) -> Saved | None:
     folder = Path(folder)
     if not folder.is_dir():
         raise FreezeError(f"{folder} is not a folder. For a model on the Hub, load it and pass the model.")
-    sidecar, config_file = folder / THRESHOLD_FILE, folder / CONFIG_FILE
+    sidecar, config_file = folder / THRESHOLD_FILE, folder / _CONFIG_FILE
     complete = _load_sidecar(sidecar) if os.path.lexists(sidecar) else None
     in_config = None
     if os.path.lexists(config_file):

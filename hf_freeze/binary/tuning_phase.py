@@ -68,6 +68,15 @@ class TunedMetrics:
     def _warn_of_regression(self, config: Any) -> None:
         """Say, or refuse, that the model's own loss does not train scores for this."""
 
+    def _start_with(self, given: Any, *, argument: str, kinds: str) -> None:
+        """Tune, or go by what was given and never change it."""
+        if given is None or (isinstance(given, str) and given != "tune"):
+            raise FreezeError(f'Unknown {argument}={given!r}. Give "tune", {kinds}.')
+        self.is_given = not isinstance(given, str)
+        if self.is_given:
+            self.use(given)
+            self.freeze()
+
     @property
     def head(self) -> Head:
         """How the model's outputs are read, as in `binary_margin`."""

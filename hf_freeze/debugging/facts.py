@@ -25,15 +25,15 @@ def facts_of(look: Look) -> Facts:
     """Return what a look has shown; asks for no pass that the checks have not made."""
     found: Facts = {"sample": {"origin": look.row.origin, "index": look.row.index, "seed": look.row.seed}}
     if look.batch:
-        found["sample"] = sample_facts(look.inspected, look.row, look.batch, look.label)
-        found["inputs"] = input_facts(look.batch)
+        found["sample"] = _sample_facts(look.inspected, look.row, look.batch, look.label)
+        found["inputs"] = _input_facts(look.batch)
         if look.logits is not None:
             squashed = squashed_by(look.scored.logits) is not None
             head = "probability" if squashed else "logits"
-            found["output"] = output_facts(look.inspected, look.logits, kind=look.kind, head=head)
+            found["output"] = _output_facts(look.inspected, look.logits, kind=look.kind, head=head)
         if look.loss_finding is not None:
             found["loss"] = _loss_facts(look.loss_finding, look.logits_with_graph)
-    found["model"] = model_facts(look.model, look.flags)
+    found["model"] = _model_facts(look.model, look.flags)
     found["cost"] = round(look.runner.cost, 2)
     return found
 
@@ -51,7 +51,7 @@ def _loss_facts(finding: LossFinding, logits: torch.Tensor) -> Facts:
     }
 
 
-def sample_facts(inspected: InspectedModel, row: Row, batch: Mapping[str, Any], labels: torch.Tensor | None) -> Facts:
+def _sample_facts(inspected: InspectedModel, row: Row, batch: Mapping[str, Any], labels: torch.Tensor | None) -> Facts:
     """Return where the row comes from, its text, and its label by name."""
     facts: Facts = {"origin": row.origin, "index": row.index, "seed": row.seed}
     if has_tokens(batch):
@@ -60,7 +60,7 @@ def sample_facts(inspected: InspectedModel, row: Row, batch: Mapping[str, Any], 
         facts["tokens"] = int(own.sum())
         facts["padding"] = int((~own).sum())
         facts["unknown"] = None if unknown is None else int((ids == unknown).sum())
-        facts["text"] = None if inspected.tokenizer is None else marked_text(inspected.tokenizer, ids.tolist())
+        facts["text"] = None if inspected.tokenizer is None else _marked_text(inspected.tokenizer, ids.tolist())
     if labels is not None:
         single = labels.numel() == 1
         facts["target"] = labels.item() if single else labels.flatten()[:8].tolist()
@@ -69,7 +69,7 @@ def sample_facts(inspected: InspectedModel, row: Row, batch: Mapping[str, Any], 
     return facts
 
 
-def marked_text(tokenizer: Any, ids: list[int]) -> str:
+def _marked_text(tokenizer: Any, ids: list[int]) -> str:
     """Decode token ids, with special tokens in guillemets and runs of one special token counted."""
     special = set(getattr(tokenizer, "all_special_ids", None) or ())
 
@@ -85,7 +85,7 @@ def marked_text(tokenizer: Any, ids: list[int]) -> str:
     return " ".join(pieces())
 
 
-def input_facts(batch: Mapping[str, Any]) -> Facts:
+def _input_facts(batch: Mapping[str, Any]) -> Facts:
     """Return shape, dtype, device and range of every input."""
     return {name: _tensor_facts(value) for name, value in batch.items() if isinstance(value, torch.Tensor)}
 
@@ -102,7 +102,7 @@ def _tensor_facts(value: torch.Tensor) -> Facts:
     return facts
 
 
-def output_facts(inspected: InspectedModel, logits: torch.Tensor, *, kind: str, head: Any = "logits") -> Facts:
+def _output_facts(inspected: InspectedModel, logits: torch.Tensor, *, kind: str, head: Any = "logits") -> Facts:
     """Return what the logits say: margin, probability, and the label at 0.5 and at the tuned threshold."""
     facts: Facts = {**_tensor_facts(logits), "kind": kind}
     row = logits.detach().float().reshape(-1)
@@ -137,7 +137,7 @@ def _binary_facts(inspected: InspectedModel, logits: torch.Tensor, *, head: Any)
     }
 
 
-def model_facts(model: nn.Module, flags: Mapping[str, bool]) -> Facts:
+def _model_facts(model: nn.Module, flags: Mapping[str, bool]) -> Facts:
     """Return the size of the model, and the mode that its top-level parts were in."""
     sizes = [(getattr(p, "ds_numel", p.numel()), p) for p in model.parameters()]
     parts = {path: flags[path] for path in flags if path and "." not in path} or {"model": flags[""]}

@@ -12,7 +12,7 @@ from hf_freeze.debugging.passes import all_finite, uses_fsdp2
 from hf_freeze.debugging.sample_check import Check, CheckName, failed, ok, warning
 
 GradientStatus: TypeAlias = Literal["ok", "zero", "missing", "not finite", "frozen", "unused"]
-MOST_PARTS = 4
+_MOST_PARTS = 4
 
 
 def gradient_statuses(loss: torch.Tensor, model: nn.Module) -> dict[str, GradientStatus]:
@@ -55,7 +55,7 @@ def _status(gradient: torch.Tensor | None) -> GradientStatus:
 
 
 def tell_unused(
-    statuses: dict[str, GradientStatus], model: nn.Module, moves: Callable[[], bool], *, passes: int = MOST_PARTS
+    statuses: dict[str, GradientStatus], model: nn.Module, moves: Callable[[], bool], *, passes: int = _MOST_PARTS
 ) -> dict[str, GradientStatus]:
     """Tell parameters that play no part in this row ("unused") from those that do, and get no gradient ("missing").
 
@@ -89,7 +89,7 @@ def _parts(names: Sequence[str]) -> dict[str, list[str]]:
         parts: dict[str, list[str]] = {}
         for name in names:
             parts.setdefault(".".join(name.split(".")[:depth]), []).append(name)
-        if len(parts) > MOST_PARTS:
+        if len(parts) > _MOST_PARTS:
             break
         best = parts
     return best

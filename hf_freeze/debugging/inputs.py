@@ -14,7 +14,7 @@ from hf_freeze.model_inputs.input_rows import Row, length_of, positions
 from hf_freeze.model_inputs.inspected_model import IDS, InspectedModel
 from hf_freeze.module_types import BATCH_NORMS, DROPOUTS
 
-UNKNOWN_SHARE = 0.3
+_UNKNOWN_SHARE = 0.3
 
 
 def check_modes(flags: Mapping[str, bool], model: nn.Module, ignores_eval: Sequence[str]) -> Check:
@@ -138,14 +138,11 @@ def check_truncated(inspected: InspectedModel, row: Row, batch: Mapping[str, Any
     if len(lengths) > 1 and len(set(lengths)) == 1:
         return ok(name, f"{length} tokens, as in every row: texts come in pieces of one length.")
     told = getattr(getattr(inspected.tokenizer, "backend_tokenizer", None), "truncation", None) or {}
-    limits = {told.get("max_length"), getattr(inspected.tokenizer, "model_max_length", None), positions(inspected)} - {
-        None
-    }
+    limits = told.get("max_length"), getattr(inspected.tokenizer, "model_max_length", None), positions(inspected)
     piled = _piled_up(length, lengths)
     if length in limits or piled:
-        why = (
-            "as many as were allowed" if length in limits else f"as {piled} of {len(lengths)} rows have, and none more"
-        )
+        longest = f"as {piled} of {len(lengths)} rows have, which is the longest"
+        why = "as many as were allowed" if length in limits else longest
         return warning(
             name,
             f"The row has {length} tokens, {why}: its text was probably truncated. Look at its end in the text above; "
@@ -174,7 +171,7 @@ def check_unknown(inspected: InspectedModel, batch: Mapping[str, Any]) -> Check 
     if not ids:
         return warning("tokens", "The row holds special tokens only: is the text empty?")
     eos = getattr(inspected.tokenizer, "eos_token_id", None)
-    if count > UNKNOWN_SHARE * len(ids) and unknown != eos:
+    if count > _UNKNOWN_SHARE * len(ids) and unknown != eos:
         return warning(
             "tokens",
             f"{count} of {len(ids)} tokens are {inspected.tokenizer.unk_token!r}: the tokenizer does not know this "

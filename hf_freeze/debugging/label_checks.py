@@ -45,7 +45,7 @@ class Head:
     def _no_share(self, value: Any) -> str:
         if self.kind == "several":
             return f"has the label {value:g}; binary cross entropy takes 0 and 1, for each of {self.columns} logits."
-        return f"has the label {value:g}; one logit is for two classes, 0 and 1. More need num_labels= that many."
+        return f"has the label {value:g}; one logit is for two classes, 0 and 1. For more, set num_labels=."
 
 
 def head_of(
@@ -146,7 +146,7 @@ def _missing_class(head: Head, survey: LabelSurvey) -> Check | None:
     which = f"class {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
     return warning(
         "label_range",
-        f"No row of {survey.origin} is of {which}; the head has {classes} classes. Were rows "
+        f"No row of {survey.origin} belongs to {which}; the head has {classes} classes. Were rows "
         f"sorted, or filtered, before they were split?{_sentence(survey)}",
     )
 

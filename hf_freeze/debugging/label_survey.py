@@ -11,9 +11,9 @@ import numpy as np
 
 from hf_freeze.label_columns import IGNORED_LABEL, label_values, values_in
 
-MOST_VALUES = 1_000_000
+_MOST_VALUES = 1_000_000
 MOST_ROWS_MADE = 64
-MOST_SECONDS = 0.3
+_MOST_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def survey_labels(
         return None
     for column in label_values(dataset, names):
         if len(column) == len(dataset) and _same(column[known_row], known, ids):
-            step = max(math.ceil(len(column) * _width(column[known_row]) / MOST_VALUES), 1)
+            step = max(math.ceil(len(column) * _width(column[known_row]) / _MOST_VALUES), 1)
             rows = range(0, len(column), step)
             values = column if step == 1 else [column[row] for row in rows]
             return LabelSurvey(origin, len(column), len(rows), *_distinct(values, rows, ids), label_at)
@@ -80,7 +80,7 @@ def survey_labels(
 def survey_stream(rows: Iterable[Any], origin: str, label_of: Callable[[Any], Any]) -> LabelSurvey | None:
     """Look at the labels of the first rows of an iterable data set."""
     seen: list[Any] = []
-    end = time.monotonic() + MOST_SECONDS
+    end = time.monotonic() + _MOST_SECONDS
     for row in islice(rows, MOST_ROWS_MADE):
         seen.append(label_of(row))
         if time.monotonic() > end:
@@ -106,7 +106,7 @@ def _spread(count: int, known_row: int) -> list[int]:
 
 
 def _made_within_time(label_at: Callable[[int], Any], rows: Sequence[int]) -> Iterator[tuple[int, Any]]:
-    end = time.monotonic() + MOST_SECONDS
+    end = time.monotonic() + _MOST_SECONDS
     for row in rows:
         yield row, label_at(row)
         if time.monotonic() > end:

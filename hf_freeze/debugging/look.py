@@ -34,7 +34,7 @@ from hf_freeze.model_inputs.input_rows import Row
 from hf_freeze.model_inputs.inspected_model import InspectedModel
 from hf_freeze.module_types import BATCH_NORMS, DROPOUTS
 
-MOST_PASSES = 12
+_MOST_PASSES = 12
 
 
 class Look:
@@ -309,7 +309,7 @@ class Look:
         self.runner.cost += 2
         if not self.is_repeatable:
             return found
-        left = int(MOST_PASSES - self.runner.cost - 2)
+        left = int(_MOST_PASSES - self.runner.cost - 2)
         return gradients.tell_unused(found, self.model, self._moves, passes=left)
 
     @property

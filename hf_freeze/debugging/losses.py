@@ -1,5 +1,6 @@
 """What the loss is a function of, found by computing it again from the logits, and from its graph."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from hf_freeze.debugging.sample_check import Check, CheckName, failed, ok, warning
+from hf_freeze.debugging.sample_check import Check, failed, ok, warning
 from hf_freeze.errors import in_one_line
 from hf_freeze.model_inputs.inspected_model import InspectedModel
 
@@ -177,39 +178,45 @@ def _of_tokens(inspected: InspectedModel, z: torch.Tensor, y: torch.Tensor) -> I
 
 def check_loss(inspected: InspectedModel, found: LossFinding, *, binary: bool, warned: tuple[str, ...]) -> Check:
     """Say what the loss is, and whether that is what the logits and the label give."""
-    name: CheckName = "loss"
     if broadcast := next((text for text in warned if "target size" in text), None):
         return failed(
-            name, f"The loss broadcasts: {broadcast.splitlines()[0]:.150} Bring logits and labels to one shape."
+            "loss", f"The loss broadcasts: {broadcast.splitlines()[0]:.150} Bring logits and labels to one shape."
         )
-    value, explained, plain = found.value, found.explained, found.plain
-    if value is None or value != value or abs(value) == float("inf"):
+    value = found.value
+    if value is None or not math.isfinite(value):
         return failed(
-            name, f"The loss is {value}, though the logits are finite. Are all labels -100, or is it a log of 0?"
+            "loss", f"The loss is {value}, though the logits are finite. Are all labels -100, or is it a log of 0?"
         )
-    if explained is not None and explained.fault:
-        return failed(name, f"The loss, {value:.4g}, is wrong: {explained.fault}. Look at compute_loss or forward.")
-    if explained is not None and explained.kind == "mean squared error" and binary:
+    if found.explained is None:
+        return _unexplained(inspected, value, found.plain)
+    return _explained(value, found.explained, found.plain, binary=binary)
+
+
+def _explained(value: float, explained: LossCandidate, plain: LossCandidate | None, *, binary: bool) -> Check:
+    if explained.fault:
+        return failed("loss", f"The loss, {value:.4g}, is wrong: {explained.fault}. Look at compute_loss or forward.")
+    if explained.kind == "mean squared error" and binary:
         return warning(
-            name,
+            "loss",
             "The labels are 0 and 1 and the loss is the mean squared error on one logit: transformers trains "
             "regression when num_labels=1. Use num_labels=2, or problem_type='multi_label_classification'.",
         )
-    if explained is not None:
-        note = "" if explained is plain or plain is None else f" ({plain.kind}: {plain.value:.4g})"
-        return ok(name, f"The loss, {value:.4g}, is the {explained.kind} of the logits{note}.")
+    note = "" if explained is plain or plain is None else f" ({plain.kind}: {plain.value:.4g})"
+    return ok("loss", f"The loss, {value:.4g}, is the {explained.kind} of the logits{note}.")
+
+
+def _unexplained(inspected: InspectedModel, value: float, plain: LossCandidate | None) -> Check:
     if plain is None:
-        return ok(name, f"The loss is {value:.4g}; for such outputs it is not recomputed.")
+        return ok("loss", f"The loss is {value:.4g}; for such outputs it is not recomputed.")
     times = f", {value / plain.value:.3g} times that" if plain.value else ""
     if inspected.own_loss or _adds_to_loss(inspected):
-        return ok(name, f"The loss is {value:.4g}, the {plain.kind} {plain.value:.4g}: a custom loss{times}.")
-    smoothed = _smoothing(inspected)
-    if smoothed:
+        return ok("loss", f"The loss is {value:.4g}, the {plain.kind} {plain.value:.4g}: a custom loss{times}.")
+    if smoothed := _smoothing(inspected):
         return ok(
-            name, f"The loss is {value:.4g} with label smoothing {smoothed:g}, the {plain.kind} {plain.value:.4g}."
+            "loss", f"The loss is {value:.4g} with label smoothing {smoothed:g}, the {plain.kind} {plain.value:.4g}."
         )
     return warning(
-        name,
+        "loss",
         f"The loss is {value:.4g}, the {plain.kind} of the logits {plain.value:.4g}{times}. Are the labels shifted, "
         "or is the loss computed from something else?",
     )

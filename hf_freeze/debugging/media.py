@@ -9,7 +9,7 @@ from torch import nn
 from hf_freeze.debugging.sample_check import Check, failed, warning
 from hf_freeze.model_inputs.inspected_model import InspectedModel
 
-LARGEST_PIXEL = 20.0
+_LARGEST_PIXEL = 20.0
 PIXELS, SAMPLES = "pixel_values", "input_values"
 _SLACK = 0.05
 """Resampling may overshoot the range of pixels by a little."""
@@ -83,7 +83,7 @@ def _pixel_scale(inspected: InspectedModel, batch: Mapping[str, Any]) -> Check |
     lowest, highest = float(pixels.min()), float(pixels.max())
     found = f"pixel_values go from {lowest:.4g} to {highest:.4g}"
     if processor is None:
-        if max(-lowest, highest) <= LARGEST_PIXEL:
+        if max(-lowest, highest) <= _LARGEST_PIXEL:
             return None
         return warning(
             "inputs",
@@ -123,7 +123,7 @@ def _range_of(processor: Any) -> tuple[float, float]:
 
 
 def _listed(value: Any) -> list[float]:
-    return [] if value is None else [float(x) for x in value] if isinstance(value, (list, tuple)) else [float(value)]
+    return [] if value is None else [float(x) for x in value] if isinstance(value, list | tuple) else [float(value)]
 
 
 def _sound(inspected: InspectedModel, batch: Mapping[str, Any]) -> Check | None:

@@ -38,13 +38,17 @@ def check_plan(inspected: InspectedModel, stale: Sequence[str]) -> Check:
             "nothing. Call requires_grad_(...), or hf_freeze.freeze.",
         )
     training = frozenset(path for path, p in model.named_parameters(remove_duplicate=False) if p.requires_grad)
-    allowed = _planned(inspected, model)
     if not training:
         return (
             failed(name, "Nothing requires a gradient, so nothing would train.")
             if inspected.trainer
             else ok(name, "Everything is frozen.")
         )
+    return _as_planned(training, _planned(inspected, model))
+
+
+def _as_planned(training: frozenset[str], allowed: Sequence[frozenset[str]]) -> Check:
+    name: CheckName = "plan"
     if not allowed or training in allowed:
         return ok(name, "Exactly what the plan trains requires a gradient." if allowed else "No plan to compare with.")
     nearest = min(allowed, key=lambda names: len(names ^ training))

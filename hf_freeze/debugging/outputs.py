@@ -51,7 +51,7 @@ def _first_overflow(model: nn.Module) -> Iterator[list[str]]:
 
     def look(path: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            first = output[0] if isinstance(output, (tuple, list)) and output else output
+            first = output[0] if isinstance(output, tuple | list) and output else output
             if isinstance(first, torch.Tensor) and first.is_floating_point() and not bool(first.isfinite().all()):
                 places.append(path)
 

@@ -103,7 +103,7 @@ def _no_pad_token(inspected: InspectedModel, error: Exception) -> Check:
 
 
 def _padded(context: PaddingContext) -> Padded | None:
-    """The row with other padding than it has: freed of it, in a longer batch, or (where masked) padded by hand."""
+    """Return the row padded differently: freed of padding, in a longer batch, or (where masked) padded by hand."""
     inspected, batch = context.inspected, context.batch
     found = without_padding(inspected, batch) or padded_by_collator(inspected, context.row.value)
     if found is not None:

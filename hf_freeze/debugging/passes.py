@@ -64,7 +64,7 @@ class Runner:
                     loss, output = self._call(inputs, score=score, count=count)
         except Exception as error:
             return Pass(error=error)
-        logits = logits_in(output, scored=score)
+        logits = _logits_in(output, scored=score)
         return Pass(logits, loss, warned=tuple(str(warning.message) for warning in caught))
 
     def _count(self, batch: Mapping[str, Any]) -> None:
@@ -79,7 +79,7 @@ class Runner:
         trainer, model = self.inspected.trainer, self.inspected.model
         if not score or trainer is None:
             output = model(**_with_decoder_start(self.inspected, inputs))
-            return (loss_in(output) if score else None), output
+            return (_loss_in(output) if score else None), output
         options = {} if count is None else {"num_items_in_batch": count}
         found = trainer.compute_loss(model, inputs, return_outputs=True, **options)
         return found if isinstance(found, tuple) else (found, None)
@@ -103,7 +103,7 @@ def _rows_in(inputs: Mapping[str, Any]) -> int:
     return next((len(value) for value in inputs.values() if isinstance(value, torch.Tensor) and value.ndim), 1)
 
 
-def loss_in(output: Any) -> Any:
+def _loss_in(output: Any) -> Any:
     """Pick the loss out of what a model returned."""
     if isinstance(output, Mapping):
         return output.get("loss")
@@ -111,13 +111,13 @@ def loss_in(output: Any) -> Any:
     return first if isinstance(first, torch.Tensor) and first.ndim == 0 else None
 
 
-def logits_in(output: Any, *, scored: bool) -> torch.Tensor | None:
+def _logits_in(output: Any, *, scored: bool) -> torch.Tensor | None:
     """Pick the logits out of what a model returned: a ModelOutput, dict, tuple or bare tensor."""
     if isinstance(output, Mapping):
         named = [output.get(name) for name in ("logits", "start_logits", "scores", "predictions")]
         candidates = [*named, *(value for key, value in output.items() if key != "loss")]
     else:
-        candidates = list(output) if isinstance(output, (tuple, list)) else [output]
+        candidates = list(output) if isinstance(output, tuple | list) else [output]
     for value in candidates:
         if isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim:
             return value

@@ -11,9 +11,9 @@ import torch
 from hf_freeze.debugging.gradients import GradientStatus, by_part
 from hf_freeze.debugging.sample_check import Check
 
-WIDTH = 110
-MARGIN = 17
-TEXT_LINES = 4
+_WIDTH = 110
+_MARGIN = 17
+_TEXT_LINES = 4
 _WORTH_SAYING = ("loss", "initial_loss", "loss_scale", "gradients", "plan", "optimizer")
 """Checks whose sentence explains something also where nothing is wrong."""
 _SIGNS = {"ok": "ok     ", "warning": "WARNING", "failed": "FAILED "}
@@ -99,7 +99,7 @@ class SampleReport:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
@@ -133,8 +133,8 @@ def _sample_lines(sample: Mapping[str, Any]) -> Iterator[str]:
     drawn = "" if sample.get("seed") is None else f", drawn with seed {sample['seed']}"
     yield _row("sample", f"{place}{sample['origin']}{drawn}")
     if sample.get("text"):
-        lines = textwrap.wrap(sample["text"], WIDTH - MARGIN)
-        shown = lines if len(lines) <= TEXT_LINES else [*lines[: TEXT_LINES - 1], f"[...] {lines[-1]}"]
+        lines = textwrap.wrap(sample["text"], _WIDTH - _MARGIN)
+        shown = lines if len(lines) <= _TEXT_LINES else [*lines[: _TEXT_LINES - 1], f"[...] {lines[-1]}"]
         yield from (_row("text" if i == 0 else "", line) for i, line in enumerate(shown))
     if "tokens" in sample:
         unknown = "" if sample["unknown"] is None else f", {sample['unknown']} unknown"
@@ -169,14 +169,14 @@ def _check_lines(report: SampleReport) -> Iterator[str]:
     for check in sorted(report.checks, key=lambda one: order[one.status]):
         if check.name not in quiet:
             text = f"{_SIGNS[check.status]} {check.name}: {check.message}"
-            yield from textwrap.wrap(text, WIDTH, subsequent_indent=" " * 8)
-    yield from textwrap.wrap(f"{_SIGNS['ok']} {', '.join(quiet)}", WIDTH, subsequent_indent=" " * 8)
+            yield from textwrap.wrap(text, _WIDTH, subsequent_indent=" " * 8)
+    yield from textwrap.wrap(f"{_SIGNS['ok']} {', '.join(quiet)}", _WIDTH, subsequent_indent=" " * 8)
     bad = [sum(check.status == status for check in report.checks) for status in ("failed", "warning")]
     yield f"{len(report.checks)} checks: {bad[0]} failed, {bad[1]} warnings."
 
 
 def _row(name: str, text: str) -> str:
-    return f"{name:<{MARGIN}}{text}".rstrip() if len(name) < MARGIN else f"{name}  {text}"
+    return f"{name:<{_MARGIN}}{text}".rstrip() if len(name) < _MARGIN else f"{name}  {text}"
 
 
 def _tensor(facts: Mapping[str, Any]) -> str:

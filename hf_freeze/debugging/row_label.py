@@ -54,7 +54,7 @@ def _columns(value: Any) -> list[str] | str:
     return sorted(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
 
 
-def unfit_dtype(inspected: InspectedModel, labels: torch.Tensor, logits: torch.Tensor) -> str | None:
+def _unfit_dtype(inspected: InspectedModel, labels: torch.Tensor, logits: torch.Tensor) -> str | None:
     """Say what is unusual about the type or shape of a label under these logits; None for what fits."""
     if logits.ndim > 2 or labels.ndim > 2:
         return "labels of single tokens must be integers" if labels.is_floating_point() else None
@@ -81,7 +81,7 @@ def check_dtype(
     inspected: InspectedModel, labels: torch.Tensor, logits: torch.Tensor, error: Exception | None
 ) -> Check | None:
     """Judge the label's dtype: by rule for transformers' own losses, by what was raised for others'."""
-    unfit = unfit_dtype(inspected, labels, logits)
+    unfit = _unfit_dtype(inspected, labels, logits)
     if unfit and (error is not None or not inspected.own_loss):
         raised = f" The loss raised {in_one_line(error, most=90)}." if error is not None else ""
         return failed(

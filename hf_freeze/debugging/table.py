@@ -26,7 +26,7 @@ class Entry:
 
 def run(look: Look) -> tuple[Check, ...]:
     """Ask every check that can be asked, and name each cause once."""
-    asked = (entry for entry in TABLE if all(need(look) for need in entry.needs))
+    asked = (entry for entry in _TABLE if all(need(look) for need in entry.needs))
     return without_consequences(check for entry in asked if (check := entry.check(look)) is not None)
 
 
@@ -40,54 +40,54 @@ def without_consequences(checks: Iterable[Check]) -> tuple[Check, ...]:
     """
     checks = tuple(checks)
     bad = {check.name for check in checks if check.status != "ok"}
-    explained = {entry.name for entry in TABLE if bad.intersection(entry.explained_by)}
+    explained = {entry.name for entry in _TABLE if bad.intersection(entry.explained_by)}
     return tuple(check for check in checks if check.status == "ok" or check.name not in explained)
 
 
 # --- what a check may need
 
 
-def a_batch(look: Look) -> bool:
+def _a_batch(look: Look) -> bool:
     """Tell whether the collator made a batch."""
     return bool(look.batch)
 
 
-def logits(look: Look) -> bool:
+def _logits(look: Look) -> bool:
     """Tell whether the model ran, and returned logits."""
     return bool(look.batch) and look.logits is not None
 
 
-def finite_logits(look: Look) -> bool:
+def _finite_logits(look: Look) -> bool:
     """Tell whether the logits are numbers."""
     return bool(look.batch) and look.is_finite
 
 
-def a_label(look: Look) -> bool:
+def _a_label(look: Look) -> bool:
     """Tell whether the label reaches the model."""
     return look.label is not None
 
 
-def a_loss(look: Look) -> bool:
+def _a_loss(look: Look) -> bool:
     """Tell whether a loss came back."""
     return look.loss is not None
 
 
-def finite_weights(look: Look) -> bool:
+def _finite_weights(look: Look) -> bool:
     """Tell whether the weights are numbers."""
     return look.weights.status == "ok"
 
 
-def a_backward_pass(look: Look) -> bool:
+def _a_backward_pass(look: Look) -> bool:
     """Tell whether a backward pass was asked for, and there is something to differentiate."""
     return look.backward and bool(look.statuses)
 
 
-def all_checks(look: Look) -> bool:
+def _all_checks(look: Look) -> bool:
     """Tell whether the caller asked for all checks."""
     return look.full
 
 
-def company(look: Look) -> bool:
+def _company(look: Look) -> bool:
     """Another row to run beside, where padding has not run the row in a larger batch already."""
     return look.changed is not None and look.is_repeatable and look.fault_of_padding("padding") is None
 
@@ -173,47 +173,47 @@ def _head(look: Look) -> Check | None:
 
 
 _BROKEN: tuple[CheckName, ...] = ("weights_finite", "logits_finite", "inputs")
-TABLE: tuple[Entry, ...] = (
+_TABLE: tuple[Entry, ...] = (
     Entry("collator", lambda look: look.fault_of_row("collator")),
-    Entry("modes", lambda look: inputs.check_modes(look.flags, look.model, look.ignores_eval), (a_batch,)),
-    Entry("weights_finite", lambda look: look.weights, (a_batch,)),
-    Entry("inputs", _inputs, (a_batch,)),
-    Entry("truncated", lambda look: inputs.check_truncated(look.inspected, look.row, look.batch), (a_batch,)),
-    Entry("tokens", lambda look: inputs.check_unknown(look.inspected, look.batch), (a_batch,)),
+    Entry("modes", lambda look: inputs.check_modes(look.flags, look.model, look.ignores_eval), (_a_batch,)),
+    Entry("weights_finite", lambda look: look.weights, (_a_batch,)),
+    Entry("inputs", _inputs, (_a_batch,)),
+    Entry("truncated", lambda look: inputs.check_truncated(look.inspected, look.row, look.batch), (_a_batch,)),
+    Entry("tokens", lambda look: inputs.check_unknown(look.inspected, look.batch), (_a_batch,)),
     Entry("labels", _labels),
-    Entry("label_names", lambda look: row_label.check_names(look.inspected, look.row), (a_batch,)),
-    Entry("length", lambda look: look.length, (a_batch,)),
-    Entry("vocabulary", _vocabulary, (a_batch,)),
-    Entry("forward", _forward, (a_batch,), explained_by=("length", "vocabulary")),
-    Entry("label_range", lambda look: _worst(look.own_range, look.fault_of_labels("label_range")), (logits,)),
+    Entry("label_names", lambda look: row_label.check_names(look.inspected, look.row), (_a_batch,)),
+    Entry("length", lambda look: look.length, (_a_batch,)),
+    Entry("vocabulary", _vocabulary, (_a_batch,)),
+    Entry("forward", _forward, (_a_batch,), explained_by=("length", "vocabulary")),
+    Entry("label_range", lambda look: _worst(look.own_range, look.fault_of_labels("label_range")), (_logits,)),
     Entry("label_dtype", _label_dtype),
-    Entry("logits_finite", _logits_finite, (logits, finite_weights), explained_by=("weights_finite", "inputs")),
-    Entry("loss", _loss, (finite_logits, a_label), explained_by=(*_BROKEN, "label_range")),
-    Entry("repeatable", lambda look: look.repeatable, (finite_logits,)),
-    Entry("sensitive", lambda look: look.sensitive, (finite_logits,), explained_by=("attention_mask",)),
-    Entry("logits_not_probabilities", _no_probabilities, (finite_logits,)),
-    Entry("initial_loss", _initial_loss, (finite_logits,)),
-    Entry("attention_mask", lambda look: look.fault_of_padding("attention_mask"), (finite_logits,)),
-    Entry("pad_token", lambda look: look.fault_of_padding("pad_token"), (finite_logits,)),
+    Entry("logits_finite", _logits_finite, (_logits, _finite_weights), explained_by=("weights_finite", "inputs")),
+    Entry("loss", _loss, (_finite_logits, _a_label), explained_by=(*_BROKEN, "label_range")),
+    Entry("repeatable", lambda look: look.repeatable, (_finite_logits,)),
+    Entry("sensitive", lambda look: look.sensitive, (_finite_logits,), explained_by=("attention_mask",)),
+    Entry("logits_not_probabilities", _no_probabilities, (_finite_logits,)),
+    Entry("initial_loss", _initial_loss, (_finite_logits,)),
+    Entry("attention_mask", lambda look: look.fault_of_padding("attention_mask"), (_finite_logits,)),
+    Entry("pad_token", lambda look: look.fault_of_padding("pad_token"), (_finite_logits,)),
     Entry(
         "padding_side",
         lambda look: look.fault_of_padding("padding_side"),
-        (finite_logits,),
+        (_finite_logits,),
         explained_by=("repeatable",),
     ),
-    Entry("padding", lambda look: look.fault_of_padding("padding"), (finite_logits,), explained_by=("repeatable",)),
-    Entry("loss_scale", _loss_scale, (finite_logits, a_loss)),
+    Entry("padding", lambda look: look.fault_of_padding("padding"), (_finite_logits,), explained_by=("repeatable",)),
+    Entry("loss_scale", _loss_scale, (_finite_logits, _a_loss)),
     Entry(
         "gradients",
         lambda look: gradients.check_gradients(look.statuses, look.model),
-        (finite_logits, a_backward_pass),
+        (_finite_logits, _a_backward_pass),
         explained_by=(*_BROKEN, "label_range", "attention_mask", "sensitive"),
     ),
-    Entry("neighbours", _neighbours, (finite_logits, all_checks, company), explained_by=("repeatable",)),
+    Entry("neighbours", _neighbours, (_finite_logits, _all_checks, _company), explained_by=("repeatable",)),
     Entry(
         "train_mode",
         lambda look: outputs.check_train_mode(*look.in_train_mode),
-        (finite_logits, all_checks),
+        (_finite_logits, _all_checks),
         explained_by=(*_BROKEN, "label_range"),
     ),
     Entry("plan", lambda look: optimizer_checks.check_plan(look.inspected, look.stale)),

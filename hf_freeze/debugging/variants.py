@@ -88,7 +88,7 @@ def _other_ids(inspected: InspectedModel, key: str, ids: torch.Tensor, generator
     size = table.num_embeddings if table is not None else int(ids.max()) + 1
     if inspected.tokenizer is not None and key == IDS:
         size = min(size, len(inspected.tokenizer))
-    special = torch.tensor(sorted(special_ids(inspected)), dtype=ids.dtype)
+    special = torch.tensor(sorted(_special_ids(inspected)), dtype=ids.dtype)
     ordinary = torch.arange(size, dtype=ids.dtype)
     ordinary = ordinary[~torch.isin(ordinary, special)]
     if not len(ordinary):
@@ -97,7 +97,7 @@ def _other_ids(inspected: InspectedModel, key: str, ids: torch.Tensor, generator
     return torch.where(torch.isin(ids, special.to(ids.device)), ids, drawn)
 
 
-def special_ids(inspected: InspectedModel) -> set[int]:
+def _special_ids(inspected: InspectedModel) -> set[int]:
     """Return the ids that have a meaning to the model itself: separators, padding, placeholders for images."""
     found = set(getattr(inspected.tokenizer, "all_special_ids", None) or ())
     for name, value in vars(inspected.config).items() if hasattr(inspected.config, "__dict__") else ():
@@ -124,8 +124,7 @@ def padded_by_collator(inspected: InspectedModel, row: Any) -> Padded | None:
     length = length_of(row)
     if length is None or not isinstance(row, Mapping):
         return None
-    limit = positions(inspected)
-    added = max(2, length // 4) if limit is None else min(max(2, length // 4), limit - length)
+    added = _room(inspected, length)
     longer, reference = (_longer(row, length, added), None) if added > 0 else (row, _shorter(row, length))
     try:
         batch = inspected.place(inspected.collate([row if reference is None else reference, longer]))
@@ -156,8 +155,7 @@ def _where(batch: dict[str, Any], alone: Any, length: int, row: Any, reference: 
 def padded_by_hand(inspected: InspectedModel, batch: Mapping[str, Any], side: Side, pad_id: int) -> Padded | None:
     """Return the row with a few pad tokens more on one side; None where there is no room."""
     length = batch[IDS].shape[1]
-    limit = positions(inspected)
-    added = max(2, length // 4) if limit is None else min(max(2, length // 4), limit - length)
+    added = _room(inspected, length)
     if added <= 0:
         return None
     padded = dict(batch)
@@ -168,6 +166,12 @@ def padded_by_hand(inspected: InspectedModel, batch: Mapping[str, Any], side: Si
             padded[key] = torch.cat([value, extra] if side == "right" else [extra, value], dim=1)
     before = torch.arange(length, device=batch[IDS].device)
     return Padded(padded, before + (added if side == "left" else 0), before, side, pad_id)
+
+
+def _room(inspected: InspectedModel, length: int) -> int:
+    """Return how many tokens to add to a row of this length: a quarter of it, or what fits, which may be none."""
+    wanted, limit = max(2, length // 4), positions(inspected)
+    return wanted if limit is None else min(wanted, limit - length)
 
 
 def _per_token(value: Any, batch: Mapping[str, Any]) -> bool:
@@ -189,7 +193,7 @@ def _rearranged(row: Mapping[str, Any], length: int, order: list[int]) -> dict[s
     def moved(value: Any) -> Any:
         if isinstance(value, torch.Tensor) and value.ndim == 1 and len(value) == length:
             return value[order]
-        if isinstance(value, (list, tuple)) and len(value) == length:
+        if isinstance(value, list | tuple) and len(value) == length:
             return [value[i] for i in order]
         return value
 

@@ -165,10 +165,10 @@ class Source:
         )
         for rows, collated in zip(batches, loader, strict=False):
             if not isinstance(collated, Mapping):
-                raise CacheRefused(f"its batches are no mappings, but {type(collated).__name__}")
+                raise CacheRefused(f"its batches are not mappings but {type(collated).__name__}")
             inputs, digests = without_digests(dict(collated))
             if digests is not None and len(digests) != len(rows):
-                raise CacheRefused(f"its collator makes {len(digests)} rows of {len(rows)}")
+                raise CacheRefused(f"its collator makes {len(digests)} rows out of {len(rows)}")
             yield Batch(inputs, None if digests is None else read_as(digests, fixed_widths=self.fixed_widths))
 
     def batch(self, rows: Sequence[int]) -> Batch:

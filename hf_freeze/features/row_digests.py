@@ -201,7 +201,7 @@ def _span_of_labels(value: Any) -> _Span | None:
 
 
 def _digest(name: str, value: Any, rows: int, span: _Span | None) -> Keys:
-    """Digest an input, (rows, 2) or, where it is none per row, (1, 2). Digests of all inputs are added up."""
+    """Digest an input: (rows, 2), or (1, 2) for one that is not per row. Digests of all inputs are added up."""
     if isinstance(value, np.ndarray) and value.ndim and len(value) == rows and value.dtype.kind in "biufc":
         shape = value.shape[1 if span is None else 2 :]
         seed = _seed(f"{name} {value.dtype.str} {shape}")

@@ -88,7 +88,7 @@ class Reading:
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """The positions of each row that are no padding, 0 where nothing tells."""
+        """The number of positions of each row that are not padding; 0 where it is not known."""
         return self.digests[:, -1]
 
     def keys(self, *, with_labels: bool) -> Keys:

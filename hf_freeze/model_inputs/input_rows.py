@@ -11,7 +11,7 @@ import torch
 from hf_freeze.errors import FreezeError
 from hf_freeze.model_inputs.inspected_model import IDS, InspectedModel
 
-ROWS_TO_SCAN = 64
+_ROWS_TO_SCAN = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def pick_row(inspected: InspectedModel, sample: Any, *, dataset: Any, index: int
 
 
 def _is_pair(sample: Any) -> bool:
-    return isinstance(sample, (tuple, list)) and len(sample) == 2 and all(isinstance(text, str) for text in sample)
+    return isinstance(sample, tuple | list) and len(sample) == 2 and all(isinstance(text, str) for text in sample)
 
 
 def _is_raw_text(row: Any, labels: Collection[str]) -> bool:
@@ -157,10 +157,10 @@ def _some_rows(dataset: Any) -> Iterator[Mapping[str, Any]]:
     columns = getattr(dataset, "column_names", None)
     if columns is not None and hasattr(dataset, "select_columns"):
         dataset = dataset.with_format(None).select_columns([name for name in columns if name == IDS])
-    elif not isinstance(dataset, (list, tuple)):
+    elif not isinstance(dataset, list | tuple):
         return
-    step = max(len(dataset) // ROWS_TO_SCAN, 1)
-    for index in range(0, min(len(dataset), step * ROWS_TO_SCAN), step):
+    step = max(len(dataset) // _ROWS_TO_SCAN, 1)
+    for index in range(0, min(len(dataset), step * _ROWS_TO_SCAN), step):
         if isinstance(row := dataset[index], Mapping):
             yield {key: value for key, value in row.items() if key == IDS}
 

@@ -142,7 +142,7 @@ def inspect_model(trainer_or_model: Any, *, tokenizer: Any, collator: Any, thres
     tokenizer = _tokenizer_in(processor)
     if collator is None:
         collator = getattr(trainer, "data_collator", None) or _default_collator(tokenizer)
-    model = unwrapped(model)
+    model = _unwrapped(model)
     _refuse_unloaded(model)
     names = tuple(getattr(trainer, "label_names", None) or ())
     return InspectedModel(
@@ -156,10 +156,10 @@ def inspect_model(trainer_or_model: Any, *, tokenizer: Any, collator: Any, thres
     )
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def _unwrapped(model: nn.Module) -> nn.Module:
     """Return the model inside DDP, DataParallel, DeepSpeed and torch.compile wrappers; FSDP1 is called as it is."""
     inner: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
-    return model if inner is model or type(model).__name__ == "FullyShardedDataParallel" else unwrapped(inner)
+    return model if inner is model or type(model).__name__ == "FullyShardedDataParallel" else _unwrapped(inner)
 
 
 def _class_function(owner: Any, name: str) -> Any:
@@ -193,7 +193,7 @@ def _threshold(given: Any, trainer: Any, model: nn.Module) -> ThresholdResult | 
     """Find the tuned threshold: the one given, the metrics', or the one saved in the model's config."""
     if isinstance(given, ThresholdResult):
         return given
-    if isinstance(given, (int, float)) and not isinstance(given, bool):
+    if isinstance(given, int | float) and not isinstance(given, bool):
         return ThresholdResult(threshold=float(given))
     if given is None:
         return None

@@ -294,7 +294,7 @@ def resolve(
     `rates` are selections that have learning rates of their own: rows that they name become members, too.
     """
     model = unwrap(model)
-    model_map = cut_at(map_model(model), [*selections_of(plan), *rates])
+    model_map = cut_at(map_model(model), [*_selections_of(plan), *rates])
     if plan.trainable is not None:
         first = trainable_only(plan.trainable, model_map)
     else:
@@ -327,19 +327,20 @@ def _changes(
             continue
         if after == trainable:
             raise PlanError(
-                f"The stage at {stage.when} changes nothing: unfreeze={stage.unfreeze!r}, freeze={stage.freeze!r}, and "
-                "the parameters are so already or stay frozen because the model handed in had them frozen. Remove it."
+                f"The stage at {stage.when} changes nothing: with unfreeze={stage.unfreeze!r}, freeze={stage.freeze!r} "
+                "the parameters are in that state already, or stay frozen because they were frozen when the model was "
+                "handed in. Remove it."
             )
         if stage.forget and not trainable - after:
             raise PlanError(
-                f"The stage at {stage.when} has forget=True, and freezes nothing that trains before it "
+                f"The stage at {stage.when} has forget=True, but freezes nothing that trains before it "
                 f"(freeze={stage.freeze!r}): there is no state to forget. Leave forget out."
             )
         yield stage, after
         trainable = after
 
 
-def selections_of(plan: FreezePlan) -> list[Selection | None]:
+def _selections_of(plan: FreezePlan) -> list[Selection | None]:
     """Return every selection that a plan holds."""
     changes = [what for stage in plan.stages if isinstance(stage, Stage) for what in (stage.unfreeze, stage.freeze)]
     return [plan.freeze, plan.trainable, *changes, *plan.lr_factors]

@@ -100,8 +100,13 @@ def auto_freeze(
 ) -> FreezePlan:
     """Train everything, and freeze layers from the bottom up as they settle (AutoFreeze; Liu et al., 2021).
 
-    With `cache_frozen` the layers that are frozen are computed once more, and then cost nothing. The options are those
-    of `Settled` and `BottomUp`.
+    With `cache_frozen` the layers that are frozen are computed once more, and then cost nothing.
+
+    Args:
+        threshold: How slow layers must have become to count as settled; as in `Settled`.
+        window: Over how many steps, or which fraction of the run, that is measured; as in `Settled`.
+        patience: In how many windows in a row; as in `Settled`.
+        keep: How many layers at the top are never frozen.
     """
     settled = Settled(threshold=threshold, window=window, patience=patience)
     return FreezePlan(trainable="all", stages=[BottomUp(settled=settled, keep=keep)])

@@ -153,12 +153,12 @@ def resolve_rotation(rule: Rotate, always: frozenset[str], model_map: ModelMap) 
             taken = after
     if not layers:
         raise PlanError(
-            f"{rule!r} has no layers to rotate: all of this model's train from the start, and so throughout. Let "
-            "less train from the start, such as trainable='head'."
+            f"{rule!r} has no layers to rotate: all layers of this model train from the start. Train less from the "
+            "start, for example trainable='head'."
         )
     if rule.layers > len(layers):
         raise PlanError(
-            f"{rule!r} trains {rule.layers} layers at a time, and this model has {len(layers)} that may train beside "
-            "what trains throughout. Lower layers."
+            f"{rule!r} trains {rule.layers} layers at a time, but this model has only {len(layers)} that can take "
+            "turns. Lower layers."
         )
     return Rotation(rule, layers)

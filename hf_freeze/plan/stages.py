@@ -125,12 +125,15 @@ class Stage:
         freeze: What is frozen from then on.
         lr_factor: What every learning rate is multiplied with from then on; None keeps the factor of the stage before,
             which is 1 at the start.
-        forget: Release the optimizer's state of what the stage freezes. What is unfrozen again then starts fresh.
+        forget: Forget the optimizer's state of what the stage freezes. What is unfrozen again then starts fresh.
 
     Raises:
         PlanError: Without a time or with several, with neither `unfreeze` nor `freeze`, or for a time or a factor out
             of range.
         SelectionError: For a selection that cannot be read.
+
+    >>> Stage(fraction=0.5, unfreeze="layers[-2:]").start(max_steps=100, steps_per_epoch=None)
+    50
     """
 
     epoch: float | None = None
@@ -248,7 +251,7 @@ class BottomUp:
             raise PlanError(f"{self!r}: settled is a Settled, keep a whole number of at least 0.")
 
 
-ORDERS = ("random", "ascending", "descending")
+_ORDERS = ("random", "ascending", "descending")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,10 +276,10 @@ class Rotate:
 
     def __post_init__(self) -> None:
         seed = _is_count(self.seed) or (self.seed == 0 and type(self.seed) is int)
-        if not (_is_count(self.layers) and _is_count(self.every) and seed and self.order in ORDERS):
+        if not (_is_count(self.layers) and _is_count(self.every) and seed and self.order in _ORDERS):
             raise PlanError(
                 f"{self!r}: layers and every are whole numbers of at least 1, seed one of at least 0, and order is one "
-                f"of {', '.join(ORDERS)}."
+                f"of {', '.join(_ORDERS)}."
             )
 
 

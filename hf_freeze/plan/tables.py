@@ -8,7 +8,7 @@ from hf_freeze.selection.vocabulary import paths_in_front
 
 
 def part_labels(model_map: ModelMap) -> dict[str, str]:
-    """Canonical name -> head, embeddings, rest, layers[i], or path.layers[i] where there are several stacks."""
+    """Return canonical name -> head, embeddings, rest, layers[i], or path.layers[i] where there are several stacks."""
     labels = dict(model_map.parts)
     paths = paths_in_front(model_map.stacks) if len(model_map.stacks) > 1 else [""]
     for stack, path in zip(model_map.stacks, paths, strict=False):

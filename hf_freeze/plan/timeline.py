@@ -102,7 +102,7 @@ class Timeline:
                 relation = "at the same step as" if begins == then else "after"
                 raise PlanError(
                     f"The stage at {first.when} (step {begins}) starts {relation} the next one in the plan, at "
-                    f"{second.when} (step {then}). List stages in the order of their times; join two at one time."
+                    f"{second.when} (step {then}). List stages in the order of their times; merge two of one time."
                 )
 
 

@@ -10,7 +10,7 @@ from hf_freeze.selection.model_map import ModelMap
 
 
 def written_out(stages: Sequence[AnyStage], model_map: ModelMap) -> Iterator[tuple[Stage, bool]]:
-    """The stages, each with whether it stems from `TopDown` or `BottomUp`."""
+    """Return the stages, each with whether it stems from `TopDown` or `BottomUp`."""
     for stage in stages:
         if isinstance(stage, TopDown):
             yield from ((written, True) for written in _top_down(stage, model_map))

@@ -31,10 +31,10 @@ def add_debug(commands: Any) -> None:
     command.add_argument("--threshold", type=float, help="a margin, in place of the one saved with the model")
     command.add_argument("--seed", type=int, default=0, help="seeds what is random (a new head's weights, say)")
     command.add_argument("--json", action="store_true", help="print the report as JSON")
-    command.set_defaults(run=run_debug)
+    command.set_defaults(run=_run_debug)
 
 
-def run_debug(options: argparse.Namespace) -> tuple[int, str]:
+def _run_debug(options: argparse.Namespace) -> tuple[int, str]:
     """Run the sub-command; return its exit status and what to print."""
     check_seed("--seed", options.seed)
     _check_given(options)

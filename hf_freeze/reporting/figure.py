@@ -76,7 +76,7 @@ def _check_name(path: Any, figure_class: Any) -> None:
         )
     known = sorted(figure_class().canvas.get_supported_filetypes())
     if named.suffix.removeprefix(".").lower() not in known:
-        ending = f"in {named.suffix!r}, no kind of picture" if named.suffix else "in no suffix"
+        ending = f"in {named.suffix!r}, which is not a picture format" if named.suffix else "without a suffix"
         raise FreezeError(f"path={str(path)!r} ends {ending}. Known are .{', .'.join(known)}; .png is a good choice.")
 
 
@@ -93,17 +93,17 @@ def mark_stages(axes: Any, begins: Sequence[int], labels: Sequence[str], *, end:
     """Draw a dashed line at every transition, and the stages' names above; names that would overlap are slanted."""
     for begin in begins[1:]:
         axes.axvline(begin, color="black", lw=1.1, ls="--")
-    ticks = joined_ticks(begins, labels, least=_LEAST * end)
+    ticks = _joined_ticks(begins, labels, least=_LEAST * end)
     crowded = any(after - before < _ROOM * end for before, after in pairwise(ticks))
     above = axes.secondary_xaxis("top")
     above.set_xticks(list(ticks), list(ticks.values()), fontsize=8, ha="left", rotation=30 if crowded else 0)
     above.tick_params(length=2 if crowded else 0, pad=1)
 
 
-def joined_ticks(begins: Sequence[int], labels: Sequence[str], *, least: float) -> dict[int, str]:
+def _joined_ticks(begins: Sequence[int], labels: Sequence[str], *, least: float) -> dict[int, str]:
     """Return step -> label; a stage that begins less than `least` steps after the tick before shares it.
 
-    >>> joined_ticks([0, 1, 50], ["0: start", "1: step 1", "2: step 50"], least=5)
+    >>> _joined_ticks([0, 1, 50], ["0: start", "1: step 1", "2: step 50"], least=5)
     {0: '0: start, 1: step 1', 50: '2: step 50'}
     """
     ticks: dict[int, str] = {}

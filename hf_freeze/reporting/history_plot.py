@@ -77,7 +77,7 @@ def plot_history(
 
 
 def _names(entries: Entries) -> list[str]:
-    """Everything that was logged as a number, in the order of its first log."""
+    """Return everything that was logged as a number, in the order of its first log."""
     return [
         name
         for name in dict.fromkeys(name for entry in entries for name in entry)
@@ -131,7 +131,7 @@ def _named(entries: Entries, metrics: str | Sequence[str]) -> list[str]:
 
 
 def _stages(entries: Entries) -> list[tuple[int, int, int]]:
-    """Every stage with the steps between which it was; one that was too short to be logged is missing."""
+    """Return every stage with the steps between which it was; one that was too short to be logged is missing."""
     logged = [(entry["step"], entry["stage"]) for entry in entries if "stage" in entry]
     end = max(entry["step"] for entry in entries)
     begins: dict[int, int] = {}

@@ -19,10 +19,10 @@ def add_merge(commands: Any) -> None:
     command.add_argument("folder", metavar="FOLDER", help="a checkpoint or final model of save_trained_only")
     command.add_argument("out", metavar="OUT", help="a new folder for the whole model")
     command.add_argument("--base", help="the base's folder or hub name, where it is no longer where training found it")
-    command.set_defaults(run=run_merge)
+    command.set_defaults(run=_run_merge)
 
 
-def run_merge(options: argparse.Namespace) -> tuple[int, str]:
+def _run_merge(options: argparse.Namespace) -> tuple[int, str]:
     """Run the sub-command; return its exit status and what to print."""
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from torch import nn
@@ -9,7 +10,7 @@ from torch import nn
 from hf_freeze.selection.language import RowsOf, Selection, parse
 from hf_freeze.selection.model_map import ModelMap, unwrap
 from hf_freeze.selection.rows import Rows, pieces
-from hf_freeze.selection.stacks import Stack
+from hf_freeze.selection.stacks import renamed
 
 _T = TypeVar("_T")
 
@@ -34,19 +35,10 @@ def _cut(model_map: ModelMap, cuts: Mapping[str, Sequence[Rows]]) -> ModelMap:
         return model_map
     before = {name: rows.matrix for name, rows in model_map.rows.items() if rows.matrix in cuts}
     cut = {rows.name: rows for found in cuts.values() for rows in found}
-
-    def members(by_name: Mapping[str, _T]) -> dict[str, _T]:
-        found: dict[str, _T] = {}
-        for name, value in by_name.items():
-            matrix = before.get(name, name)
-            found.update(dict.fromkeys((rows.name for rows in cuts[matrix]) if matrix in cuts else [name], value))
-        return found
+    members = partial(_members, before=before, cuts=cuts)
 
     def names(canonical: Iterable[str]) -> frozenset[str]:
         return frozenset(members(dict.fromkeys(canonical)))
-
-    def layers(stacks: tuple[Stack, ...]) -> tuple[Stack, ...]:
-        return tuple(replace(stack, layers=tuple(map(names, stack.layers))) for stack in stacks)
 
     tied = {name: tuple(map(rows.of, model_map.ties[rows.matrix])) for name, rows in cut.items()}
     return replace(
@@ -56,8 +48,8 @@ def _cut(model_map: ModelMap, cuts: Mapping[str, Sequence[Rows]]) -> ModelMap:
         ties={**model_map.ties, **tied},
         parts=members(model_map.parts),
         roles={role: names(found) for role, found in model_map.roles.items()},
-        stacks=layers(model_map.stacks),
-        minor_stacks=layers(model_map.minor_stacks),
+        stacks=renamed(model_map.stacks, names),
+        minor_stacks=renamed(model_map.minor_stacks, names),
         frozen_at_hand_in=names(model_map.frozen_at_hand_in),
         frozen_by_peft=names(model_map.frozen_by_peft),
         inactive=names(model_map.inactive),
@@ -66,8 +58,19 @@ def _cut(model_map: ModelMap, cuts: Mapping[str, Sequence[Rows]]) -> ModelMap:
     )
 
 
+def _members(
+    by_name: Mapping[str, _T], *, before: Mapping[str, str], cuts: Mapping[str, Sequence[Rows]]
+) -> dict[str, _T]:
+    """Give each piece of a matrix that is cut the value of the matrix, or of the piece `before` that it is part of."""
+    found: dict[str, _T] = {}
+    for name, value in by_name.items():
+        matrix = before.get(name, name)
+        found.update(dict.fromkeys((rows.name for rows in cuts[matrix]) if matrix in cuts else [name], value))
+    return found
+
+
 def sizes_of(model: nn.Module, model_map: ModelMap) -> dict[str, int]:
-    """Canonical name of each member -> number of elements; under DeepSpeed ZeRO-3 that of the whole tensor."""
+    """Return canonical name of each member -> number of elements; under DeepSpeed ZeRO-3 that of the whole tensor."""
     sizes = {name: getattr(p, "ds_numel", p.numel()) for name, p in unwrap(model).named_parameters()}
     for matrix, cut in model_map.cuts.items():
         width = model_map.shapes[matrix][1]

@@ -1,6 +1,6 @@
 """What a task class adds on top of its base model: the head.
 
-In a model of transformers, alone or in a field of the user's own module, the head is what lies outside the base model.
+In a model of transformers, alone or as an attribute of a custom module, the head is what lies outside the base model.
 Where there is no such model inside, names and the order of registration decide, and where they do not, nothing does:
 
 - The head is the last run of modules named like one (`fc`, `classifier`, `head`, ...), each as a whole. What its name

@@ -221,7 +221,7 @@ class Entry:
         assert picked is not None
         if not picked and self.terms != (Role("rest"),):
             raise SelectionError(
-                f"{self.text!r} matches nothing: its terms match parameters each, but none that all of them match."
+                f"{self.text!r} matches nothing: each of its terms matches parameters, but none matches all of them."
             )
         return picked
 
@@ -341,7 +341,7 @@ def _parse_holder(term: str, entry: str) -> "Role | DottedPath | Literal":
     if _LITERAL.fullmatch(term):
         return _parse_literal(term, entry)
     if term == "all":
-        raise SelectionError(f"{entry!r}: 'all' is no matrix. Name one, as in embeddings[-3:] or lm_head[32000:].")
+        raise SelectionError(f"{entry!r}: 'all' is not a matrix. Name one, as in embeddings[-3:] or lm_head[32000:].")
     return Role(term) if term in ROLES else DottedPath(term)
 
 
@@ -349,7 +349,7 @@ def _parse_literal(term: str, entry: str) -> Literal:
     try:
         return Literal(json.loads(term, strict=False))
     except ValueError as error:
-        raise SelectionError(f"{entry!r}: {term} is not a text in double quotes as JSON has it: {error}.") from error
+        raise SelectionError(f"{entry!r}: {term} is not a string in double quotes as in JSON: {error}.") from error
 
 
 def _parse_regex(term: str, entry: str) -> Regex:

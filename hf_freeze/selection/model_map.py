@@ -6,8 +6,8 @@ belongs to exactly one part: head, embeddings, layers or rest.
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -28,7 +28,7 @@ from hf_freeze.selection.frozen_marks import frozen_by_us
 from hf_freeze.selection.heads import base_path, find_head
 from hf_freeze.selection.norms import norm_names
 from hf_freeze.selection.rows import Rows, joined
-from hf_freeze.selection.stacks import Stack, find_stacks
+from hf_freeze.selection.stacks import Stack, find_stacks, renamed
 from hf_freeze.selection.vocabulary import ancestors, paths_below
 
 
@@ -76,7 +76,7 @@ class ModelMap:
         return (names - self.rows.keys()) | frozenset(whole)
 
     def every_alias(self, canonical: Iterable[str]) -> frozenset[str]:
-        """Every name, aliases of tied weights included, of the tensors that these canonical names stand for."""
+        """Return every name, aliases of tied weights included, of the tensors that these canonical names stand for."""
         names = frozenset(canonical)
         return names.union(*(self.ties[name] for name in self._tied & names))
 
@@ -99,38 +99,26 @@ def map_model(model: nn.Module) -> ModelMap:
     """Map a `PreTrainedModel`, a PEFT model or any `nn.Module`, wrapped or not."""
     model = unwrap(model)
     by_name = dict(model.named_parameters(remove_duplicate=False))
-    if lazy := next((name for name, p in by_name.items() if isinstance(p, UninitializedParameter)), None):
-        raise UnsupportedSetupError(
-            f"{lazy!r} has no shape yet: a lazy module learns it in its first call. Send one batch "
-            "through the model first."
-        )
+    _refuse_lazy(by_name)
     ties = _ties(by_name)
-    canonical = {alias: name for name, aliases in ties.items() for alias in aliases}
-
-    def tensors(names: Iterable[str]) -> frozenset[str]:
-        return frozenset(canonical[name] for name in names)
-
-    def on_tensors(found: tuple[Stack, ...]) -> tuple[Stack, ...]:
-        return tuple(replace(stack, layers=tuple(map(tensors, stack.layers))) for stack in found)
-
-    wrapped = peft_support.wrapped_models(model)
+    tensors = _canonical_names(ties)
     head = find_head(model)
-    heads = head.paths
-    main, minor = map(on_tensors, find_stacks(model, outside=heads))
+    main, minor = (renamed(found, tensors) for found in find_stacks(model, outside=head.paths))
     main = _each_once(main)
-    parts = _parts(model, ties, heads=heads, stacks=main)
+    parts = _parts(model, ties, heads=head.paths, stacks=main)
+    wrapped = peft_support.wrapped_models(model)
     adapters = tensors(peft_support.adapter_names(model))
     inactive = tensors(peft_support.inactive_names(model))
+    roles = _roles(parts, ties, norms=tensors(norm_names(model)), adapters=adapters, inactive=inactive)
     frozen = frozenset(name for name in ties if not by_name[name].requires_grad) - tensors(frozen_by_us(model))
     return ModelMap(
         spellings=_spellings(ties, wrapped),
         short_spellings=_short_spellings(ties, base_path(model), wrapped),
         ties=ties,
         parts=parts,
-        roles=_roles(parts, ties, norms=tensors(norm_names(model)), adapters=adapters, inactive=inactive)
-        | {"adapters": tensors(peft_support.trained_by_peft(model))},
+        roles=roles | {"adapters": tensors(peft_support.trained_by_peft(model))},
         unclear=dict.fromkeys(("head", "backbone"), head.unclear) if head.unclear else {},
-        head_by_name=tuple(sorted(heads)) if head.by_name else (),
+        head_by_name=tuple(sorted(head.paths)) if head.by_name else (),
         stacks=main,
         minor_stacks=minor,
         frozen_at_hand_in=frozen,
@@ -143,6 +131,20 @@ def map_model(model: nn.Module) -> ModelMap:
     )
 
 
+def _refuse_lazy(by_name: Mapping[str, torch.Tensor]) -> None:
+    if lazy := next((name for name, p in by_name.items() if isinstance(p, UninitializedParameter)), None):
+        raise UnsupportedSetupError(
+            f"{lazy!r} has no shape yet: a lazy module learns it in its first call. Send one batch "
+            "through the model first."
+        )
+
+
+def _canonical_names(ties: Mapping[str, tuple[str, ...]]) -> Callable[[Iterable[str]], frozenset[str]]:
+    """Return what turns names of parameters, of whichever alias, into canonical ones."""
+    canonical = {alias: name for name, aliases in ties.items() for alias in aliases}
+    return lambda names: frozenset(canonical[name] for name in names)
+
+
 def _names_of(
     tensors: Iterable[torch.Tensor], ties: Iterable[str], by_name: Mapping[str, torch.Tensor]
 ) -> frozenset[str]:
@@ -151,7 +153,7 @@ def _names_of(
 
 
 def _uncuttable(ties: Iterable[str], by_name: Mapping[str, torch.Tensor], tables: Mapping[int, str]) -> dict[str, str]:
-    """Canonical name -> why rows of it cannot train while others are frozen."""
+    """Return canonical name -> why rows of it cannot train while others are frozen."""
     reasons: dict[str, str] = {}
     for name in ties:
         tensor = by_name[name]

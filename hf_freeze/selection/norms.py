@@ -26,7 +26,7 @@ def is_norm(module: nn.Module) -> bool:
     if not _NORM_CLASS.fullmatch(type(module).__name__):
         return False
     owned = list(module.parameters(recurse=False))
-    only_its_own = len(owned) == len(list(module.parameters()))  # a PreNormBlock is none
+    only_its_own = len(owned) == len(list(module.parameters()))  # a PreNormBlock is not a norm
     return only_its_own and all(parameter.numel() == max(parameter.shape, default=1) for parameter in owned)
 
 

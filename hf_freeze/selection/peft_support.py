@@ -48,7 +48,7 @@ def plain_name(name: str, wrapped: Wrapped) -> str:
 
 
 def spellings(name: str, wrapped: Wrapped) -> frozenset[str]:
-    """Every way to write a name: with and without the wrapper's prefix, with and without what lies inside."""
+    """Return every way to write a name: with and without the wrapper's prefix, with and without what lies inside."""
     ways = {name, _without_wrapper(name, wrapped)}
     return frozenset(ways | {_INSIDE.sub("", way) for way in ways})
 

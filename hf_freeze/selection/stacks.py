@@ -8,8 +8,8 @@ blocks between stem and head of one `Sequential`.
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from torch import nn
@@ -28,6 +28,11 @@ class Stack:
     path: str
     members: tuple[str, ...]
     layers: tuple[frozenset[str], ...]
+
+
+def renamed(stacks: Iterable[Stack], names: Callable[[Iterable[str]], frozenset[str]]) -> tuple[Stack, ...]:
+    """Return the stacks with other parameter names in their layers: those that `names` makes of the old ones."""
+    return tuple(replace(stack, layers=tuple(map(names, stack.layers))) for stack in stacks)
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ _BESIDE_BLOCKS = re.compile(
 
 
 def _inner_stack(path: str, element: nn.Module) -> str | None:
-    """The path of the one list of blocks that this element wraps, if it is a stage: nothing but that and resampling."""
+    """Return the path of the one list of blocks in an element that is a stage: that list and resampling, no more."""
     if is_stack(element):
         return path
     lists = [name for name, child in element.named_children() if is_stack(child) and not _BESIDE_BLOCKS.fullmatch(name)]

@@ -185,14 +185,14 @@ def the_matrix(members: Collection[str], words: Vocabulary, *, text: str, holder
             raise SelectionError(f"{text!r}: this model has no matrix of word embeddings. Name a matrix by its path.")
     matrices = sorted(name for name in tensors if len(words.shapes[name]) == 2)
     if len(tensors) == 1 and (why := words.uncuttable.get(min(tensors))):
-        raise UnsupportedSetupError(f"{text!r}: rows of {min(tensors)!r} cannot train apart: {why}.")
+        raise UnsupportedSetupError(f"{text!r}: rows of {min(tensors)!r} cannot train on their own: {why}.")
     if not matrices:
         found = ", ".join(f"{name!r} has the shape {words.shapes[name]}" for name in sorted(tensors)[:3])
         raise SelectionError(f"{text!r}: only a matrix has rows that can be selected, and {found}. Select it whole.")
     if len(matrices) > 1:
         raise SelectionError(_several(matrices, words, text=text, holder=holder))
     if why := words.uncuttable.get(matrices[0]):
-        raise UnsupportedSetupError(f"{text!r}: rows of {matrices[0]!r} cannot train apart: {why}.")
+        raise UnsupportedSetupError(f"{text!r}: rows of {matrices[0]!r} cannot train on their own: {why}.")
     return matrices[0]
 
 

@@ -49,7 +49,7 @@ def _same_in(folder: Path, own: Mapping[str, torch.Tensor]) -> dict[str, bool]:
     try:
         files = [*_weight_files(folder)]
         places = {key: path for path in files for key in _keys(path)}
-        keys = matched(own, places)
+        keys = _matched(own, places)
         same: dict[str, bool] = {}
         for path in files:
             with _opened(path) as (_, read):
@@ -60,10 +60,10 @@ def _same_in(folder: Path, own: Mapping[str, torch.Tensor]) -> dict[str, bool]:
     return same
 
 
-def matched(own: Iterable[str], keys: Iterable[str]) -> dict[str, str]:
+def _matched(own: Iterable[str], keys: Iterable[str]) -> dict[str, str]:
     """Return for names of a model the names in its files, where those of another head have more in front or less.
 
-    >>> matched(["bert.word.weight", "classifier.weight"], ["word.weight"])
+    >>> _matched(["bert.word.weight", "classifier.weight"], ["word.weight"])
     {'bert.word.weight': 'word.weight'}
     """
     known, without_front = {*keys}, {key.partition(".")[2]: key for key in keys}

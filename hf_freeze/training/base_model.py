@@ -26,7 +26,7 @@ def base_of(model: nn.Module, known: Mapping[str, int] | None = None) -> Base:
     """
     model = unwrap(model)
     if model not in _BASES:
-        _BASES[model] = describe(model, known)
+        _BASES[model] = _describe(model, known)
     return _BASES[model]
 
 
@@ -35,7 +35,7 @@ def set_base(model: nn.Module, base: Base) -> None:
     _BASES[unwrap(model)] = base
 
 
-def describe(model: nn.Module, known: Mapping[str, int] | None = None) -> Base:
+def _describe(model: nn.Module, known: Mapping[str, int] | None = None) -> Base:
     """Describe a model as it is now; `known` as for `typed_digests`."""
     tensors = saved_tensors(model)
     named = {path: inner for path, inner in transformers_models(model).items() if inner.name_or_path}

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
-FOLDER = "frozen_features"
+_FOLDER = "frozen_features"
 """Where features are kept in `output_dir` with `cache_frozen=True`."""
 
 TRAINING = "training"
@@ -135,7 +135,7 @@ class CachedFeaturesTrainerMixin(_Base):
     def _cache_settings(self) -> CacheSettings:
         given = self._settings.cache_frozen
         return CacheSettings(
-            folder=Path(str(self.args.output_dir)) / FOLDER if given is True else Path(str(given)),
+            folder=Path(str(self.args.output_dir)) / _FOLDER if given is True else Path(str(given)),
             dtype=getattr(torch, self._settings.cache_frozen_dtype or "", None),
             max_bytes=self._settings.cache_frozen_max_gb * 1e9,
             always=self._settings.cache_frozen_always,
@@ -252,7 +252,7 @@ class CachedFeaturesTrainerMixin(_Base):
         return [loss if isinstance(loss, torch.Tensor) else loss[0]]
 
     def _outputs(self, inputs: dict[str, Any]) -> list[torch.Tensor]:
-        """The loss, and what evaluation hands to `compute_metrics`."""
+        """Return the loss, and what evaluation hands to `compute_metrics`."""
         labelled = any(inputs.get(name) is not None for name in self.label_names)
         has_loss = labelled or inputs.get("return_loss") or self.can_return_loss
         with self.compute_loss_context_manager():

@@ -33,7 +33,7 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dic
 
 
 def read_callback_state(folder: str | os.PathLike[str], name: str) -> Mapping[str, Any] | None:
-    """The state that callback `name` left in the checkpoint `folder`, or None."""
+    """Return the state that callback `name` left in the checkpoint `folder`, or None."""
     return callback_state(read_state(folder), name)
 
 
@@ -49,7 +49,7 @@ def read_state(folder: str | os.PathLike[str]) -> TrainerState:
 
 
 def callback_state(state: TrainerState, name: str) -> Mapping[str, Any] | None:
-    """The state that callback `name` left in the checkpoint that `state` was read from, or None."""
+    """Return the state that callback `name` left in the checkpoint that `state` was read from, or None."""
     callbacks: Any = state.stateful_callbacks
     found: Mapping[str, Any] | None = callbacks.get(name)
     return found
@@ -103,7 +103,7 @@ def _lines(state: Mapping[str, Any]) -> list[str]:
 
 
 def folder_of(args: TrainingArguments, state: TrainerState) -> Path:
-    """The folder of the checkpoint that the Trainer wrote, or would write, at this step."""
+    """Return the folder of the checkpoint that the Trainer wrote, or would write, at this step."""
     folder, name = Path(str(args.output_dir)), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
     # A trial of a hyperparameter search has a folder of its own, whose name callbacks are not told.
     of_trials = folder.glob(f"*/{name}") if state.is_hyper_param_search else ()

@@ -52,11 +52,11 @@ def resolve_weights(given: FreezeArguments, model: nn.Module, *, counted: Sequen
         PlanError: For an unknown label, weights in the wrong number or without effect, and arguments that contradict
             each other or the head.
     """
-    if not declares_weights(given):
+    if not _declares_weights(given):
         return None
     config = getattr(unwrap(model), "config", None)
     _refuse_unfit(given, config)
-    names = label_names(model)
+    names = _label_names(model)
     declared, positive = (
         read_weights(given.class_weights, "class_weights"),
         read_weights(given.pos_weight, "pos_weight"),
@@ -77,12 +77,12 @@ def resolve_weights(given: FreezeArguments, model: nn.Module, *, counted: Sequen
     )
 
 
-def declares_weights(given: FreezeArguments) -> bool:
+def _declares_weights(given: FreezeArguments) -> bool:
     """Tell whether the arguments ask for another loss than the plain one."""
     return any(value is not None for value in (given.class_weights, given.pos_weight, given.focal_gamma))
 
 
-def label_names(model: nn.Module) -> list[str] | None:
+def _label_names(model: nn.Module) -> list[str] | None:
     """Return what a model calls its labels, in their order; None for a model that does not say how many it has."""
     config = getattr(unwrap(model), "config", None)
     count = getattr(config, "num_labels", None)
@@ -98,7 +98,7 @@ def balanced_weights(dataset: Any, names: Sequence[str], model: nn.Module, **rea
     Raises:
         PlanError: For data without a length or labels, labels that are not class ids, and a class without a row.
     """
-    known = label_names(model)
+    known = _label_names(model)
     counts = count_classes(dataset, names, ids={name: i for i, name in enumerate(known or ())}, **reading)
     classes = len(known) if known else max(counts, default=0) + 1
     strange = [label for label in counts if not 0 <= label < classes]
@@ -126,7 +126,9 @@ def _by_label(given: Any, name: str, names: Sequence[str] | None) -> list[float]
             raise PlanError(f"{name} has {len(given)} weights, and the model {len(names)} labels: {_listed(names)}.")
         return given
     if names is None:
-        raise PlanError(f"{name}={given!r} names labels, and the model has no config that does. Give a list instead.")
+        raise PlanError(
+            f"{name}={given!r} names labels, but the model has no config with their names. Give a list instead."
+        )
     weights: dict[int, float] = {}
     for label, weight in given.items():
         index = _index_of(label, names)
@@ -178,7 +180,7 @@ def _first_given(given: FreezeArguments) -> str:
 
 def refuse_unapplied(args: Any) -> None:
     """Raise `UnsupportedSetupError` where a plain Trainer was given weights that nothing would apply."""
-    if isinstance(args, FreezeArguments) and declares_weights(args):
+    if isinstance(args, FreezeArguments) and _declares_weights(args):
         raise UnsupportedSetupError(
             f"{_first_given(args)} weights the loss, which a callback cannot do: this Trainer would ignore it. Use "
             "FreezeTrainer, or freezing(...) of your Trainer class, with the plan as freeze_plan=."

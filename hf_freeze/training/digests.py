@@ -73,7 +73,7 @@ def _of_kind(tensor: torch.Tensor) -> int:
 
 
 def _digests_of_small(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The digests of tensors of less than a row each, as `_digest` computes them."""
+    """Return the digests of tensors of less than a row each, as `_digest` computes them."""
     device = tensors[0].device
     lengths = torch.tensor([words.numel() for words in tensors])
     owners = torch.repeat_interleave(lengths)

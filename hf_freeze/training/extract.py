@@ -80,33 +80,31 @@ def extract_features(
         if not keeps:
             model = _Around(model)
         feature_set = FeatureSet(
-            "given",
-            source,
-            _roots(model),
-            _forward(model),
-            False,
-            inspected.device,
-            max(batch_size, 2),
-            labels,
+            "given", source, _roots(model), _forward(model), False, inspected.device, max(batch_size, 2), labels
         )
         stack.enter_context(untouched(model))
         stack.enter_context(random_states_kept(dataset, collator))
         model.eval()
-        frontier = find_frontier(model, feature_set.probes, feature_set.roots)
-        reading = read_rows(feature_set, Ranks())
-        forward, probes = feature_set.forward, feature_set.probes
-        still = check_still(model, frontier, forward, batches=probes, shared=feature_set.shared)
-        read = reads_labels(model, frontier, forward, batch=probes[0], labels=labels, captured=still)
-        keys = reading.keys(with_labels=read)
-        dtype = torch.float32 if _has_bfloat16(frontier) else None
-        parts = fingerprint(model, frontier, form={"dtype": str(dtype), "labels": read})
         root = folder if folder is not None else stack.enter_context(tempfile.TemporaryDirectory())
-        store = FeatureStore(Path(root) / short(parts), parts)
-        with store.locked():
-            work = Work(frontier, store, keys, read, dtype, store.missing(keys), store.next_part)
-            how: dict[str, Any] = {"lengths": reading.lengths, "batch_size": batch_size, "show_progress": show_progress}
-            extract(model, source, [work], forward, **how)
+        work = _computed(model, feature_set, Path(root), batch_size=batch_size, show_progress=show_progress)
         return _as_dataset(work, dataset, labels, in_memory=folder is None)
+
+
+def _computed(model: nn.Module, feature_set: FeatureSet, root: Path, **how: Any) -> Work:
+    """Make one pass over the rows that a store below `root` lacks, and return the store, filled."""
+    frontier = find_frontier(model, feature_set.probes, feature_set.roots)
+    reading = read_rows(feature_set, Ranks())
+    forward, probes = feature_set.forward, feature_set.probes
+    still = check_still(model, frontier, forward, batches=probes, shared=feature_set.shared)
+    read = reads_labels(model, frontier, forward, batch=probes[0], labels=feature_set.labels, captured=still)
+    keys = reading.keys(with_labels=read)
+    dtype = torch.float32 if _has_bfloat16(frontier) else None
+    parts = fingerprint(model, frontier, form={"dtype": str(dtype), "labels": read})
+    store = FeatureStore(root / short(parts), parts)
+    with store.locked():
+        work = Work(frontier, store, keys, read, dtype, store.missing(keys), store.next_part)
+        extract(model, feature_set.source, [work], forward, lengths=reading.lengths, **how)
+    return work
 
 
 class _Around(nn.Module):
@@ -156,7 +154,7 @@ def _forward(model: nn.Module) -> Callable[[dict[str, Any]], Any]:
 
 
 def _roots(model: nn.Module) -> Callable[[dict[str, Any]], list[torch.Tensor]]:
-    """Everything that the model returns, but for padding."""
+    """Return everything that the model returns, but for padding."""
 
     def roots(inputs: dict[str, Any]) -> list[torch.Tensor]:
         mask = inputs.get("attention_mask")

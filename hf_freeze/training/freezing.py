@@ -46,6 +46,11 @@ def freeze(model: nn.Module, selection: Selection = "all") -> list[str]:
 
     Raises:
         SelectionError: For an entry that matches nothing.
+
+    >>> from collections import OrderedDict
+    >>> model = nn.Sequential(OrderedDict(encoder=nn.Linear(4, 3), classifier=nn.Linear(3, 2)))
+    >>> freeze(model, "encoder"), unfreeze(model, "encoder.bias")
+    (['encoder.weight', 'encoder.bias'], ['encoder.bias'])
     """
     model_map = cut_at(map_model(model), [selection])
     frozen = _write(model, model_map.every_alias(evaluate(selection, model_map).names), trainable=False)
@@ -205,7 +210,7 @@ def trainable_for_now(model: nn.Module, trainable: Collection[str]) -> Iterator[
 
 
 def frozen_modules(model: nn.Module, trainable: Collection[str] | None = None) -> list[nn.Module]:
-    """The largest modules that hold parameters, none of which trains: is among `trainable`, or requires a gradient."""
+    """Return the largest modules with parameters, none of which is among `trainable`, or requires a gradient."""
     model = unwrap(model)
     named = model.named_parameters(remove_duplicate=False)
     names = None if trainable is None else tensors_of(trainable)
@@ -214,7 +219,7 @@ def frozen_modules(model: nn.Module, trainable: Collection[str] | None = None) -
 
 
 def _frozen_modules(module: nn.Module, trains: AbstractSet[int]) -> tuple[list[nn.Module], bool]:
-    """The largest frozen modules at and below `module`, and whether it holds anything that trains."""
+    """Return the largest frozen modules at and below `module`, and whether it holds anything that trains."""
     own = [id(parameter) for parameter in module.parameters(recurse=False)]
     below = [_frozen_modules(child, trains) for child in module.children()]
     frozen = [found for several, _ in below for found in several]
@@ -286,7 +291,7 @@ class _HeldTrain:
 def _modes(
     model: nn.Module, frozen: Iterable[nn.Module], noisy: Iterable[nn.Module]
 ) -> tuple[list[nn.Module], list[nn.Module]] | None:
-    """The modules that follow the mode, and those held in eval; None where `train()` of any does more than that."""
+    """Return the modules that follow the mode, and those held in eval; None where a `train()` does more than that."""
     usual = (nn.Module.train, PreTrainedModel.train)
     if any(type(part).train not in usual or "train" in vars(part) for part in model.modules()):
         return None

@@ -91,7 +91,7 @@ def param_groups(
     layer_lr_decay: float = 1.0,
     optimizer_cls: type[torch.optim.Optimizer] | None = None,
 ) -> list[dict[str, Any]]:
-    """Build named parameter groups for `Trainer(optimizers=...)`, `optimizer_cls_and_kwargs` or a loop of one's own.
+    """Build named parameter groups for `Trainer(optimizers=...)`, `optimizer_cls_and_kwargs` or a custom training loop.
 
     Biases and norms have no weight decay, as in the Trainer, unless a selection of nothing else is given one.
 
@@ -106,9 +106,9 @@ def param_groups(
             depth: 0 for the head and what follows the layers, 1 for the top layer, one more per layer below,
             embeddings last. (Discriminative rates of Howard and Ruder, 2018, in the layer-wise form of ELECTRA and
             BEiT.)
-        optimizer_cls: The class that takes the groups. Optimizers read over options that they do not know, so that
-            one is refused that this class does not have; without it, those of torch's own optimizers and of
-            `args.optim` pass.
+        optimizer_cls: The class that takes the groups. As optimizers ignore options that they do not know, an option
+            that this class does not have is refused; without it, those of torch's own optimizers and of `args.optim`
+            pass.
 
     Returns:
         The groups, as an optimizer of torch takes them, each with a `name`.
@@ -136,7 +136,7 @@ def refuse_groups_of_another_plan(optimizer: torch.optim.Optimizer, bound: Bound
     if theirs - {resolved.fingerprint, _NO_PLAN}:
         raise PlanError(
             "Two plans: the optimizer's groups were built by param_groups(plan=...) for another plan than "
-            f"{resolved.plan.to_dict()}, which the Trainer goes by. Give both the same one."
+            f"{resolved.plan.to_dict()}, which the Trainer follows. Give both the same one."
         )
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     names = {name: id(parameter) in held for name, parameter in bound.parameters.items()}
@@ -234,7 +234,7 @@ def _stages_of_each(stages: Sequence[frozenset[str]]) -> dict[str, tuple[int, ..
 
 
 def _between(changes: Sequence[int], end: int) -> tuple[int, ...]:
-    """The stages from each unfreezing to the freezing after it: (1, 3, 5) of 7 -> 1, 2, 5, 6."""
+    """Return the stages from each unfreezing to the freezing after it: (1, 3, 5) of 7 -> 1, 2, 5, 6."""
     bounds = [*changes, end]
     return tuple(stage for first, last in zip(bounds[::2], bounds[1::2], strict=False) for stage in range(first, last))
 
@@ -390,5 +390,5 @@ def refuse_left_out(optimizer: torch.optim.Optimizer, bound: BoundPlan) -> None:
 
 
 def _entries_for(names: list[str], resolved: ResolvedPlan) -> list[str]:
-    """The entries of the plan that ask for these tensors."""
+    """Return the entries of the plan that ask for these tensors."""
     return [text for text, picked in resolved.declared.items() if not picked.isdisjoint(names)] or names

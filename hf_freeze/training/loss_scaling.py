@@ -123,7 +123,7 @@ class ScaledLossTrainerMixin(_Base):
     def _share_of_window(
         self, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None
     ) -> torch.Tensor | None:
-        """The weight of this micro-batch in the window, or None where the Trainer's own scaling is right."""
+        """Return the weight of this micro-batch in the window, or None where the Trainer's own scaling is right."""
         if self._window_count is None or getattr(self, "loss_is_scaled_for_ga", None) is True:
             return None
         labels = self._count_labels(inputs)

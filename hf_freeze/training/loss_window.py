@@ -26,11 +26,11 @@ class LossWindowTrainerMixin(_Base):
     """
 
     @cached_property
-    def _losses_since_logged(self) -> "LossWindow":
-        return LossWindow()
+    def _losses_since_logged(self) -> "_LossWindow":
+        return _LossWindow()
 
     @cached_property
-    def _others_since_logged(self) -> "dict[str, LossWindow]":
+    def _others_since_logged(self) -> "dict[str, _LossWindow]":
         return {}
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -39,9 +39,9 @@ class LossWindowTrainerMixin(_Base):
 
     def _note_loss(self, name: str, loss: torch.Tensor) -> None:
         """Take in another loss of this micro-batch, to be logged as `name` in the way of the training loss."""
-        self._add(self._others_since_logged.setdefault(name, LossWindow()), loss)
+        self._add(self._others_since_logged.setdefault(name, _LossWindow()), loss)
 
-    def _add(self, window: "LossWindow", loss: torch.Tensor) -> torch.Tensor:
+    def _add(self, window: "_LossWindow", loss: torch.Tensor) -> torch.Tensor:
         return window.add(
             loss,
             logged=self._globalstep_last_logged,
@@ -60,7 +60,7 @@ class LossWindowTrainerMixin(_Base):
         super().log(logs, *args, **kwargs)
 
     def _loss_window(self) -> dict[str, Any]:
-        """The training loss since it was last logged, per process: what a resumed run must add to."""
+        """Return the training loss since it was last logged, per process: what a resumed run must add to."""
         logged = self._globalstep_last_logged
         losses = {
             name: self._of_each_process(window.total if window.logged == logged else 0.0)
@@ -84,7 +84,7 @@ class LossWindowTrainerMixin(_Base):
         self._globalstep_last_logged = logged
         self._losses_since_logged.begin(logged, self._own_of(saved["losses"]))
         for name, losses in saved.get("others", {}).items():
-            self._others_since_logged[name] = LossWindow()
+            self._others_since_logged[name] = _LossWindow()
             self._others_since_logged[name].begin(logged, self._own_of(losses))
         # The mean loss of this call counts its own steps only.
         self._total_loss_scalar -= sum(saved["losses"]) / len(saved["losses"])
@@ -96,7 +96,7 @@ class LossWindowTrainerMixin(_Base):
 
 
 @dataclass
-class LossWindow:
+class _LossWindow:
     """The sum of the losses of this process since step `logged`; `carried` of it the Trainer does not have yet."""
 
     logged: int = 0

@@ -91,8 +91,8 @@ def _load(folder: str | os.PathLike[str], base: str | os.PathLike[str] | None) -
     name, revision = (described.name, described.revision) if base is None else (os.fspath(base), None)
     if name is None:
         raise FreezeError(
-            f"The model that {str(folder)!r} belongs to was built without a name, from a configuration say, so that "
-            "it cannot be found. Save it with save_pretrained and give its folder as base (--base)."
+            f"The base of {str(folder)!r} cannot be found: it was built without a name, perhaps from a configuration. "
+            "Save it with save_pretrained and give its folder as base (--base)."
         )
     if Path(name).resolve() == Path(folder).resolve():
         raise FreezeError(

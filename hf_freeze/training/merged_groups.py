@@ -15,7 +15,7 @@ from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training.group_names import LOW_RANK, NO_DECAY
 from hf_freeze.training.row_parameters import whole_of
 
-OTHERS = "others"
+_OTHERS = "others"
 """The group of what the Trainer trains beside the model, such as the parameters of a loss."""
 
 _KEYS = ("params", "model", "optimizer_dict")
@@ -28,13 +28,13 @@ def with_groups(
 
     `own_rate` names the groups whose learning rate `group_lrs` declares: it wins over one that the Trainer brings.
     """
-    brought = brought_groups(cls, kwargs)
+    brought = _brought_groups(cls, kwargs)
     rest = {name: value for name, value in kwargs.items() if name not in _KEYS}
     own = {id(parameter) for parameter in unwrap(model).parameters()}
     return {**rest, "params": [*_split(groups, brought, own_rate), *_others(brought, own)]}
 
 
-def brought_groups(cls: Any, kwargs: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _brought_groups(cls: Any, kwargs: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the groups that the Trainer brings; raise `UnsupportedSetupError` for an optimizer that takes none."""
     key = next((key for key in _KEYS if key in kwargs), None)
     brought = kwargs[key] if key else []
@@ -54,7 +54,7 @@ def brought_groups(cls: Any, kwargs: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def trains_others(cls: Any, kwargs: Mapping[str, Any], model: nn.Module) -> bool:
     """Tell whether the Trainer trains parameters that are not the model's, such as those of a loss."""
-    return any(_others(brought_groups(cls, kwargs), {id(parameter) for parameter in unwrap(model).parameters()}))
+    return any(_others(_brought_groups(cls, kwargs), {id(parameter) for parameter in unwrap(model).parameters()}))
 
 
 def _split(
@@ -84,7 +84,7 @@ def _others(brought: Sequence[dict[str, Any]], own: Collection[int]) -> Iterator
     names: set[str] = set()
     for theirs in brought:
         parameters = [parameter for parameter in theirs["params"] if id(parameter) not in own]
-        name = f"{OTHERS}{NO_DECAY}" if theirs.get("weight_decay") == 0 and names else OTHERS
+        name = f"{_OTHERS}{NO_DECAY}" if theirs.get("weight_decay") == 0 and names else _OTHERS
         while name in names:
             name += "'"
         if parameters:

@@ -41,10 +41,12 @@ class ModelCardTrainerMixin(_Base):
         written = card.read_text(encoding="utf-8").partition(f"\n{_HEADING}\n")[0].rstrip()
         weighted = getattr(self, "weighted_loss", None)
         loss = "" if weighted is None else f"\n### The loss\n\nThe loss was the {weighted}. {SHIFTED}\n"
-        write_text(card, f"{written}\n\n{_HEADING}\n\n{section(resolved, tuned, trained=self._freezing.trained)}{loss}")
+        write_text(
+            card, f"{written}\n\n{_HEADING}\n\n{_section(resolved, tuned, trained=self._freezing.trained)}{loss}"
+        )
 
 
-def section(resolved: ResolvedPlan, tuned: ThresholdResult | None, *, trained: frozenset[str]) -> str:
+def _section(resolved: ResolvedPlan, tuned: ThresholdResult | None, *, trained: frozenset[str]) -> str:
     """Say what trained and by which plan, and, where a threshold was tuned, how to apply it."""
     total = sum(resolved.sizes.values())
     count = resolved.size_of(trained)

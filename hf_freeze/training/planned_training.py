@@ -200,9 +200,9 @@ class PlannedTraining:
         run = self.run
         if run is None:
             raise PlanError(
-                f"A step begins, and no run under the plan {self.plan.to_dict()} does. Likely causes: a FreezeCallback "
-                "added while the Trainer trains, one callback given to two Trainers of which one trains inside the "
-                "other, or a subclass whose on_train_begin does not call super().on_train_begin()."
+                f"A step begins, but no run was begun under the plan {self.plan.to_dict()}. Likely causes: a "
+                "FreezeCallback added while the Trainer trains, one callback given to two Trainers of which one trains "
+                "inside the other, or a subclass whose on_train_begin does not call super().on_train_begin()."
             )
         clear_gradients(self._beside)
         run.step_begins(step)

@@ -94,7 +94,7 @@ class FreezeProof:
         moved = [name for name, digest in self.frozen.items() if now.get(name, digest) != digest]
         # First, as all processes must take part: one that raised before would leave the others waiting for it.
         # Of buffers, that they moved: nobody but DistributedDataParallel makes them equal while they train.
-        differing = differing_replicas(named, {name: name in moved for name in self.frozen if name not in named})
+        differing = _differing_replicas(named, {name: name in moved for name in self.frozen if name not in named})
         self._refuse_left_out(named)
         self._cross_off(named)
         if moved:
@@ -217,7 +217,7 @@ class FreezeProof:
         )
 
 
-def differing_replicas(tensors: Mapping[str, torch.Tensor], moved: Mapping[str, bool]) -> list[str]:
+def _differing_replicas(tensors: Mapping[str, torch.Tensor], moved: Mapping[str, bool]) -> list[str]:
     """Name the tensors that are not bit-equal on all processes, and what `moved` on some only.
 
     Every process gets the same answer.

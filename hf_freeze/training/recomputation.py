@@ -42,7 +42,7 @@ def _recompute(recompute: Callable[..., Any], module: nn.Module, function: Calla
 
 
 def _layer_of(function: Callable[..., Any], module: nn.Module) -> nn.Module:
-    """The layer that is recomputed: `module`, or one that it calls, as older models do."""
+    """Return the layer that is recomputed: `module`, or one that it calls, as older models do."""
     if isinstance(function, partial):
         bound = [*function.args[:1], getattr(function.func, "__self__", None)]
     else:

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 class FreezeRun:
     """Carries a plan through one run over one model and one optimizer.
 
-    In a loop of one's own: `begin` first, `step_begins` before each step, `before_optimizer_step` and
+    In a custom training loop: `begin` first, `step_begins` before each step, `before_optimizer_step` and
     `after_optimizer_step` around the optimizer's, then the scheduler's step, `conclude` at the end. `end` takes
     everything off the model after an exception; the model's next `train()` or `eval()` does so too once `is_running()`
     is False or the run is gone.

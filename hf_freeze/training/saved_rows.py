@@ -68,8 +68,8 @@ def as_held(tensors: Mapping[str, torch.Tensor], held: Iterable[str], folder: ob
         count = max(rows.stop for rows in rows_held)
         if len(tensors[matrix]) != count:
             raise FreezeError(
-                f"{str(folder)!r} holds rows of {matrix!r}, which had {count}, and has {len(tensors[matrix])} in this "
-                f"model. Resize it as it was for training: model.resize_token_embeddings({count})."
+                f"{str(folder)!r} belongs to a model whose {matrix!r} has {count} rows; here it has "
+                f"{len(tensors[matrix])}. Resize it as it was for training: model.resize_token_embeddings({count})."
             )
     return in_rows(tensors, {matrix: sorted(found) for matrix, found in cuts.items()})
 

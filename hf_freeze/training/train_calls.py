@@ -33,13 +33,13 @@ def while_training(callback: TrainerCallback) -> Callable[[], bool]:
 
 
 def running_trainer(callback: TrainerCallback) -> Trainer | None:
-    """The Trainer whose `train()` runs in this thread, if `callback` is among its callbacks."""
+    """Return the Trainer whose `train()` runs in this thread, if `callback` is among its callbacks."""
     call = train_call()
     return call["self"] if call and callback in call["self"].callback_handler.callbacks else None
 
 
 def train_call() -> Mapping[str, Any] | None:
-    """The Trainer (`self`) whose `train()` runs in this thread, with its arguments; the innermost of several."""
+    """Return the Trainer (`self`) whose `train()` runs in this thread, with its arguments; the innermost of several."""
     return next(_train_calls_in(threading.get_ident()), None)
 
 

@@ -59,16 +59,16 @@ class TrainedOnlyTrainerMixin(_Base):
     _frozen_is_proved = False
 
     def __init__(self, *positional: Any, **kwargs: Any) -> None:
-        if positional and holds_only_what_trained(positional[0]):
+        if positional and _holds_only_what_trained(positional[0]):
             positional = (load_whole(positional[0]), *positional[1:])
-        elif holds_only_what_trained(kwargs.get("model")):
+        elif _holds_only_what_trained(kwargs.get("model")):
             kwargs["model"] = load_whole(kwargs["model"])
         super().__init__(*positional, **kwargs)
         if self._saves_trained_only:
             refuse_split_checkpoints(self._settings, self.args, self.model)
-            refuse_unsaved(self.model)
+            _refuse_unsaved(self.model)
             if self.model_init is None:
-                refuse_base_inside(self.model, Path(str(self.args.output_dir)))
+                _refuse_base_inside(self.model, Path(str(self.args.output_dir)))
                 if name_of_base(self.model) is None:
                     base_of(self.model)  # as it was handed in: nothing else brings back what a Trainer adds to it
 
@@ -78,7 +78,7 @@ class TrainedOnlyTrainerMixin(_Base):
 
     def _what_trained(self) -> WhatTrained:
         if self._tracked is None or self._tracked.model is not unwrap(self.model):
-            refuse_base_inside(self.model, Path(str(self.args.output_dir)))
+            _refuse_base_inside(self.model, Path(str(self.args.output_dir)))
             self._tracked = WhatTrained(self.model)
         self._tracked.cut_at(self._freezing.required_bound.resolved.model_map.rows)
         return self._tracked
@@ -91,7 +91,7 @@ class TrainedOnlyTrainerMixin(_Base):
     def _track_run(self, run: FreezeRun) -> None:
         """Note what trains from the start of this run, right after its proof has read what is frozen."""
         if self._saves_trained_only:
-            refuse_unsaved(self.model)
+            _refuse_unsaved(self.model)
             self._what_trained().begin(self._trains_first, known=run.frozen_digests)
 
     def _trains_from_here(self, run: FreezeRun) -> None:
@@ -181,12 +181,12 @@ load_trained(model, folder)
 """
 
 
-def holds_only_what_trained(model: Any) -> bool:
+def _holds_only_what_trained(model: Any) -> bool:
     """Tell whether what is given as a model is the path of a folder that `save_trained_only` wrote."""
     return isinstance(model, str | Path) and holds_trained_only(model)
 
 
-def refuse_base_inside(model: nn.Module, output_dir: Path) -> None:
+def _refuse_base_inside(model: nn.Module, output_dir: Path) -> None:
     """Raise `FreezeError` where checkpoints would be written over the base that they cannot be loaded without."""
     for folder in base_folders(model):
         parts = folder.relative_to(output_dir.resolve()).parts if folder.is_relative_to(output_dir.resolve()) else None
@@ -212,13 +212,13 @@ def refuse_saving_over_base(model: nn.Module, folder: Path) -> None:
             )
 
 
-def refuse_unsaved(model: nn.Module) -> None:
+def _refuse_unsaved(model: nn.Module) -> None:
     """Raise `UnsupportedSetupError` for a model whose weights transformers saves in a way of its own."""
     model = unwrap(model)
     whole = model.state_dict()
     if other := next((name for name, value in whole.items() if not _is_plain(value)), None):
         raise UnsupportedSetupError(
-            f"save_trained_only=True saves dense tensors, and {other!r} of this {type(model).__name__} is none."
+            f"save_trained_only=True saves dense tensors, but {other!r} of this {type(model).__name__} is not one."
         )
     named = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
     known = {name for kind in named for name, _ in kind}

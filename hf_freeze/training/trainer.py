@@ -15,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_l
 from hf_freeze.errors import FreezeError, PlanError, UnsupportedSetupError
 from hf_freeze.plan.freeze_plan import FreezePlan, ResolvedPlan
 from hf_freeze.plan.given import PlanLike, as_plan
-from hf_freeze.private.check import require_private
+from hf_freeze.private.require import require_private
 from hf_freeze.training import checkpoint
 from hf_freeze.training.arguments import FreezeArguments
 from hf_freeze.training.arguments_class import by_name, naming_other_arguments
@@ -369,7 +369,7 @@ def _require_trainer(self: object) -> None:
     if not isinstance(self, Trainer):
         name = type(self).__name__
         raise UnsupportedSetupError(
-            f"{name} is no transformers.Trainer, to which FreezeTrainerMixin adds a freeze plan: "
+            f"{name} is not a transformers.Trainer, and FreezeTrainerMixin adds a freeze plan to one: "
             f"class {name}(FreezeTrainerMixin, Trainer)."
         )
 

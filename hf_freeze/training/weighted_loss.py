@@ -116,7 +116,7 @@ class WeightedLoss:
                 "class_weights= instead."
             )
         if weights.classes is not None and len(weights.classes) != classes:
-            raise UnsupportedSetupError(f"There are {len(weights.classes)} class weights, and {classes} logits.")
+            raise UnsupportedSetupError(f"There are {len(weights.classes)} class weights, but {classes} logits.")
         _refuse_unknown(labels, classes)
         plain = functional.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
         number = (labels != IGNORED_LABEL).to(plain)

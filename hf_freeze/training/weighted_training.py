@@ -86,7 +86,7 @@ class WeightedLossTrainerMixin(ScaledLossTrainerMixin):
         batches, count = super().get_batch_samples(*args, **kwargs)
         if self.weighted_loss is None or not batches:
             return batches, count
-        labels = [labels_in(batch).to(self.args.device) for batch in batches]
+        labels = [_labels_in(batch).to(self.args.device) for batch in batches]
         weight = torch.stack([self.weighted_loss.weight_of(one) for one in labels]).sum()
         number = torch.stack([(one != IGNORED_LABEL).sum() for one in labels]).sum()
         totals = torch.stack([weight, number.to(weight)])
@@ -153,7 +153,7 @@ class WeightedLossTrainerMixin(ScaledLossTrainerMixin):
     def _check_loss(self, inputs: Mapping[str, Any]) -> None:
         """Raise `UnsupportedSetupError` where weights would replace more than a plain loss of the model's logits."""
         weighted = self.weighted_loss
-        if weighted is None or self._loss_is_checked or not bool((labels_in(inputs) != IGNORED_LABEL).any()):
+        if weighted is None or self._loss_is_checked or not bool((_labels_in(inputs) != IGNORED_LABEL).any()):
             return
         prepared = dict(self._prepare_inputs(dict(inputs)))
         # transformers notes the problem type in the config when a model is first called with labels.
@@ -212,7 +212,7 @@ class WeightedLossTrainerMixin(ScaledLossTrainerMixin):
         return weighted.of(logits, labels).plain_loss, squared, own
 
 
-def labels_in(batch: Any) -> torch.Tensor:
+def _labels_in(batch: Any) -> torch.Tensor:
     """Return the labels of a batch. Raises `UnsupportedSetupError` where the loss could not be weighted by them."""
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
     if isinstance(labels, torch.Tensor) and labels.ndim:
@@ -235,13 +235,13 @@ def _refuse_other_loss(compute_loss_func: Any, args: Any) -> None:
     if compute_loss_func is not None:
         name = getattr(compute_loss_func, "__name__", type(compute_loss_func).__name__)
         raise UnsupportedSetupError(
-            f"compute_loss_func={name} and weights of the loss (class_weights, pos_weight, focal_gamma): each is the "
-            "loss that trains. Keep one, or weight inside your function."
+            f"compute_loss_func={name} and weights of the loss (class_weights, pos_weight, focal_gamma): each sets "
+            "the loss that trains. Keep one, or weight inside your function."
         )
     if getattr(args, "label_smoothing_factor", 0):
         raise UnsupportedSetupError(
-            f"label_smoothing_factor={args.label_smoothing_factor:g} spreads a label over classes that weigh "
-            "differently, so that no one weight is its own. Keep it, or class_weights, pos_weight and focal_gamma."
+            f"label_smoothing_factor={args.label_smoothing_factor:g} spreads a label over classes of "
+            "different weights: none of them applies to it. Keep it, or class_weights, pos_weight and focal_gamma."
         )
 
 

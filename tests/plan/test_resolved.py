@@ -121,7 +121,7 @@ def test_a_model_that_was_handed_in_frozen_is_why_nothing_trains():
 
 
 def test_a_stage_that_changes_nothing_is_refused():
-    with pytest.raises(PlanError, match=r"The stage at epoch 1 changes nothing: unfreeze='classifier'"):
+    with pytest.raises(PlanError, match=r"The stage at epoch 1 changes nothing: with unfreeze='classifier'"):
         FreezePlan(trainable="head", stages=[Stage(epoch=1, unfreeze="classifier")]).resolve(MODEL)
 
 

@@ -140,9 +140,9 @@ def test_options_out_of_range_are_refused(options):
 
 
 def test_what_a_model_cannot_rotate_is_refused():
-    with pytest.raises(PlanError, match="trains 3 layers at a time, and this model has 2"):
+    with pytest.raises(PlanError, match="trains 3 layers at a time, but this model has only 2"):
         recipes.rotate(layers=3).resolve(tiny_bert(layers=2))
-    with pytest.raises(PlanError, match="all of this model's train from the start"):
+    with pytest.raises(PlanError, match="all layers of this model train from the start"):
         recipes.rotate(always="all").resolve(tiny_bert())
     with pytest.raises(PlanError, match="this model has none"):
         FreezePlan(trainable="all", stages=[Rotate()]).resolve(nn.Linear(2, 2))

@@ -33,7 +33,9 @@ def test_a_rate_that_is_not_far_larger_is_named_as_the_other_cause(own, other):
     said = frozen_layers_block([[run(**STUCK, **at(own))], [run(**FREER, **at(other))]])["probe"]
     assert said.startswith("Frozen layers, or too small a rate, block learning in 'probe'")
     assert f"at a rate of {own:.3g}" in said
-    assert said.endswith("A larger rate may do: try one (learning_rate, group_lrs) before you unfreeze more layers.")
+    assert said.endswith(
+        "A larger rate may be enough: try one (learning_rate, group_lrs) before you unfreeze more layers."
+    )
 
 
 def test_a_rate_that_is_not_known_is_named_as_the_other_cause():

@@ -251,7 +251,7 @@ class Rows(IterableDataset):
 def test_several_processes_and_plain_arguments_are_refused(tmp_path):
     args = arguments()
     args.__class__ = type("Many", (type(args),), {"world_size": 2})
-    with pytest.raises(UnsupportedSetupError, match="one process, and there are 2"):
+    with pytest.raises(UnsupportedSetupError, match="one process, but there are 2"):
         tiny_comparison({"plan": "linear-probe"}, tmp_path, args=args)
     with pytest.raises(PlanError, match="args is a dict"):
         tiny_comparison({"plan": "linear-probe"}, tmp_path, args={})

@@ -65,7 +65,7 @@ def test_rows_that_are_only_evaluated_come_longest_first(folder, monkeypatch):
 
 def test_mistakes_are_one_line_and_exit_status_2(folder, capsys):
     assert command(folder, "--positive", "eggs") == 2
-    assert capsys.readouterr().err == "hf-freeze: --positive 'eggs' is none of the labels ['ham', 'spam'].\n"
+    assert capsys.readouterr().err == "hf-freeze: --positive 'eggs' is not one of the labels ['ham', 'spam'].\n"
     assert command(folder, "--label_column", "class") == 2
     assert "has no column 'class'; it has ['text', 'label']" in capsys.readouterr().err
     assert main(["compare", str(folder / "model"), str(folder / "texts.doc")]) == 2

@@ -324,8 +324,8 @@ def drawings(tmp_path_factory):
     [
         ("none/plot.png", "there is no folder '.*none'. Make it first"),
         ("", "is a folder. Give the name of a file"),
-        ("plot.xyz", "ends in '.xyz', no kind of picture. Known are .*[.]png"),
-        ("plot", "ends in no suffix"),
+        ("plot.xyz", "ends in '.xyz', which is not a picture format. Known are .*[.]png"),
+        ("plot", "ends without a suffix"),
         (("a.png", "b.png"), "is a tuple. Give the name of one file"),
     ],
 )
@@ -343,7 +343,7 @@ def test_the_shell_knows_before_the_work_that_no_picture_can_be_had(command, cap
     pytest.importorskip("matplotlib")
     given = [command, "no/such/model", *(["no.csv"] if command == "compare" else ["--rows", "9", "--use_cpu"])]
     assert main([*given, "--plot", str(tmp_path / "new" / "p.xyz")]) == 2
-    assert "ends in '.xyz', no kind of picture" in capsys.readouterr().err
+    assert "ends in '.xyz', which is not a picture format" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main([*given, "--plot", str(tmp_path / "p.png")]) == 2

@@ -63,8 +63,11 @@ def test_a_recipe_and_another_class(model, capsys):
         (["--plot", "plan.png"], "length of the run is not known"),
         (["--auto_class", "Nothing"], "'Nothing' is not a model class"),
         (["--auto_class", "AutoTokenizer"], "'AutoTokenizer' is not a model class"),
-        (["--auto_class", "AutoModelForImageClassification"], "builds no model of a BertConfig. These do: AutoModel,"),
-        (["--auto_class", "LlamaForSequenceClassification"], "builds no model of a BertConfig"),
+        (
+            ["--auto_class", "AutoModelForImageClassification"],
+            "cannot build a model from a BertConfig. These can: AutoModel,",
+        ),
+        (["--auto_class", "LlamaForSequenceClassification"], "cannot build a model from a BertConfig"),
         (["--lr_scheduler_type", "warmup_stable_decay"], "warmup_stable_decay with --lr_scheduler_kwargs None"),
         (["--lr_scheduler_type", "cosine_with_min_lr", "--max_steps", "5"], "Give its settings as JSON"),
         (["--per_device_train_batch_size", "0", "--rows", "10"], "--per_device_train_batch_size 0 is not a count"),

@@ -99,7 +99,7 @@ def test_the_plan_trains_the_best_blocks_wherever_they_are_and_the_head():
 def test_the_soft_plan_has_rates_in_proportion_and_freezes_what_has_no_gradient():
     soft = made({"embeddings": 0.0, "layers[0]": 0.5, "head": 2.0}).soft_plan
     assert soft.to_dict() == {"trainable": ["layers[0]", "head"], "lr_factors": {"layers[0]": 0.25, "head": 1.0}}
-    with pytest.raises(FreezeError, match="soft_plan is of method='gradient'"):
+    with pytest.raises(FreezeError, match="soft_plan needs method='gradient'"):
         _ = made({"layers[0]": 0.5}, method="spectrum").soft_plan
 
 
@@ -291,9 +291,9 @@ def quantised():
         (models.tiny_bert, text_rows(8), {"k": 6}, FreezeError, "k=6"),
         (models.tiny_bert, text_rows(8), {"k": True}, FreezeError, "k=True"),
         (models.tiny_bert, None, {"method": "spectrum", "k": 3}, FreezeError, "k=3 is not a whole number from 1 to 2"),
-        (models.tiny_bert, text_rows(8), {"method": "probe", "k": 2}, FreezeError, "k=2 is not of method='probe'"),
-        (models.tiny_bert, text_rows(8), {"stack": "encoder"}, FreezeError, "stack='encoder' is not of method='gradient'"),
-        (models.tiny_bert, text_rows(8), {"scoring": "f1"}, FreezeError, "scoring='f1' is not of.*no probes"),
+        (models.tiny_bert, text_rows(8), {"method": "probe", "k": 2}, FreezeError, "k=2 does not apply to method='probe'"),
+        (models.tiny_bert, text_rows(8), {"stack": "encoder"}, FreezeError, "stack='encoder' does not apply to method='gradient'"),
+        (models.tiny_bert, text_rows(8), {"scoring": "f1"}, FreezeError, "scoring='f1' does not apply to.*no probes"),
         (lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), text_rows(8), {}, SelectionError, "no repeated stack"),
         (saturated, small_rows(), {}, FreezeError, "Every gradient is zero"),
         (

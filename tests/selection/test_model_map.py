@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-import torch.distributed as dist
 import transformers as hf
 from torch import nn
 
@@ -250,13 +249,6 @@ def test_complex_weights_can_train():
 
 
 # --- wrappers ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def one_process():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def test_a_wrapped_model_has_the_names_of_the_model_inside(one_process):

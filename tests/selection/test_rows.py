@@ -114,8 +114,8 @@ def test_rows_stand_in_stages():
         ("bert.encoder.layer[0]", "a stack of layers. Write 'layers\\[0\\]'"),
         ("backbone[1:]", "could mean rows of several matrices. Say which: 'bert.embeddings.position_embeddings"),
         ("word_embedings[1:]", "Nearest: .*word_embeddings"),
-        ("all[1:]", "'all' is no matrix"),
-        ("embeddings[1:] & embeddings[:1]", "none that all of them match"),
+        ("all[1:]", "'all' is not a matrix"),
+        ("embeddings[1:] & embeddings[:1]", "none matches all of them"),
     ],
 )
 def test_rows_that_there_are_not_are_refused(selection, said):

@@ -15,11 +15,7 @@ PLAN = FreezePlan(
 )
 
 
-@pytest.fixture(autouse=True)
-def _group():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("one_process")
 
 
 def test_a_hook_that_keeps_something_for_every_bucket_begins_anew_with_the_new_buckets():

@@ -2,21 +2,13 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from hf_freeze.training.beside_model import average_gradients
 
 
-@pytest.fixture
-def process_group():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 @pytest.mark.parametrize("sparse", [True, False])
-def test_an_averaged_gradient_is_sparse_where_it_was(process_group, sparse):
+def test_an_averaged_gradient_is_sparse_where_it_was(one_process, sparse):
     table, unused = nn.Embedding(4, 2, sparse=sparse), nn.Embedding(4, 2, sparse=sparse)
     table(torch.tensor([1, 3, 3])).sum().backward()
     expected = table.weight.grad.to_dense().clone()

@@ -330,7 +330,9 @@ def test_the_summary_counts_rows():
 @pytest.mark.parametrize("backend", ["fsdp", "deepspeed"])
 def test_sharded_weights_are_refused(tmp_path, monkeypatch, backend):
     monkeypatch.setattr("hf_freeze.training.setup.is_whole", lambda args: False)
-    with pytest.raises(UnsupportedSetupError, match="tells rows of 'bert.embeddings.word_embeddings.weight' apart"):
+    with pytest.raises(
+        UnsupportedSetupError, match="treats rows of 'bert.embeddings.word_embeddings.weight' differently"
+    ):
         freeze_trainer(tiny_bert(), tmp_path, trainable=["head", NEW])
 
 

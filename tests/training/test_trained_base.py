@@ -215,7 +215,7 @@ def test_the_base_of_adapters_is_held_against_its_files_too(tmp_path, base) -> N
 def test_a_sparse_buffer_is_refused_before_training(tmp_path) -> None:
     model = tiny_custom()
     model.register_buffer("graph", torch.eye(3).to_sparse())
-    with pytest.raises(UnsupportedSetupError, match="saves dense tensors, and 'graph'"):
+    with pytest.raises(UnsupportedSetupError, match="saves dense tensors, but 'graph'"):
         trainer(tmp_path, model=model, plan=FreezePlan(trainable="out"), save_trained_only=True)
 
 

@@ -192,7 +192,7 @@ def test_models_without_a_configuration_train_with_a_list(tmp_path, build):
     model = seeded(build, None)
     trainer = FreezeTrainer(model, args, train_dataset=text_rows())
     trainer.train()
-    with pytest.raises(UnsupportedSetupError, match="3 class weights, and 2 logits"):
+    with pytest.raises(UnsupportedSetupError, match="3 class weights, but 2 logits"):
         freeze_trainer(model, tmp_path, class_weights=[1, 2, 3], remove_unused_columns=False).train()
 
 

@@ -52,7 +52,7 @@ def compare(
 
     A finished run is kept in `folder` as one JSON file, so that an interrupted comparison goes on where it stopped. Its
     key is a digest of the name, plan, rates, arguments, seed and versions; of the model its first weights, its
-    configuration, the settings of its modules and the code of classes of one's own; the rows, a few of them as the
+    configuration, the settings of its modules and the code of custom classes; the rows, a few of them as the
     model gets them, and the code of the collator. A run with any of it changed is another run. Not covered: what code
     reads from files, the environment or objects of classes other than numbers, texts and containers of them; attributes
     of the data set that only show in rows which are not among the few; and rows that differ at each drawing also by one
@@ -122,7 +122,7 @@ def _check(task: Task, seeds: Sequence[int]) -> None:
         raise PlanError(f"args declare a plan, {args.freeze_plan()}; the plans that are compared come from plans=.")
     if args.world_size > 1:
         raise UnsupportedSetupError(
-            f"compare runs on one process, and there are {args.world_size}. Start it without accelerate launch."
+            f"compare runs on one process, but there are {args.world_size}. Start it without accelerate launch."
         )
     several = isinstance(seeds, Sequence) and all(isinstance(seed, int) for seed in seeds)
     if not several or not seeds or len(set(seeds)) != len(seeds):

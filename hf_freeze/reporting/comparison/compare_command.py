@@ -37,7 +37,7 @@ def add_compare(commands: Any) -> None:
     command.add_argument(
         "--rows", type=int, help="use this many rows, drawn at random; 70 %% train, 15 %% tune, 15 %% test"
     )
-    command.add_argument("--plans", nargs="+", help="only these of the ways, or recipes such as last-layers:k=4")
+    command.add_argument("--plans", nargs="+", help="only these ways of training, or recipes such as last-layers:k=4")
     command.add_argument("--seeds", nargs="+", type=int, default=[42], help="train with each of these seeds")
     command.add_argument("--epochs", type=float, default=1.0, help="passes over the training rows")
     command.add_argument("--learning_rate", "--learning-rate", type=float, default=5e-5, help="as for training it all")
@@ -47,14 +47,14 @@ def add_compare(commands: Any) -> None:
     command.add_argument("--plot", help="write the picture to this file, as a PNG")
     command.add_argument("--json", action="store_true", help="print all results as JSON")
     command.add_argument("--use_cpu", "--use-cpu", action="store_true", help="leave accelerators alone")
-    command.set_defaults(run=run_compare)
+    command.set_defaults(run=_run_compare)
 
 
-def run_compare(options: argparse.Namespace) -> tuple[int, str]:
+def _run_compare(options: argparse.Namespace) -> tuple[int, str]:
     """Run the sub-command; return its exit status and what to print."""
     if options.plot:
         prepare_picture("--plot", options.plot)
-    check_numbers(options)
+    _check_numbers(options)
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     disable_progress_bars()
@@ -80,7 +80,7 @@ def run_compare(options: argparse.Namespace) -> tuple[int, str]:
     return 0, json.dumps(comparison.to_dict(), indent=1) if options.json else str(comparison)
 
 
-def check_numbers(options: argparse.Namespace) -> None:
+def _check_numbers(options: argparse.Namespace) -> None:
     """Raise `FreezeError` for numbers that no comparison can be made with; None is what was not given."""
     for name in ("rows", "batch_size", "max_length", "epochs", "learning_rate"):
         value = getattr(options, name)
@@ -133,7 +133,7 @@ def _positive(name: str | None, classes: list[str]) -> int:
     if name is None:
         return 1
     if name not in classes:
-        raise FreezeError(f"--positive {name!r} is none of the labels {classes}.")
+        raise FreezeError(f"--positive {name!r} is not one of the labels {classes}.")
     return classes.index(name)
 
 

@@ -64,7 +64,7 @@ class Comparison:
     def __str__(self) -> str:
         failed = [f"{name}, seed {seed}, failed: {reason}" for name, seed, reason in self.failures]
         said = [f"- {text}" for text in self.verdicts]
-        table = [_table(self.by_plan), "", *notes(self.runs)] if self.runs else []
+        table = [_table(self.by_plan), "", *_notes(self.runs)] if self.runs else []
         return "\n".join([*table, *failed, *said])
 
     def to_dict(self) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _spread(values: Sequence[float]) -> str:
     return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if told else "")
 
 
-def notes(runs: Sequence[Run]) -> list[str]:
+def _notes(runs: Sequence[Run]) -> list[str]:
     """Return the lines for these runs: at least one."""
     seeds = sorted({run.seed for run in runs})
     means = f"Means ± standard deviations over the seeds {seeds}. " if len(seeds) > 1 else f"Seed {seeds[0]}. "
@@ -143,7 +143,7 @@ def notes(runs: Sequence[Run]) -> list[str]:
         "Train loss: mean over the last quarter. Seconds: training without evaluations"
         + (f"; {stored} on features computed once, that pass included." if stored else "."),
         f"Peak memory: {HOW['cuda' if runs[0].device == 'cuda' else 'cpu']}.",
-        *remarks(sound),
+        *_remarks(sound),
     ]
 
 
@@ -164,8 +164,8 @@ def _without_interval(runs: Sequence[Run]) -> list[str]:
     return said
 
 
-def remarks(runs: Sequence[Run]) -> list[str]:
-    """Return what there is to say of thresholds: once where it is the same, with the figures of one run."""
+def _remarks(runs: Sequence[Run]) -> list[str]:
+    """Return what there is to say of thresholds: once where it is the same, with the metrics of one run."""
     grouped: dict[str, list[Run]] = {}
     for run in runs:
         if run.remark:

@@ -105,7 +105,7 @@ ContenderLike: TypeAlias = PlanLike | PeftConfig | Contender
 
 
 def read_contenders(plans: Mapping[str, ContenderLike]) -> dict[str, Contender]:
-    """Read what is to be compared. Raises `PlanError` for what is none of these, and for no or an empty mapping."""
+    """Read what is to be compared. Raises `PlanError` for anything but a mapping of plans, or an empty one."""
     if not isinstance(plans, Mapping):
         raise PlanError(
             f"plans={plans!r} is a {type(plans).__name__}; compare needs a mapping of names to plans, such as "

@@ -93,7 +93,7 @@ def _all_labels(rows: Any, names: list[str], sampled: Any) -> Any:
     if column is None:
         return as_numpy(sampled)
     same = as_numpy(sampled)
-    raw = np.asarray([column[number] for number in row_numbers(len(rows))])
+    raw = np.asarray([column[number] for number in _row_numbers(len(rows))])
     return np.asarray(column) if raw.shape == same.shape and (raw == same).all() else same
 
 
@@ -138,7 +138,7 @@ def _rejected(name: str, batch: Mapping[str, Any]) -> str:
 _ROWS = 8
 
 
-def row_numbers(count: int) -> list[int]:
+def _row_numbers(count: int) -> list[int]:
     """Return the numbers of a few rows, spread over all of them."""
     few = min(_ROWS, count)
     return [index * (count - 1) // max(few - 1, 1) for index in range(few)]
@@ -147,7 +147,7 @@ def row_numbers(count: int) -> list[int]:
 def collated(loader: DataLoader[Any]) -> dict[str, Any]:
     """Return a few rows as one batch, what is random about them drawn by one seed."""
     rows: Any = loader.dataset
-    numbers = row_numbers(len(rows))
+    numbers = _row_numbers(len(rows))
     with random_states_kept():
         set_seed(0)
         drawn = rows.__getitems__(numbers) if hasattr(rows, "__getitems__") else [rows[number] for number in numbers]

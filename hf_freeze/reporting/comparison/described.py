@@ -1,6 +1,6 @@
 """What a thing is, as JSON-able values that are the same in every process: its settings, and the code of its classes.
 
-Of what comes from an installed package the name and the version stand for the code. Code of one's own goes in as
+Of what comes from an installed package the name and the version stand for the code. Custom code goes in as
 bytecode, with the defaults, the enclosed values, and the plain globals and functions that it names.
 """
 
@@ -23,7 +23,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from hf_freeze.training.digests import digests
 
-VOLATILE = {"_name_or_path", "name_or_path", "transformers_version"}
+_VOLATILE = {"_name_or_path", "name_or_path", "transformers_version"}
 """Where something was loaded from, which changes nothing of what it does."""
 
 _DEEPEST = 4
@@ -36,7 +36,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     found: dict[str, Any] = {"config": describe(getattr(model, "config", None)), "modules": repr(model)}
     for path, module in model.named_modules():
         own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
-        found |= {f"{path}.{name}": describe(value) for name, value in own.items() if name not in VOLATILE}
+        found |= {f"{path}.{name}": describe(value) for name, value in own.items() if name not in _VOLATILE}
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         found |= {f"{path}.{index}th hook": describe(hook) for index, hook in enumerate(hooks)}
         kind = type(module)
@@ -53,7 +53,7 @@ def describe(thing: Any, depth: int = 0) -> Any:
     if isinstance(thing, np.ndarray):
         return [str(thing.dtype), list(thing.shape), hashlib.sha256(repr(thing.tolist()).encode()).hexdigest()]
     if isinstance(thing, PretrainedConfig):
-        return describe({name: value for name, value in thing.to_dict().items() if name not in VOLATILE}, depth)
+        return describe({name: value for name, value in thing.to_dict().items() if name not in _VOLATILE}, depth)
     if isinstance(thing, PreTrainedTokenizerBase):
         return [_name(type(thing)), len(thing), thing.padding_side, thing.truncation_side, thing.pad_token_id]
     if depth > _DEEPEST:
@@ -81,7 +81,7 @@ def _object(thing: Any, depth: int) -> Any:
     if callable(thing) and hasattr(thing, "__name__"):
         return _name(thing)  # one that is built in
     names = [entry.name for entry in fields(thing)] if is_dataclass(thing) else list(getattr(thing, "__dict__", {}))
-    values = {name: describe(getattr(thing, name, None), depth + 1) for name in names if name not in VOLATILE}
+    values = {name: describe(getattr(thing, name, None), depth + 1) for name in names if name not in _VOLATILE}
     return [describe(type(thing), depth + 1), values]
 
 
@@ -147,7 +147,7 @@ def _name(thing: Any) -> str:
 
 @cache
 def _package(module: str) -> str:
-    """Return the installed package that a module belongs to, with its version; empty for a module of one's own."""
+    """Return the installed package that a module belongs to, with its version; empty for a custom module."""
     top = module.partition(".")[0]
     file = str(getattr(sys.modules.get(top), "__file__", None) or "")
     if top in sys.stdlib_module_names and top != "__main__":

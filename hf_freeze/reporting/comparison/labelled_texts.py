@@ -73,7 +73,7 @@ def _read_columns(path: Path, *, text: str, label: str) -> Dataset:
     """Return the two columns, named `text` and `label`.
 
     In a csv or tsv file both are what is written: "None", "NA", "0012" are neither missing values nor numbers. Raises
-    `FreezeError` for a file that cannot be read, a column that is not there, and texts that are none.
+    `FreezeError` for a file that cannot be read, a column that is missing, and one without texts or labels.
     """
     suffix = path.name.removesuffix(".gz").rpartition(".")[2]
     if suffix not in {*_DELIMITERS, *_BUILDERS} or not path.is_file():

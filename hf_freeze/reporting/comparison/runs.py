@@ -35,7 +35,7 @@ class Run:
     `trainable` counts what trained in a stage that began. `training_losses` are means over equal stretches of the run,
     NaN where it diverged. `interval` is the 95 % interval of F1 on fresh rows at the end, None where the last
     evaluation could tune no threshold; `remark` then says why. `at_half` has accuracy and recall at probability 0.5,
-    `tested` the figures of the test set at the tuned threshold. `seconds` are those of training: features computed once
+    `tested` the metrics of the test set at the tuned threshold. `seconds` are those of training: features computed once
     are among them, evaluations are not. `stored_features` says whether every training step went over features computed
     once. `highest_rate` is the peak learning rate of the fastest group.
     """
@@ -71,7 +71,7 @@ class Run:
         """Standard error of the training loss over the last quarter; infinite where it is unknown."""
         losses = self._quarter(4)
         is_known = len(losses) > 1 and all(map(math.isfinite, losses))
-        return deviation(losses) / len(losses) ** 0.5 if is_known else math.inf
+        return _deviation(losses) / len(losses) ** 0.5 if is_known else math.inf
 
     def _quarter(self, number: int) -> list[float]:
         losses = list(self.training_losses)
@@ -80,7 +80,7 @@ class Run:
         return losses[max(end - size, 0) : max(end, 1)] or [float("nan")]
 
 
-def deviation(values: Sequence[float]) -> float:
+def _deviation(values: Sequence[float]) -> float:
     """Return the standard deviation; NaN where a value is not finite, as after a run that diverged."""
     return stdev(values) if all(map(math.isfinite, values)) else math.nan
 

@@ -1,4 +1,4 @@
-"""Train one contender with one seed, and keep its course and the figures of its last evaluation."""
+"""Train one contender with one seed, and keep its course and the metrics of its last evaluation."""
 
 import copy
 import math
@@ -136,7 +136,7 @@ def _remark(trainer: ComparedTrainer, last: Evaluation) -> str:
     if trainer.last_tuned is not None:
         return trainer.last_tuned.message
     metrics: Any = trainer.compute_metrics
-    return f"no threshold could be tuned at the end; the figures are at margin {metrics.threshold:.3g}"
+    return f"no threshold could be tuned at the end; the metrics are those at margin {metrics.threshold:.3g}"
 
 
 def _at_half(trainer: ComparedTrainer, positive: int) -> tuple[int, dict[str, float]]:

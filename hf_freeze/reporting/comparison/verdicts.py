@@ -14,7 +14,7 @@ from hf_freeze.binary.counts import FloatArray
 from hf_freeze.binary.metric_values import ratio, recall_below_accuracy
 from hf_freeze.reporting.comparison.runs import Evaluation, Run
 
-SHORT = 50
+_SHORT = 50
 """Optimizer steps below which a low recall says little: at first most heads call everything negative at 0.5."""
 
 _TURNED = 1.05
@@ -147,7 +147,8 @@ def too_short(plans: Sequence[Sequence[Run]]) -> str | None:
     steps = max(run.last.step for runs in low for run in runs)
     return (
         f"The run was short, {steps} steps: {names} {'find' if len(low) > 1 else 'finds'} few of the positives at "
-        f"probability 0.5, which may only mean that training has just begun. Train for at least {SHORT} steps to judge."
+        "probability 0.5, which may only mean that training has just begun. Train for at least "
+        f"{_SHORT} steps to judge."
     )
 
 
@@ -156,7 +157,7 @@ def _all_collapsed(runs: Sequence[Run]) -> bool:
 
 
 def _is_short(runs: Sequence[Run]) -> bool:
-    return min(run.last.step for run in runs) < SHORT
+    return min(run.last.step for run in runs) < _SHORT
 
 
 def _found_at_half(run: Run) -> int:

@@ -5,13 +5,44 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any, Literal
 
-from hf_freeze.errors import FreezeError
+from torch import nn
+
+from hf_freeze.errors import FreezeError, SelectionError
 from hf_freeze.plan.freeze_plan import FreezePlan
-from hf_freeze.plan.tables import as_table
+from hf_freeze.plan.tables import as_table, part_labels
+from hf_freeze.plan.trainable import trainable_only
 from hf_freeze.reporting.layers.suggestion import LayerSuggestion
+from hf_freeze.selection.model_map import map_model
+from hf_freeze.selection.vocabulary import ROLES
 
 WHAT = {"gradient": "relative gradient norm", "spectrum": "rank by signal to noise"}
 """What the score of each method is."""
+
+
+def find_blocks(model: nn.Module) -> dict[str, frozenset[str]]:
+    """Return selection -> canonical names of what a plan with that selection trains; blocks that train nothing are out.
+
+    Raises `SelectionError` for a model without layers or without a clear head, and `UnsupportedSetupError` for layers
+    of integers.
+    """
+    model_map = map_model(model)
+    if not model_map.stacks:
+        raise SelectionError(
+            f"This {type(model).__name__} has no repeated stack of layers, so there are no blocks to rank. Try its "
+            "modules one by one, with compare() and a FreezePlan that names each by its path."
+        )
+    if "head" in model_map.unclear:
+        raise SelectionError(f"The blocks cannot be ranked, as the head is ambiguous: {model_map.unclear['head']}")
+    labels = dict.fromkeys(part_labels(model_map).values())
+    named = [label for label in labels if label not in ROLES or model_map.roles[label]]
+    found = {label: trainable_only(label, model_map) for label in named}
+    return {label: found[label] for label in _in_order(found) if found[label]}
+
+
+def _in_order(found: Mapping[str, object]) -> list[str]:
+    """Put the embeddings in front of the layers, and what stands above them behind."""
+    place = {"embeddings": 0, "rest": 2, "head": 3}
+    return sorted(found, key=lambda label: place.get(label, 1))
 
 
 def default_k(blocks: int) -> int:
@@ -63,7 +94,7 @@ class BlockSuggestion(LayerSuggestion):
         `FreezeError` for a spectrum, which is a rank and no size.
         """
         if self.method != "gradient":
-            raise FreezeError("soft_plan is of method='gradient': the rank of a spectrum gives no rates. Take plan.")
+            raise FreezeError("soft_plan needs method='gradient': the ranks of a spectrum give no rates. Use plan.")
         most = max(self.scores.values())
         factors = {block: score / most for block, score in self.scores.items() if score > 0}
         return FreezePlan(trainable=list(factors), lr_factors=factors)

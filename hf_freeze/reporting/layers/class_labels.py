@@ -23,7 +23,7 @@ def label_column(row: Mapping[str, Any], names: Sequence[str] = LABEL_COLUMNS) -
 
 
 def class_columns(names: Sequence[str]) -> tuple[str, ...]:
-    """Return those of these label columns that may hold the class of a row: where an answer begins is none."""
+    """Return those of these label columns that may hold a class; the position where an answer begins is not one."""
     return tuple(name for name in names if name not in ("start_positions", "end_positions"))
 
 

@@ -72,8 +72,8 @@ def _size(block: str, weights: Sequence[torch.Tensor]) -> float:
     size = math.hypot(*(float(torch.linalg.vector_norm(tensor.detach().float())) for tensor in weights))
     if not size:
         raise FreezeError(
-            f"All weights of {block!r} are zero, and a gradient has no size relative to them. Initialise them, or load "
-            "the trained weights."
+            f"All weights of {block!r} are zero, so no gradient can be measured relative to them. Initialise them, or "
+            "load the trained weights."
         )
     return size
 
@@ -121,7 +121,7 @@ def _loss(inspected: InspectedModel, batch: dict[str, Any]) -> torch.Tensor:
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs[0] if isinstance(outputs, tuple) else None
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
         raise FreezeError(
-            f"{type(inspected.model).__name__} returned no loss for {sorted(batch)} that a gradient could be taken of. "
+            f"{type(inspected.model).__name__} returned no loss for {sorted(batch)} that has a gradient. "
             f"{_LOSS}: let forward take labels and return {{'loss': ...}}. {_WITHOUT}."
         )
     if not bool(torch.isfinite(loss)):

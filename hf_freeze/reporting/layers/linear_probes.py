@@ -29,7 +29,7 @@ def refuse_unknown_scoring(scoring: Scoring | None) -> None:
         return
     near = difflib.get_close_matches(str(scoring), get_scorer_names(), n=3, cutoff=0.5)
     raise FreezeError(
-        f"scoring={scoring!r} is none of scikit-learn's scorers. Nearest: {near or ['accuracy', 'f1_macro']}."
+        f"scoring={scoring!r} is not one of scikit-learn's scorers. Nearest: {near or ['accuracy', 'f1_macro']}."
     )
 
 
@@ -75,7 +75,9 @@ def probe_scores(
     )
     for score in scores:
         if not np.isfinite(score.folds).all():
-            raise FreezeError(f"scoring={scoring!r} gave {list(score.folds)} at depth {score.depth}: no numbers.")
+            raise FreezeError(
+                f"scoring={scoring!r} gave {list(score.folds)} at depth {score.depth}, which are not numbers."
+            )
     return scores
 
 

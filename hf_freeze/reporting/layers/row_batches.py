@@ -1,4 +1,4 @@
-"""Batches of rows without a collator of one's own: texts tokenised, padded by the tokenizer or stacked."""
+"""Batches of rows without a custom collator: texts tokenised, padded by the tokenizer or stacked."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -36,8 +36,8 @@ def spectrum_scores(model: nn.Module, blocks: Mapping[str, frozenset[str]]) -> d
             ranks[owner[name]].append(rank)
     if bare := [block for block, found in ranks.items() if not found]:
         raise FreezeError(
-            f"{bare[0]!r} has no weight matrix, and the spectrum is of matrices. Quantised weights are none: load the "
-            "model unquantised. Or take method='gradient'."
+            f"{bare[0]!r} has no weight matrix, and the spectrum is of matrices. Quantised weights do not count: load "
+            "the model unquantised. Or take method='gradient'."
         )
     return {block: fmean(found) for block, found in ranks.items()}
 

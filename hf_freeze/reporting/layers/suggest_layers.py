@@ -6,6 +6,8 @@ of the weights (Hartford et al., 2024).
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -15,8 +17,7 @@ from hf_freeze.errors import FreezeError
 from hf_freeze.features.batches import Source
 from hf_freeze.features.extraction import by_length
 from hf_freeze.no_trace import random_states_kept
-from hf_freeze.reporting.layers.block_suggestion import BlockSuggestion, default_k
-from hf_freeze.reporting.layers.blocks import find_blocks
+from hf_freeze.reporting.layers.block_suggestion import BlockSuggestion, default_k, find_blocks
 from hf_freeze.reporting.layers.class_labels import Labels
 from hf_freeze.reporting.layers.depth_features import depth_features, find_reader
 from hf_freeze.reporting.layers.gradient_scores import gradient_scores
@@ -104,33 +105,52 @@ def suggest_layers(  # noqa: PLR0913 - one door to three methods, and all but tw
     """
     _refuse_arguments(model, max_rows=max_rows, batch_size=batch_size, folds=folds, seed=seed)
     _refuse_of_other_methods(method, k=k, stack=stack, scoring=scoring)
+    rows = _Rows(dataset, collator, tokenizer, max_rows, batch_size, seed, show_progress)
     if method == "probe":
-        return _probed(
-            model,
-            dataset,
-            collator=collator,
-            tokenizer=tokenizer,
-            stack=stack,
-            max_rows=max_rows,
-            batch_size=batch_size,
-            folds=folds,
-            scoring=scoring,
-            seed=seed,
-            show_progress=show_progress,
-        )
-    began, rows, blocks = time.perf_counter(), 0, find_blocks(model)
+        return _probed(model, rows, stack=stack, folds=folds, scoring=scoring)
+    return _ranked(model, rows, method, k)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows that a method may look at, and how they become batches."""
+
+    dataset: Any
+    collator: Callable[[list[Any]], Mapping[str, Any]] | None
+    tokenizer: Any
+    most: int
+    batch_size: int
+    seed: int
+    show_progress: bool
+
+    @cached_property
+    def numbers(self) -> list[int]:
+        """Rows chosen at random, sorted by length, the longest first."""
+        rows = np.random.default_rng(self.seed).permutation(len(self.dataset))[: self.most]
+        lengths = _row_lengths(self.dataset)
+        chosen: list[int] = rows[by_length([lengths[row] for row in rows])].tolist()
+        return chosen
+
+    @property
+    def batches(self) -> list[list[int]]:
+        """The same, batch by batch."""
+        return [self.numbers[start : start + self.batch_size] for start in range(0, len(self.numbers), self.batch_size)]
+
+
+def _ranked(model: nn.Module, rows: _Rows, method: Literal["gradient", "spectrum"], k: int | None) -> BlockSuggestion:
+    began, used, blocks = time.perf_counter(), 0, find_blocks(model)
     _refuse_k(k, list(blocks), method)
     if method == "gradient":
-        batches = _batches(dataset, max_rows=max_rows, batch_size=batch_size, seed=seed)
-        rows = sum(map(len, batches))
+        _refuse_no_rows(rows.dataset)
+        used = len(rows.numbers)
         scores = gradient_scores(
             model,
             blocks,
-            dataset,
-            batches,
-            collator=collator,
-            tokenizer=tokenizer,
-            show_progress=show_progress,
+            rows.dataset,
+            rows.batches,
+            collator=rows.collator,
+            tokenizer=rows.tokenizer,
+            show_progress=rows.show_progress,
         )
     else:
         scores = spectrum_scores(model, blocks)
@@ -139,45 +159,27 @@ def suggest_layers(  # noqa: PLR0913 - one door to three methods, and all but tw
         scores=scores,
         k=k or default_k(len(scores)),
         has_head="head" in blocks,
-        rows=rows,
+        rows=used,
         seconds=time.perf_counter() - began,
     )
 
 
 def _probed(
-    model: nn.Module,
-    dataset: Any,
-    *,
-    collator: Callable[[list[Any]], Mapping[str, Any]] | None,
-    tokenizer: Any,
-    stack: str | None,
-    max_rows: int,
-    batch_size: int,
-    folds: int,
-    scoring: Scoring | None,
-    seed: int,
-    show_progress: bool,
+    model: nn.Module, rows: _Rows, *, stack: str | None, folds: int, scoring: Scoring | None
 ) -> ProbeSuggestion:
     refuse_unknown_scoring(scoring)
-    refuse_unfit_dataset(dataset)
+    refuse_unfit_dataset(rows.dataset)
     depths = find_depths(model, stack)
-    batches = LabelledBatches(model, collator, tokenizer)
-    source = Source(dataset, batches, batches.to_device)
-    rows = _rows(dataset, max_rows=max_rows, seed=seed)
-    sample = [rows[index] for index in np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE), dtype=int)]
-    first = source.batch(sample).inputs()
-    batches.refuse_unread(dataset[rows[0]])
-    ahead = batches.labels_ahead(dataset, rows, sample, first)
-    if ahead is not None:
-        _fitting(ahead, scoring, folds)
+    batches = LabelledBatches(model, rows.collator, rows.tokenizer)
+    source = Source(rows.dataset, batches, batches.to_device)
+    _look_ahead(batches, source, rows, scoring=scoring, folds=folds)
     began = time.perf_counter()
-    reader = find_reader(model, depths, source, rows)
-    parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    features = depth_features(model, depths, reader, source, parts, show_progress=show_progress)
+    reader = find_reader(model, depths, source, rows.numbers)
+    features = depth_features(model, depths, reader, source, rows.batches, show_progress=rows.show_progress)
     extracted = time.perf_counter()
     labels = batches.classes.named(features.numbers.tolist())
     scoring = _fitting(labels, scoring, folds)
-    scores = probe_scores(features.values, labels.ids, folds=folds, scoring=scoring, seed=seed)
+    scores = probe_scores(features.values, labels.ids, folds=folds, scoring=scoring, seed=rows.seed)
     return ProbeSuggestion(
         scores=scores,
         layers=depths.layers,
@@ -190,6 +192,17 @@ def _probed(
         prefix=depths.prefix,
         below=depths.below,
     )
+
+
+def _look_ahead(batches: LabelledBatches, source: Source, rows: _Rows, *, scoring: Scoring | None, folds: int) -> None:
+    """Raise before the long pass what a few rows, and the labels where they lie apart, show to be wrong."""
+    numbers = rows.numbers
+    sample = [numbers[index] for index in np.linspace(0, len(numbers) - 1, min(len(numbers), _SAMPLE), dtype=int)]
+    first = source.batch(sample).inputs()
+    batches.refuse_unread(rows.dataset[numbers[0]])
+    labels = batches.labels_ahead(rows.dataset, numbers, sample, first)
+    if labels is not None:
+        _fitting(labels, scoring, folds)
 
 
 def _refuse_arguments(model: Any, **numbers: Any) -> None:
@@ -210,7 +223,7 @@ def _refuse_of_other_methods(method: Any, **given: Any) -> None:
         if value is not None and name not in own:
             instead = "the probe finds the depth itself" if name == "k" else "it ranks the layers of every stack"
             instead = "it trains no probes" if name == "scoring" else instead
-            raise FreezeError(f"{name}={value!r:.80} is not of method={method!r}: {instead}. Leave it out.")
+            raise FreezeError(f"{name}={value!r:.80} does not apply to method={method!r}: {instead}. Leave it out.")
 
 
 def _refuse_k(k: Any, blocks: list[str], method: str) -> None:
@@ -220,15 +233,13 @@ def _refuse_k(k: Any, blocks: list[str], method: str) -> None:
         raise FreezeError(f"k={k!r} is not a whole number from 1 to {len(ranked)}, the number of blocks: {ranked}.")
 
 
-def _batches(dataset: Any, *, max_rows: int, batch_size: int, seed: int) -> list[list[int]]:
+def _refuse_no_rows(dataset: Any) -> None:
     if dataset is None:
         raise FreezeError(
             "dataset=None, and method='gradient' needs labelled rows. Give some, or take method='spectrum', which "
             "needs none."
         )
     refuse_unfit_dataset(dataset)
-    rows = _rows(dataset, max_rows=max_rows, seed=seed)
-    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
 
 def _fitting(labels: Labels, scoring: Scoring | None, folds: int) -> Scoring:
@@ -238,14 +249,6 @@ def _fitting(labels: Labels, scoring: Scoring | None, folds: int) -> Scoring:
         return "average_precision" if len(labels.names) == 2 else "accuracy"
     refuse_scoring_of_other_classes(scoring, len(labels.names))
     return scoring
-
-
-def _rows(dataset: Any, *, max_rows: int, seed: int) -> list[int]:
-    """Choose rows at random, and sort them by length, the longest first."""
-    rows = np.random.default_rng(seed).permutation(len(dataset))[:max_rows]
-    lengths = _row_lengths(dataset)
-    chosen: list[int] = rows[by_length([lengths[row] for row in rows])].tolist()
-    return chosen
 
 
 def _row_lengths(dataset: Any) -> list[int]:

@@ -72,7 +72,9 @@ def _check_class(config: PretrainedConfig, name: str) -> None:
     fits = isinstance(config, found.config_class or ()) if mapping is None else type(config) in mapping
     if not fits:
         builders = ", ".join(_builders(config))
-        raise FreezeError(f"auto_class={name!r} builds no model of a {type(config).__name__}. These do: {builders}.")
+        raise FreezeError(
+            f"auto_class={name!r} cannot build a model from a {type(config).__name__}. These can: {builders}."
+        )
 
 
 def _model_class(name: str) -> Any:

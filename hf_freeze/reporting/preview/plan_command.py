@@ -48,13 +48,13 @@ def add_plan(commands: Any) -> None:
     command.add_argument("--rows", type=int, help="rows of training data, so that epochs become steps")
     command.add_argument("--plot", help="write a picture of the learning rates to this file, as a PNG; needs --rows")
     command.add_argument("--json", action="store_true", help="print the preview as JSON")
-    command.set_defaults(run=run_plan)
+    command.set_defaults(run=_run_plan)
 
 
-def run_plan(options: argparse.Namespace) -> tuple[int, str]:
+def _run_plan(options: argparse.Namespace) -> tuple[int, str]:
     """Run the sub-command; return its exit status and what to print."""
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    args = checked_arguments(options)
+    args = _checked_arguments(options)
     if options.plot:
         prepare_picture("--plot", options.plot)
     seen = _previewed(options, args)
@@ -77,7 +77,7 @@ _COUNTS = ("tokens", "rows", "per_device_train_batch_size", "gradient_accumulati
 _AMOUNTS = ("learning_rate", "weight_decay", "num_train_epochs", "warmup_steps", "unfreeze_warmup")
 
 
-def checked_arguments(options: argparse.Namespace) -> FreezeTrainingArguments:
+def _checked_arguments(options: argparse.Namespace) -> FreezeTrainingArguments:
     """Return the training arguments among the options. Raises `FreezeError` for those that no run can have."""
     for name in _COUNTS:
         count = getattr(options, name)

@@ -27,7 +27,7 @@ from hf_freeze.reporting.preview.trace import ModelTracer, StepTrace
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.selection.rows import tensors_of
 from hf_freeze.training.arguments import FreezeArguments
-from hf_freeze.training.bound_plan import bind
+from hf_freeze.training.bound_plan import BoundPlan, bind
 from hf_freeze.training.freezing import plan_as_it_is
 from hf_freeze.training.groups import GroupSpec, group_specs
 from hf_freeze.training.setup import check_setup
@@ -83,7 +83,7 @@ def preview(
         The stages with their groups. `print(preview(...))` is a table.
 
     Raises:
-        FreezeError: For a model, arguments, counts or a batch that are none.
+        FreezeError: For a model, arguments, counts or a batch of the wrong type or out of range.
         SelectionError: For a plan that names what the model does not have.
         PlanError: For a plan that does not fit, such as one that counts epochs where `rows` are not given.
         UnsupportedSetupError: For what `FreezeTrainer` refuses.
@@ -103,38 +103,20 @@ def preview(
     rates = args.rates_by_selection if isinstance(args, FreezeArguments) else ()
     bound = bind(plan or plan_as_it_is(built), built, rates=rates)
     check_setup(args, bound)
-    resolved = bound.resolved
-    specs = _specs(resolved, args, built)
-    schedule = rate_schedule(args, resolved, specs, rows=rows)
+    specs = _specs(bound.resolved, args, built)
+    schedule = rate_schedule(args, bound.resolved, specs, rows=rows)
     count = args.per_device_train_batch_size if batch_size is None else batch_size
     length = min(_TOKENS, longest_text(built) or _TOKENS) if tokens is None else tokens
-    remarks = [] if resolved.rotation is None else [_about_rotation(resolved.rotation, resolved.sizes)]
-    optimizer = _optimizer_state(specs, built, args, remarks)
-    period = resolved.rotation.largest(resolved.sizes) if resolved.rotation else 0
-    shown = tuple(resolved.trains(stage, period) for stage in range(len(resolved.stages)))
-    traces = _traces(built, args, resolved, shown, remarks, batch=batch, rows=count, tokens=length)
-    idle = {names: _parts_of(traces[names].without_gradient, names) for names in shown} if traces else {}
-    if named := sorted(frozenset().union(*idle.values())):
-        remarks.append(_about_idle(named, of_given_batch=batch is not None))
-    facts = _Facts(
-        resolved=resolved,
-        shown=shown,
-        specs=specs,
-        gradients={name: p.numel() * p.element_size() for name, p in bound.parameters.items()},
-        idle=idle if batch is not None else {},
-        buffers=_buffer_bytes(built, args),
-        optimizer=optimizer,
-        traces=traces,
-        schedule=schedule,
-    )
+    remarks: list[str] = []
+    facts = _facts(bound, args, specs, schedule, remarks, batch=batch, rows=count, tokens=length)
     return Preview(
         model=type(built).__name__,
-        parameters=sum(resolved.sizes.values()),
+        parameters=sum(bound.resolved.sizes.values()),
         weight_bytes=sum(facts.gradients.values()),
         optimizer=str(getattr(args.optim, "value", args.optim)),
         batch="the batch given" if batch is not None else f"{count} rows of {length} tokens",
-        stages=tuple(map(facts.stage, range(len(resolved.stages)))),
-        schedule=facts.schedule,
+        stages=tuple(map(facts.stage, range(len(bound.resolved.stages)))),
+        schedule=schedule,
         remarks=tuple(remarks),
     )
 
@@ -208,9 +190,41 @@ class _Facts:
         return sum(state.stepped if name in stepped else state.built for name, state in held.items())
 
 
+def _facts(
+    bound: BoundPlan,
+    args: TrainingArguments,
+    specs: Sequence[GroupSpec],
+    schedule: RateSchedule | None,
+    remarks: list[str],
+    **batch: Any,
+) -> _Facts:
+    """Let the optimizer step and the model run, without values, and note in `remarks` what cannot be known."""
+    resolved, is_given = bound.resolved, batch["batch"] is not None
+    if resolved.rotation is not None:
+        remarks.append(_about_rotation(resolved.rotation, resolved.sizes))
+    optimizer = _optimizer_state(specs, bound.model, args, remarks)
+    period = resolved.rotation.largest(resolved.sizes) if resolved.rotation else 0
+    shown = tuple(resolved.trains(stage, period) for stage in range(len(resolved.stages)))
+    traces = _traces(bound.model, args, resolved, shown, remarks, **batch)
+    idle = {names: _parts_of(traces[names].without_gradient, names) for names in shown} if traces else {}
+    if named := sorted(frozenset().union(*idle.values())):
+        remarks.append(_about_idle(named, of_given_batch=is_given))
+    return _Facts(
+        resolved=resolved,
+        shown=shown,
+        specs=specs,
+        gradients={name: p.numel() * p.element_size() for name, p in bound.parameters.items()},
+        idle=idle if is_given else {},
+        buffers=_buffer_bytes(bound.model, args),
+        optimizer=optimizer,
+        traces=traces,
+        schedule=schedule,
+    )
+
+
 def _about_rotation(rotation: Rotation, sizes: Mapping[str, int]) -> str:
     shown = rotation.layers_of(rotation.names(rotation.largest(sizes)))
-    return f"{rotation.schedule} Shown is a turn of {shown}: none trains more."
+    return f"{rotation.schedule} Shown: a turn of {shown}, which trains the most."
 
 
 def _parts_of(tensors: frozenset[str], names: frozenset[str]) -> frozenset[str]:
@@ -247,7 +261,7 @@ def _optimizer_state(
         raise
     except Exception as error:  # an optimizer may raise anything
         name = getattr(args.optim, "value", args.optim)
-        remarks.append(f"Optimizer state unknown: {name} makes no step without values ({in_one_line(error)}).")
+        remarks.append(f"Optimizer state unknown: {name} cannot step without values ({in_one_line(error)}).")
         return None
 
 

@@ -26,7 +26,7 @@ def stand_in(model: nn.Module, device: str) -> nn.Module:
 
 
 def _tensors_within(model: nn.Module) -> list[torch.Tensor]:
-    """Every tensor that the model holds, also in a list, a mapping or an object among its attributes."""
+    """Return every tensor that the model holds, also in a list, a mapping or an object among its attributes."""
     seen: dict[int, Any] = {}
     waiting: list[Any] = [model]
     while waiting:
@@ -90,7 +90,7 @@ def longest_text(model: nn.Module) -> int | None:
 
 
 def _described(model: nn.Module) -> nn.Module:
-    """Return the transformers model inside a module of one's own, which knows what goes in; else the model itself."""
+    """Return the transformers model inside a custom module, which knows its inputs; else the model itself."""
     return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
 
 

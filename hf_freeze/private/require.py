@@ -47,7 +47,7 @@ def _problem(listed: PrivateName, owner: Any, used: dict[str, frozenset[str]]) -
 
 
 def names_used(owner: type) -> Iterator[str]:
-    """Every name that the methods of a class and of its bases look up."""
+    """Return every name that the methods of a class and of its bases look up."""
     for cls in owner.__mro__:
         for value in vars(cls).values():
             function = inspect.unwrap(getattr(value, "__func__", None) or getattr(value, "fget", None) or value)
