@@ -12,24 +12,23 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from hf_freeze.features.batches import Batch
+from hf_freeze.features.answers import Frontier
 from hf_freeze.features.check import check_replay, check_still, check_stored, reads_labels
 from hf_freeze.features.cost import Estimate, in_bytes, net_gain, seconds_per_row, stored_bytes
 from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.extraction import CHANGING, Work, extract
 from hf_freeze.features.fingerprint import fingerprint, short
-from hf_freeze.features.frontier import Frontier, find_frontier, without_checkpointing
+from hf_freeze.features.frontier import find_frontier, without_checkpointing
+from hf_freeze.features.kept import OFF, Kept, spoken
 from hf_freeze.features.ranks import Ranks, reason
 from hf_freeze.features.replay import Replay
-from hf_freeze.features.row_digests import Keys, keys_of, padded_in_front, read_as
+from hf_freeze.features.row_digests import Keys
 from hf_freeze.features.sets import FeatureSet, Reading, read_rows
-from hf_freeze.features.store import Features, FeatureStore
+from hf_freeze.features.store import FeatureStore
 from hf_freeze.no_trace import random_states_kept, untouched
 
 logger = logging.getLogger(__name__)
 
-_OFF = "No features are cached for %s: %s."
-_LEAST_BATCHES = 8
 _BYTES_PER_SECOND = 2e9  # of reading stored features
 
 
@@ -67,24 +66,6 @@ class _StoreJob:
     estimate: Estimate
 
 
-@dataclass
-class _Kept:
-    """The features in use for a set, and how many batches came, had a row without any, and how many such rows."""
-
-    replay: Replay
-    features: Features
-    reads_labels: bool
-    fixed_widths: bool
-    padded_in_front: bool
-    batches: int = 0
-    missed: int = 0
-
-    @property
-    def is_useless(self) -> bool:
-        """Whether most batches have a row that is not stored."""
-        return self.batches >= _LEAST_BATCHES and 2 * self.missed > self.batches
-
-
 class FeatureCache:
     """Keeps the features of the frozen prefix of one model."""
 
@@ -92,7 +73,7 @@ class FeatureCache:
         self._model = model
         self._settings = settings
         self._ranks = Ranks.now()
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[str, Kept] = {}
         self._cuts: dict[tuple[str, int], _Cut] = {}
         self._readings: dict[str, Reading] = {}
 
@@ -128,41 +109,16 @@ class FeatureCache:
         self._kept = {}
 
     def replaying(self, name: str, digests: Keys, inputs: Mapping[str, Any]) -> AbstractContextManager[None]:
-        """Answer for the frozen prefix while rows of the set `name` go through the model, where features are kept.
-
-        A batch with a row that is not among those whose features are stored goes through the whole model.
-        """
+        """Answer for the frozen prefix while rows of the set `name` go through the model, where features are kept."""
         kept = self._kept.get(name)
-        if kept is None:
-            return nullcontext()
-        keys = keys_of(read_as(digests, fixed_widths=kept.fixed_widths), with_labels=kept.reads_labels)
-        kept.batches += 1
-        # Padding is not digested, and moves the positions of some models where it is in front.
-        moved = 0 if kept.padded_in_front else padded_in_front(digests)
-        if not moved and (places := kept.features.places(keys)) is not None:
-            return kept.replay.of(places, Batch(inputs))
-        kept.missed += 1
-        self._note_changed(name, kept, moved or kept.features.absent(keys), len(keys))
-        return nullcontext()
+        return nullcontext() if kept is None or kept.is_given_up else kept.replaying(digests, inputs)
 
     @property
     def kept(self) -> list[str]:
         """The names of the sets whose features are in use."""
-        return list(self._kept)
+        return [name for name, kept in self._kept.items() if not kept.is_given_up]
 
-    def _note_changed(self, name: str, kept: _Kept, changed: int, rows: int) -> None:
-        if kept.missed == 1:
-            logger.warning(
-                "Rows of %s change from one reading to the next: %d of %d in this batch are not those that were "
-                "cached. Such batches go through the whole model.",
-                *(spoken(name), changed, rows),
-            )
-        if kept.is_useless:
-            why = f"rows that change were in {kept.missed:,} of {kept.batches:,} batches"
-            logger.warning(_OFF, spoken(name), why)
-            self._kept.pop(name).replay.remove()
-
-    def _prepared(self, feature_set: FeatureSet, demands: Sequence[Demand]) -> tuple[_Kept | None, _StoreJob]:
+    def _prepared(self, feature_set: FeatureSet, demands: Sequence[Demand]) -> tuple[Kept | None, _StoreJob]:
         first, *others = demands
         plan = self._planned(feature_set, first)
         planned = [plan, *filter(None, (self._planned_otherwise(feature_set, demand) for demand in others))]
@@ -181,7 +137,7 @@ class FeatureCache:
             return None, plan
         plans = plans[: self._ranks.of_main(self._ranks.together(lambda: self._number_that_fits(plans)))]
         self._compute(feature_set, plans)
-        kept: _Kept = self._ranks.together(lambda: self._checked(feature_set, plans[0].work))
+        kept: Kept = self._ranks.together(lambda: self._checked(feature_set, plans[0].work))
         return kept, plan
 
     def _planned(self, feature_set: FeatureSet, demand: Demand) -> _StoreJob:
@@ -240,7 +196,7 @@ class FeatureCache:
     def _report(self, plans: Mapping[str, _StoreJob], refused: Mapping[str, str]) -> None:
         """Warn of what is refused; say in one line what is kept, how large it is and what it saves, and what is not."""
         for why, names in _grouped(refused).items():
-            self._say(logging.WARNING, _OFF, names, why)
+            self._say(logging.WARNING, OFF, names, why)
         kept = [plan.estimate for name, plan in plans.items() if name in self._kept]
         said = []
         if kept:
@@ -313,7 +269,7 @@ class FeatureCache:
                 show_progress=self._settings.show_progress and self._ranks.index == 0,
             )
 
-    def _checked(self, feature_set: FeatureSet, work: Work) -> _Kept:
+    def _checked(self, feature_set: FeatureSet, work: Work) -> Kept:
         features = work.store.read(work.keys, feature_set.device)
         batch = feature_set.source.batch(feature_set.sample(self._readings[feature_set.name].lengths))
         keys = batch.keys(with_labels=work.reads_labels)
@@ -336,7 +292,7 @@ class FeatureCache:
                 *(spoken(feature_set.name), str(self._settings.dtype)[6:], difference, batch.rows),
             )
         left = _padded_on_the_left(feature_set)
-        return _Kept(replay, features, work.reads_labels, feature_set.source.fixed_widths, left)
+        return Kept(feature_set.name, replay, features, work.reads_labels, feature_set.source.fixed_widths, left)
 
     def _coarsest(self, feature_set: FeatureSet) -> torch.dtype | None:
         """The type that blurs the loss most: of storage, or of computation."""
@@ -362,16 +318,6 @@ def _grouped(said: Mapping[str, str]) -> dict[str, str]:
     for name, text in said.items():
         sets.setdefault(text, []).append(spoken(name))
     return {text: " and ".join([", ".join(names[:-1]), names[-1]][-len(names) :]) for text, names in sets.items()}
-
-
-def spoken(name: str) -> str:
-    """Name a set for people.
-
-    >>> spoken("training"), spoken("evaluation easy")
-    ('the training set', "the evaluation set 'easy'")
-    """
-    kind, _, rest = name.partition(" ")
-    return f"the {kind} set" + (f" {rest!r}" if rest else "")
 
 
 @contextmanager

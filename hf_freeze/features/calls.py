@@ -1,7 +1,7 @@
 """Watch, and stand in for, the calls that a model makes to its modules."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +36,53 @@ class Call:
 
 
 Handler = Callable[[Call], Any]
+Origin = tuple[Any, ...]
+
+
+class Origins:
+    """Where the arguments of calls come from in one forward pass: the inputs of the model, and earlier calls."""
+
+    def __init__(self, inputs: Mapping[str, Any]) -> None:
+        self._inputs = inputs
+        self._known: dict[int, Origin] = {
+            id(value): ("input", name) for name, value in inputs.items() if isinstance(value, torch.Tensor)
+        }
+        self._alive: list[Any] = []  # so that no other object gets the id of one of them
+
+    def note(self, key: CallKey, leaves: Iterable[Any]) -> None:
+        """Note what a call returned."""
+        for index, leaf in enumerate(leaves):
+            if isinstance(leaf, torch.Tensor):
+                self._known.setdefault(id(leaf), (key, index))
+                self._alive.append(leaf)
+
+    def of(self, call: Call) -> dict[int | str, Origin]:
+        """Return the origins of those arguments of which there is one: a plain value is its own."""
+        values: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
+        return {place: origin for place, value in values if (origin := self._of(value)) is not None}
+
+    def fit(self, call: Call, given: Mapping[int | str, Origin]) -> bool:
+        """Tell whether these arguments of a call are from where they were before."""
+        for place, origin in given.items():
+            if isinstance(place, int):
+                value = call.args[place] if place < len(call.args) else None
+            else:
+                value = call.kwargs.get(place)
+            if self._of(value) != origin and not self._is_copy(value, origin):
+                return False
+        return True
+
+    def _of(self, value: Any) -> Origin | None:
+        if isinstance(value, torch.Tensor):
+            return self._known.get(id(value))
+        return ("value", type(value), value) if isinstance(value, bool | int | float | str) else None
+
+    def _is_copy(self, value: Any, origin: Origin) -> bool:
+        """Tell whether a value is that input under another name, as after a move to the device."""
+        known = self._inputs.get(origin[1]) if origin[0] == "input" else None
+        if not isinstance(value, torch.Tensor) or known is None or known.shape != value.shape:
+            return False
+        return torch.equal(known.to(value.device), value)
 
 
 class Interception:
@@ -63,6 +110,15 @@ class Interception:
             vars(module).pop("forward", None)
             if (before := self._before[name]) is not None:
                 vars(module)["forward"] = before
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Hand over no call that is made meanwhile."""
+        inside, self._inside = self._inside, True
+        try:
+            yield
+        finally:
+            self._inside = inside
 
     @contextmanager
     def handled_by(self, handler: Handler) -> Iterator[None]:

@@ -6,10 +6,11 @@ import torch
 from torch import nn
 from transformers import set_seed
 
+from hf_freeze.features.answers import Frontier
 from hf_freeze.features.batches import Batch
 from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.extraction import Forward, captures, stored_rows
-from hf_freeze.features.frontier import DifferentiableOutputs, Frontier
+from hf_freeze.features.frontier import DifferentiableOutputs
 from hf_freeze.features.replay import Replay
 from hf_freeze.features.store import Features
 from hf_freeze.label_columns import IGNORED_LABEL
@@ -154,19 +155,19 @@ def check_replay(
 ) -> None:
     """Hold the loss and the outputs of these rows with features against those without.
 
-    What nothing is known to read is not a number meanwhile. Raises `CacheRefused` where they are not the same.
+    Raises `CacheRefused` where they are not the same.
     """
     with untouched(model), torch.no_grad():
         with untouched(model):  # a head may remember, and the second pass begin where the first one did
             expected = roots(batch.inputs())
         try:
-            with replay.of(places, batch, unread=torch.nan):
+            with replay.of(places, batch):
                 found = roots(batch.inputs())
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
             raise CacheRefused(f"the rest of the model does not run on stored features ({error})") from error
     for one, other in zip(expected, found, strict=True):
         if one.shape != other.shape or not _difference(other, one) <= 10 * _tolerance(one.dtype, computed_in):
-            raise CacheRefused("the rest of the model reads more of the frozen part than its gradients show")
+            raise CacheRefused("the loss or the outputs on stored features are others than without")
 
 
 def _difference(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from hf_freeze.features.answers import Frontier
 from hf_freeze.features.calls import Call, intercepted
-from hf_freeze.features.frontier import Frontier
 from hf_freeze.features.sets import FeatureSet, Reading
 from hf_freeze.features.shapes import elements
 

@@ -14,15 +14,16 @@ from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
 from hf_freeze.features import store
+from hf_freeze.features.answers import Frontier
 from hf_freeze.features.batches import Batch, Source
-from hf_freeze.features.calls import Call, CallKey, Interception
+from hf_freeze.features.calls import Call, CallKey, Interception, Origins
 from hf_freeze.features.errors import CacheRefused
-from hf_freeze.features.frontier import Frontier
 from hf_freeze.features.row_digests import Keys
 from hf_freeze.features.shapes import Layout
 from hf_freeze.features.store import Column, FeatureStore
 from hf_freeze.no_trace import untouched
 
+_OTHER_CALLS = "the calls of the frozen part differ from batch to batch"
 CHANGING = "its rows change from one reading to the next, as with random augmentation or masking"
 
 Forward = Callable[[dict[str, Any]], Any]
@@ -58,13 +59,20 @@ def captures(model: nn.Module, frontiers: Sequence[Frontier]) -> Iterator[Callab
         def capture(forward: Forward, batch: Batch) -> list[Any]:
             seen: list[dict[CallKey, list[Any]]] = [{} for _ in frontiers]
             wanted = [{key for key, _, _ in frontier.columns.values()} for frontier in frontiers]
+            origins = [Origins(batch.tensors) for _ in frontiers]
 
             def note(number: int, call: Call) -> Any:
+                known = frontiers[number].answers.get(call.key)
+                if known is not None and not origins[number].fit(call, known.given):
+                    raise CacheRefused(_OTHER_CALLS)
                 output = call.run()
-                if call.key in wanted[number]:
-                    # A copy, since what comes next may write into it.
-                    copied = pytree.tree_map_only(torch.Tensor, torch.clone, output)
-                    seen[number][call.key] = pytree.tree_flatten(copied)[0]
+                if known is not None:
+                    leaves = pytree.tree_leaves(output)
+                    known.refuse_others(call.key, leaves)
+                    origins[number].note(call.key, leaves)
+                    if call.key in wanted[number]:
+                        # A copy, since what comes next may write into it.
+                        seen[number][call.key] = pytree.tree_map_only(torch.Tensor, torch.clone, leaves)
                 if all(keys <= found.keys() for keys, found in zip(wanted, seen, strict=True)):
                     raise _AllSeen
                 return output
@@ -78,7 +86,7 @@ def captures(model: nn.Module, frontiers: Sequence[Frontier]) -> Iterator[Callab
                 except _AllSeen:
                     pass
                 else:
-                    raise CacheRefused("the calls of the frozen part differ from batch to batch")
+                    raise CacheRefused(_OTHER_CALLS)
             return [
                 {column: found[key][index] for column, (key, index, _) in frontier.columns.items()}
                 for frontier, found in zip(frontiers, seen, strict=True)
@@ -162,12 +170,7 @@ def stored_rows(tensor: torch.Tensor, layout: Layout, batch: Batch, dtype: torch
     mask = batch.mask(layout.positions).to(values.device)
     if layout.keeps_positions:
         return Column(values[mask].cpu(), mask.sum(1).cpu())
-    places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-    if layout.at == 0:
-        chosen = places.masked_fill(~mask, mask.shape[1] - 1).min(dim=1).values
-    else:
-        chosen = places.masked_fill(~mask, 0).max(dim=1).values
-    return Column(values[torch.arange(len(values), device=values.device), chosen].cpu())
+    return Column(values[torch.arange(len(values), device=values.device), layout.place(mask)].cpu())
 
 
 def _joined(pieces: Sequence[dict[int, Column]], column: int) -> Column:

@@ -13,7 +13,7 @@ import transformers
 import xxhash
 from torch import nn
 
-from hf_freeze.features.frontier import Frontier
+from hf_freeze.features.answers import Frontier
 
 _OF_THE_TASK = {
     "_name_or_path",

@@ -2,13 +2,12 @@
 
 Found by autograd, whatever the architecture. The prefix is every outermost call of a wholly frozen module whose output
 requires no gradient. A second pass puts a fresh leaf in the place of each of these outputs: the leaves that a gradient
-reaches are what the rest reads, and so what is worth keeping.
+reaches are what the rest reads, and so what is worth keeping. A third one shows what it reads without a gradient.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -16,108 +15,25 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from hf_freeze.features.answers import Answer, Computed, Frontier, Leaf, Other, Passed, Stored, Unread
 from hf_freeze.features.batches import Batch
-from hf_freeze.features.calls import Call, CallKey, Interception, intercepted, tensors_of, wholly_frozen
+from hf_freeze.features.calls import (
+    Call,
+    CallKey,
+    Interception,
+    Origin,
+    Origins,
+    intercepted,
+    tensors_of,
+    wholly_frozen,
+)
 from hf_freeze.features.errors import CacheRefused
-from hf_freeze.features.shapes import Dim, Layout, fit_dims
+from hf_freeze.features.partly_stored import StandIn
+from hf_freeze.features.shapes import Layout, fit_dims
 from hf_freeze.no_trace import untouched
 
 DifferentiableOutputs = Callable[[dict[str, Any]], Sequence[torch.Tensor]]
 """Runs the model on prepared inputs; returns the tensors whose gradient counts: the loss, and outputs that are kept."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A tensor that the rest of the model reads, row by row: column `column` of the store."""
-
-    column: int
-    layout: Layout
-    dtype: torch.dtype
-    device: torch.device
-
-
-@dataclass(frozen=True)
-class Passed:
-    """A tensor that came in as the `position`-th of the call's arguments and goes out as it is."""
-
-    position: int
-
-
-@dataclass(frozen=True)
-class Computed:
-    """A tensor that the rest reads and that is not one per row, such as a position bias: the call is made for it."""
-
-
-@dataclass(frozen=True)
-class Unread:
-    """A tensor that nothing reads: any of this shape will do."""
-
-    dims: tuple[Dim, ...]
-    dtype: torch.dtype
-    device: torch.device
-
-
-@dataclass(frozen=True)
-class Other:
-    """No tensor: a flag or a number is returned again, an object such as a key-value cache is None."""
-
-    value: Any
-
-
-Leaf = Stored | Passed | Computed | Unread | Other
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What stands for the output of one call."""
-
-    leaves: tuple[Leaf, ...]
-    paths: tuple[str, ...]
-    spec: pytree.TreeSpec = field(compare=False, repr=False)
-
-    @property
-    def is_computed(self) -> bool:
-        """Whether the call must be made."""
-        return any(isinstance(leaf, Computed) for leaf in self.leaves)
-
-
-@dataclass(frozen=True)
-class Frontier:
-    """What every call of the frozen prefix returns, and which of these tensors are stored.
-
-    Calls are counted among those of the modules `names`.
-    """
-
-    answers: Mapping[CallKey, Answer]
-    names: frozenset[str]
-
-    @property
-    def columns(self) -> dict[int, tuple[CallKey, int, Layout]]:
-        """Column of the store -> the call, the tensor among its outputs, its layout."""
-        return {
-            leaf.column: (key, index, leaf.layout)
-            for key, answer in self.answers.items()
-            for index, leaf in enumerate(answer.leaves)
-            if isinstance(leaf, Stored)
-        }
-
-    @property
-    def leaves(self) -> dict[int, Stored]:
-        """Column of the store -> what it stores."""
-        return {
-            leaf.column: leaf for answer in self.answers.values() for leaf in answer.leaves if isinstance(leaf, Stored)
-        }
-
-    def watched(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return the modules whose calls are counted, of this model."""
-        return {name: module for name, module in model.named_modules() if name in self.names}
-
-    def describe(self) -> str:
-        """Name what is stored, for people."""
-        return ", ".join(
-            f"{_spoken(key.name + self.answers[key].paths[index])}{layout.describe()}{str(key)[len(key.name) :]}"
-            for key, index, layout in self.columns.values()
-        )
 
 
 def find_frontier(model: nn.Module, batches: tuple[Batch, Batch], roots: DifferentiableOutputs) -> Frontier:
@@ -126,31 +42,52 @@ def find_frontier(model: nn.Module, batches: tuple[Batch, Batch], roots: Differe
     Raises `CacheRefused` where there is no frozen prefix, or where its outputs cannot be kept row by row.
     """
     with untouched(model), without_checkpointing(model):
-        first, second = (_look(model, batch, roots) for batch in batches)
-    if first.keys() != second.keys() or any(len(first[key].leaves) != len(second[key].leaves) for key in first):
-        raise CacheRefused("the calls of the frozen part differ from batch to batch")
-    columns = count()
-    answers = {
-        key: Answer(
-            tuple(_classify(key, pair, batches, columns) for pair in zip(seen.leaves, second[key].leaves, strict=True)),
-            seen.paths,
-            seen.spec,
-        )
-        for key, seen in first.items()
-    }
-    frontier = Frontier(answers, frozenset(wholly_frozen(model)))
+        (first, usual), (second, others) = looks = [_look(model, batch, roots) for batch in batches]
+        if first.keys() != second.keys() or any(len(first[key].leaves) != len(second[key].leaves) for key in first):
+            raise CacheRefused("the calls of the frozen part differ from batch to batch")
+        answers = _answers(looks, batches)
+        for look, batch in zip(looks, batches, strict=True):
+            _note_what_is_asked_for(model, batch, roots, look[0], answers)
+        answers = _answers(looks, batches)
+    frontier = Frontier(answers, frozenset(wholly_frozen(model)), usual | others)
     if not frontier.columns:
         raise CacheRefused("nothing that the frozen part computes is read row by row")
     return frontier
 
 
+_Looks = Sequence[tuple[dict[CallKey, "_SeenCall"], frozenset[CallKey]]]
+
+
+def _answers(looks: _Looks, batches: tuple[Batch, Batch]) -> dict[CallKey, Answer]:
+    (first, _), (second, _) = looks
+    columns = count()
+    return {
+        key: Answer(
+            tuple(_classify(key, pair, batches, columns) for pair in zip(seen.leaves, second[key].leaves, strict=True)),
+            seen.paths,
+            {place: origin for place, origin in seen.given.items() if second[key].given.get(place) == origin},
+            seen.spec,
+        )
+        for key, seen in first.items()
+    }
+
+
 @dataclass
 class _SeenLeaf:
+    """What a call returned; `read` where a gradient reaches it, `asked` where more is read than that gradient shows."""
+
     value: Any
     passed: int | None = None
     leaf: torch.Tensor | None = None
     gradient: torch.Tensor | None = None
     read: bool = False
+    asked: bool = False
+
+    def ask(self) -> torch.Tensor:
+        """Return the values, and note that they are asked for."""
+        self.asked = True
+        value: torch.Tensor = self.value
+        return value
 
     def given(self, arguments: Sequence[torch.Tensor]) -> Any:
         """Return what stands in its place: a copy, since the rest of the model may write into what it gets."""
@@ -164,21 +101,30 @@ class _SeenLeaf:
 class _SeenCall:
     leaves: list[_SeenLeaf]
     paths: tuple[str, ...]
+    given: dict[int | str, Origin]
     spec: pytree.TreeSpec
 
 
-def _look(model: nn.Module, batch: Batch, roots: DifferentiableOutputs) -> dict[CallKey, _SeenCall]:
+def _look(
+    model: nn.Module, batch: Batch, roots: DifferentiableOutputs
+) -> tuple[dict[CallKey, _SeenCall], frozenset[CallKey]]:
+    """Return the calls that make the prefix, and the keys of all calls of frozen modules."""
     modules = wholly_frozen(model)
     seen: dict[CallKey, _SeenCall] = {}
+    usual: set[CallKey] = set()
+    origins = Origins(batch.tensors)
 
     def note(call: Call) -> Any:
+        usual.add(call.key)
+        given = origins.of(call)
         moved = any(tensor.requires_grad for tensor in tensors_of((call.args, call.kwargs)))
         with torch.set_grad_enabled(moved):
             output = call.run()
         if not any(tensor.requires_grad for tensor in tensors_of(output)):
             arguments = tensors_of((call.args, call.kwargs))
             leaves, spec = pytree.tree_flatten(output)
-            seen[call.key] = _SeenCall([_fresh(leaf, arguments) for leaf in leaves], _paths(output), spec)
+            seen[call.key] = _SeenCall([_fresh(leaf, arguments) for leaf in leaves], _paths(output), given, spec)
+            origins.note(call.key, leaves)
         return output
 
     with torch.enable_grad(), intercepted(model, modules, note) as interception:
@@ -195,7 +141,38 @@ def _look(model: nn.Module, batch: Batch, roots: DifferentiableOutputs) -> dict[
 
     with torch.enable_grad(), intercepted(model, modules, replace):
         _read_gradients(list(roots(batch.inputs())), seen)
-    return seen
+    return seen, frozenset(usual)
+
+
+def _note_what_is_asked_for(
+    model: nn.Module,
+    batch: Batch,
+    roots: DifferentiableOutputs,
+    seen: Mapping[CallKey, _SeenCall],
+    answers: Mapping[CallKey, Answer],
+) -> None:
+    """Run the rest of the model on what would stand in for the prefix, and note what it reads beside what is stored."""
+
+    def stand_in(call: Call) -> Any:
+        if (answer := answers.get(call.key)) is None:
+            return call.run()
+        arguments, parts = tensors_of((call.args, call.kwargs)), seen[call.key].leaves
+        leaves = []
+        for leaf, part in zip(answer.leaves, parts, strict=True):
+            if isinstance(leaf, Stored):
+                leaves.append(leaf.standing_in(part.value.clone(), part.ask, batch))
+            elif isinstance(leaf, Unread):
+                leaves.append(StandIn.of(part.value, part.ask))
+            else:
+                leaves.append(part.given(arguments))
+        return pytree.tree_unflatten(leaves, answer.spec)
+
+    try:
+        with torch.no_grad(), untouched(model), intercepted(model, wholly_frozen(model), stand_in):
+            roots(batch.inputs())
+    except Exception:  # what compiles or traces may not take tensors of a class of their own
+        for part in (part for call in seen.values() for part in call.leaves):
+            part.asked = True
 
 
 def _paths(output: Any) -> tuple[str, ...]:
@@ -237,33 +214,38 @@ def _classify(
 ) -> Leaf:
     one, two = pair
     if not isinstance(one.value, torch.Tensor):
-        return Other(one.value if isinstance(one.value, bool | int | float | str) else None)
+        if not isinstance(one.value, bool | int | float | str):
+            return Other(None)
+        if one.value != two.value:
+            raise CacheRefused(f"{key} returns {one.value!r} for some rows and {two.value!r} for others")
+        return Other(one.value)
     if one.passed is not None:
         return Passed(one.passed)
     dims = fit_dims((one.value.shape, two.value.shape), (batches[0].sizes, batches[1].sizes))
-    if not (one.read or two.read):
+    asked = one.asked or two.asked
+    if not (one.read or two.read or asked):
         if dims is None:
             raise CacheRefused(f"the shape of what {key} returns, {tuple(one.value.shape)}, follows no rule")
-        return Unread(dims, one.value.dtype, one.value.device)
+        return Unread(dims, torch.full((), torch.nan, dtype=one.value.dtype, device=one.value.device))
     layout = Layout.of(dims) if dims is not None else None
     if layout is None:
         return Computed()
-    gradients = [(part.gradient, batch) for part, batch in zip(pair, batches, strict=True)]
-    return Stored(next(columns), layout.narrowed(key, gradients), one.value.dtype, one.value.device)
+    parts = [*zip(pair, batches, strict=True)]
+    narrowed = layout.narrowed(key, [(part.gradient, batch) for part, batch in parts])
+    layout = layout if asked else narrowed
+    is_partial = layout.at is not None or layout.keeps_positions
+    is_watched = is_partial and not (asked and narrowed.at is None and (one.read or two.read))
+    keeps_off = layout.at is None and any(part.read and _has_padding(layout, batch) for part, batch in parts)
+    return Stored(next(columns), layout, one.value.dtype, one.value.device, is_watched, keeps_off)
+
+
+def _has_padding(layout: Layout, batch: Batch) -> bool:
+    return layout.positions is not None and not bool(batch.mask(layout.positions).all())
 
 
 def _refuse_second_pass(interception: Interception) -> None:
     if interception.passes != 1:
         raise CacheRefused(f"computing the loss calls the model {interception.passes} times, not once")
-
-
-def _spoken(path: str) -> str:
-    """Write the place of a tensor as people do.
-
-    >>> _spoken("bert['pooler_output']")
-    'bert.pooler_output'
-    """
-    return re.sub(r"\['(\w+)'\]", r".\1", path)
 
 
 @contextmanager

@@ -1,18 +1,22 @@
 """Stand in for the frozen prefix: its calls return what is stored for the rows of the batch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from hf_freeze.features.answers import Answer, Computed, Frontier, Leaf, Passed, Stored, Unread
 from hf_freeze.features.batches import Batch
-from hf_freeze.features.calls import Call, Interception, tensors_of
-from hf_freeze.features.frontier import Computed, Frontier, Leaf, Other, Passed, Stored, Unread
+from hf_freeze.features.calls import Call, CallKey, Interception, Origins, tensors_of
+from hf_freeze.features.partly_stored import StandIn
 from hf_freeze.features.shapes import Layout
 from hf_freeze.features.store import Features
+
+Noticed = Callable[[CallKey], None]
 
 
 class Replay:
@@ -28,42 +32,76 @@ class Replay:
         self._interception.remove()
 
     @contextmanager
-    def of(self, places: torch.Tensor, batch: Batch, *, unread: float = 0.0) -> Iterator[None]:
-        """Answer for `batch`, whose rows lie at these places of the features; fill what nothing reads with `unread`."""
+    def of(self, places: torch.Tensor, batch: Batch, *, noticed: Noticed = lambda key: None) -> Iterator[None]:
+        """Answer for `batch`, whose rows lie at these places of the features.
+
+        `noticed` is told of each call that must be made after all: more is read of it than is stored, or it was not
+        seen before, or has other arguments. Those behind such a one are made as well.
+        """
+        origins, is_usual = Origins(batch.tensors), True
 
         def answer(call: Call) -> Any:
+            nonlocal is_usual
             known = self._frontier.answers.get(call.key)
-            if known is None:
+            fits = call.key in self._frontier.usual if known is None else origins.fit(call, known.given)
+            if is_usual and not fits:
+                noticed(call.key)
+            is_usual = is_usual and fits
+            if known is None or not is_usual:
                 return call.run()
-            computed: list[Any] = []
-            if known.is_computed:
-                with torch.no_grad():
-                    computed = pytree.tree_flatten(call.run())[0]
-            leaves = [
-                computed[index] if isinstance(leaf, Computed) else value_of(leaf, call)
-                for index, leaf in enumerate(known.leaves)
-            ]
+            leaves = self._leaves(call, known, places, batch, noticed)
+            origins.note(call.key, leaves)
             return pytree.tree_unflatten(leaves, known.spec)
-
-        def value_of(leaf: Leaf, call: Call) -> Any:
-            if isinstance(leaf, Stored):
-                return self._stored(leaf, places, batch)
-            if isinstance(leaf, Passed):
-                return tensors_of((call.args, call.kwargs))[leaf.position]
-            if isinstance(leaf, Unread):
-                fill = unread if leaf.dtype.is_floating_point else 0
-                shape = [dim.at(batch.sizes) for dim in leaf.dims]
-                return torch.full((), fill, dtype=leaf.dtype, device=leaf.device).expand(shape)
-            return leaf.value if isinstance(leaf, Other) else None
 
         with self._interception.handled_by(answer):
             yield
+
+    def _leaves(self, call: Call, known: Answer, places: torch.Tensor, batch: Batch, noticed: Noticed) -> list[Any]:
+        made = _Made(call, self._interception, noticed)
+        computed = _computed(call) if known.is_computed else []
+
+        def value_of(index: int, leaf: Leaf) -> Any:
+            if isinstance(leaf, Stored):
+                return leaf.standing_in(self._stored(leaf, places, batch), partial(made.leaf, index), batch)
+            if isinstance(leaf, Passed):
+                return tensors_of((call.args, call.kwargs))[leaf.position]
+            if isinstance(leaf, Unread):
+                return leaf.standing_in(partial(made.leaf, index), batch)
+            return computed[index] if isinstance(leaf, Computed) else leaf.value
+
+        return [value_of(index, leaf) for index, leaf in enumerate(known.leaves)]
 
     def _stored(self, leaf: Stored, places: torch.Tensor, batch: Batch) -> torch.Tensor:
         layout = leaf.layout
         mask = batch.mask(layout.positions) if layout.keeps_positions and layout.positions else None
         values = self._features.rows(leaf.column, places, mask).to(device=leaf.device, dtype=leaf.dtype)
         return _spread(values, layout, batch)
+
+
+class _Made:
+    """A call that is made when somebody asks for what is not stored of it, as the model would have made it."""
+
+    def __init__(self, call: Call, interception: Interception, noticed: Noticed) -> None:
+        self._call = call
+        self._interception = interception
+        self._noticed = noticed
+        self._leaves: list[Any] | None = None
+
+    def leaf(self, index: int) -> torch.Tensor:
+        """Return one of the tensors of its output."""
+        if self._leaves is None:
+            self._noticed(self._call.key)
+            with torch.no_grad(), self._interception.aside():
+                self._leaves = pytree.tree_leaves(self._call.run())
+        found: torch.Tensor = self._leaves[index]
+        return found
+
+
+def _computed(call: Call) -> Sequence[Any]:
+    """Make a call for what depends on no stored value, such as a position bias, on what stands in for its arguments."""
+    args, kwargs = pytree.tree_map_only(StandIn, lambda given: given.filler, (call.args, call.kwargs))
+    with torch.no_grad():
+        return pytree.tree_leaves(call.forward(*args, **kwargs))
 
 
 def _spread(values: torch.Tensor, layout: Layout, batch: Batch) -> torch.Tensor:

@@ -120,6 +120,25 @@ class Layout:
             return tensor.movedim(0, self.rows_dim)
         return tensor.movedim((0, 1), (self.rows_dim, self.length_dim))
 
+    def known(self, batch: "Batch") -> torch.Tensor:
+        """Find which positions are stored, in a shape that expands to that of the tensor."""
+        if self.positions is None:
+            others = [dim for index, dim in enumerate(self.dims) if index != self.rows_dim]
+            stored = torch.zeros(1, others[0].at(batch.sizes), dtype=torch.bool)
+            stored[:, self.at] = True
+        else:
+            stored = batch.mask(self.positions)
+            if self.at is not None:
+                stored = torch.arange(stored.shape[1], device=stored.device) == self.place(stored)[:, None]
+        return self.restored(stored.view(*stored.shape, *[1] * (len(self.dims) - 2)))
+
+    def place(self, mask: torch.Tensor) -> torch.Tensor:
+        """Return the position that is stored of each row, (rows,), the first or the last that is not padding."""
+        places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+        if self.at == 0:
+            return places.masked_fill(~mask, mask.shape[1] - 1).min(dim=1).values
+        return places.masked_fill(~mask, 0).max(dim=1).values
+
     def narrowed(self, key: "CallKey", gradients: Sequence[tuple[torch.Tensor | None, "Batch"]]) -> "Layout":
         """Keep the only position that a gradient reaches, if that is the same one in all rows.
 

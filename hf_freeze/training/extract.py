@@ -14,11 +14,12 @@ from torch import nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
 
 from hf_freeze.errors import FreezeError
+from hf_freeze.features.answers import Frontier
 from hf_freeze.features.batches import Digesting, Source
 from hf_freeze.features.check import check_still, reads_labels
 from hf_freeze.features.extraction import Work, extract
 from hf_freeze.features.fingerprint import fingerprint, short
-from hf_freeze.features.frontier import Frontier, find_frontier
+from hf_freeze.features.frontier import find_frontier
 from hf_freeze.features.ranks import Ranks
 from hf_freeze.features.sets import FeatureSet, read_rows
 from hf_freeze.features.store import KEY_COLUMNS, FeatureStore

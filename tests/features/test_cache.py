@@ -264,35 +264,58 @@ def _shifted(column):
     return Column(column.values + 0.01, column.lengths)
 
 
-def test_a_model_that_reads_more_than_its_gradients_show_is_refused(tmp_path, caplog):
-    class Reads(models.BackboneWithHead):
-        def forward(self, input_ids, attention_mask=None, labels=None):
-            output = self.backbone(input_ids, attention_mask=attention_mask)
-            scale = output.pooler_output.detach().abs().mean(dim=1, keepdim=True)
-            with torch.no_grad():
-                scale = scale + 0 * output.last_hidden_state[:, 0].sum(1, keepdim=True)
-            logits = self.out(output.last_hidden_state[:, 1]) * scale
-            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+def scaled(output, mask):
+    return output.last_hidden_state[:, 1] * output.pooler_output.detach().abs().mean(dim=1, keepdim=True)
 
-    model = Reads(models.tiny_bert(layers=2).bert)
+
+def argmax(output, mask):
+    hidden = output.last_hidden_state
+    return hidden[torch.arange(len(hidden)), hidden[..., 0].masked_fill(mask == 0, -9).argmax(1)]
+
+
+def without_effect(output, mask):
+    return output.last_hidden_state[:, 1] + 0 * output.pooler_output.detach().mean()
+
+
+class Reads(models.BackboneWithHead):
+    """A head over what `read` makes of a frozen backbone's output."""
+
+    def __init__(self, read):
+        super().__init__(models.tiny_bert(layers=2).bert)
+        self.read = read
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        logits = self.out(self.read(self.backbone(input_ids, attention_mask=attention_mask), attention_mask))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def reading(read):
+    def build():
+        torch.manual_seed(0)
+        return Reads(read)
+
+    return Case(build, texts)
+
+
+@pytest.mark.parametrize("read", [scaled, argmax, without_effect])
+def test_what_is_read_without_a_gradient_is_stored_as_well(tmp_path, caplog, read):
+    plain = run(reading(read), tmp_path / "plain", trainable="out", cache=False)
     with kept_sets() as kept:
-        run(Case(lambda: model, texts), tmp_path, trainable="out")
-    assert kept == [[]]
-    assert "reads more of the frozen part than its gradients show" in caplog.text
+        cached = run(reading(read), tmp_path / "cached", trainable="out")
+    assert kept == [["training", "evaluation"]]
+    assert_same(plain, cached)
+    assert "than those that were cached" not in caplog.text
 
 
-def test_what_is_read_without_effect_on_these_rows_is_refused_too(tmp_path, caplog):
-    class Reads(models.BackboneWithHead):
-        def forward(self, input_ids, attention_mask=None, labels=None):
-            output = self.backbone(input_ids, attention_mask=attention_mask)
-            logits = self.out(output.last_hidden_state[:, 1]) + 0 * output.pooler_output.detach().mean()
-            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+def test_a_loss_that_is_another_one_on_stored_features_is_refused(tmp_path, caplog):
+    def with_padding_where_rows_are_many(output, mask):
+        mask = torch.ones_like(mask) if len(mask) > 5 else mask
+        return (output.last_hidden_state * mask[..., None]).mean(1)
 
-    model = Reads(models.tiny_bert(layers=2).bert)
     with kept_sets() as kept:
-        run(Case(lambda: model, texts), tmp_path, trainable="out")
+        run(reading(with_padding_where_rows_are_many), tmp_path, trainable="out")
     assert kept == [[]]
-    assert "reads more of the frozen part than its gradients show" in caplog.text
+    assert "the loss or the outputs on stored features are others than without" in caplog.text
 
 
 def test_what_evaluation_returns_beside_the_logits_is_stored_for_it(tmp_path):

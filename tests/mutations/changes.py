@@ -345,8 +345,8 @@ FEATURES = [
     ),
     change(
         "features/extraction.py",
-        "pytree.tree_map_only(torch.Tensor, torch.clone, output)",
-        "output",
+        "pytree.tree_map_only(torch.Tensor, torch.clone, leaves)",
+        "leaves",
         "features/odd_runs::an_odd_run_ends_where_one_without_features_does[in place between two frozen parts]",
     ),
     change(
@@ -385,6 +385,31 @@ FEATURES = [
         "except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:",
         "except ZeroDivisionError as error:",
         "features/cache::a_part_that_another_run_is_writing_does_not_hinder_one_that_reads_others",
+    ),
+    change(
+        "features/partly_stored.py",
+        "if is_known else func(self.whole()",
+        "if True else func(self.whole()",
+        "features/read_elsewhere::no_head_is_given_what_was_made_up[position by label]",
+        "features/read_elsewhere::no_head_is_given_what_was_made_up[first padding]",
+    ),
+    change(
+        "features/partly_stored.py",
+        "if self.is_loose or (self.known is not None and self.known().all()):",
+        "if True:",
+        "features/read_elsewhere::no_head_is_given_what_was_made_up[another output]",
+    ),
+    change(
+        "features/calls.py",
+        "            if self._of(value) != origin and not self._is_copy(value, origin):",
+        "            if False:",
+        "features/read_elsewhere::where_most_batches_need_the_frozen_part_the_cache_is_given_up[other ids after a while]",
+    ),
+    change(
+        "features/kept.py",
+        "        if self.batches >= _LEAST_BATCHES and 2 * self.missed > self.batches:",
+        "        if False:",
+        "features/read_elsewhere::where_most_batches_need_the_frozen_part_the_cache_is_given_up[more after a while]",
     ),
     change(
         "features/check.py",
