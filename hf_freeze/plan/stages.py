@@ -85,7 +85,7 @@ class Settled:
         PlanError: For a value of another type or out of range.
     """
 
-    threshold: float = 0.5
+    threshold: float = 0.75
     window: float = 0.05
     patience: int = 2
 

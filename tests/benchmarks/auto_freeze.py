@@ -5,8 +5,9 @@ Options: --data sms tweets --rows 256 --held-out 500 --epochs 8 --learning-rate 
 --thresholds 0.5 0.75 0.9 --patience 2 --results FILE (JSON lines: what is there is not run again)
 
 It needs the extra `benchmarks`. Full fine-tuning is the plain Trainer's; auto-freeze is `recipes.auto_freeze` with
-`cache_frozen`, whose seconds include the extraction. Per data set and threshold: how many times faster it was, what it
-lost in average precision on held-out rows (paired by seed, with the standard error), and when what froze.
+`cache_frozen`, whose seconds include the extraction. Per data set and threshold: how many times faster it was, by the
+clock and by processor time, which other work on the machine changes less; what it lost in average precision on held-out
+rows (paired by seed, with the standard error); and when what froze.
 
 Goals: 2.55 times faster, and no more than one standard error of average precision lost. They are not reached together:
 the guide, examples/README.md, has what was measured.
