@@ -10,13 +10,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from hf_freeze.errors import FreezeError
 from hf_freeze.selection.model_map import unwrap
-from hf_freeze.training.checkpoint import write_tensors
+from hf_freeze.training.checkpoint import read_checked, write_checked
 from hf_freeze.training.row_parameters import whole_of
 
 BESIDE_NAME = "beside_model.safetensors"
@@ -59,7 +57,7 @@ def save_beside(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path
     tensors = _beside(optimizer, model)
     if not tensors:
         return
-    write_tensors(tensors, folder / BESIDE_NAME)
+    write_checked(tensors, folder / BESIDE_NAME)
 
 
 def load_beside(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path) -> None:
@@ -72,10 +70,7 @@ def load_beside(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path
             f"{str(path)!r} is missing: {len(own)} tensors train beside the model (those of a loss, say), and only "
             "FreezeCallback and FreezeTrainer save them. Resume from a checkpoint that one of them wrote."
         )
-    try:
-        saved = load_file(path)
-    except SafetensorError as error:
-        raise FreezeError(f"{str(path)!r} cannot be read: {error}. Go back to an earlier checkpoint.") from error
+    saved = read_checked(path)
     before, now = ([tuple(tensor.shape) for tensor in tensors.values()] for tensors in (saved, own))
     if before != now:
         raise FreezeError(

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hf_freeze.errors import FreezeError
+from hf_freeze.training.digests import digests
 from hf_freeze.whole_files import whole_file
 
 
@@ -30,6 +33,24 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dic
         places.add(place)
     with whole_file(path) as unfinished:
         save_file(on_cpu, unfinished, metadata)
+
+
+def write_checked(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file as `write_tensors` does, with digests by which `read_checked` knows it again."""
+    write_tensors(tensors, path, {"digests": json.dumps(digests(tensors))})
+
+
+def read_checked(path: Path) -> dict[str, torch.Tensor]:
+    """Read what `write_checked` wrote. Raises `FreezeError` for a file that is cut off or has changed since."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            written = json.loads((file.metadata() or {}).get("digests", "null"))
+    except (SafetensorError, ValueError) as error:
+        raise FreezeError(f"{str(path)!r} cannot be read: {error}. Go back to an earlier checkpoint.") from error
+    if written is not None and written != digests(saved):  # earlier versions wrote none
+        raise FreezeError(f"{str(path)!r} has changed since it was written. Go back to an earlier checkpoint.")
+    return saved
 
 
 def read_callback_state(folder: str | os.PathLike[str], name: str) -> Mapping[str, Any] | None:

@@ -1,20 +1,16 @@
 """The best weights of a stage, kept in memory until a plateau ends the stage, and in its checkpoints."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
 from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.selection.norms import is_norm
 from hf_freeze.training.bound_plan import BoundPlan
-from hf_freeze.training.checkpoint import write_tensors
-from hf_freeze.training.digests import digests
+from hf_freeze.training.checkpoint import read_checked, write_checked
 
 STAGE_BEST_NAME = "stage_best.safetensors"
 
@@ -47,7 +43,7 @@ def save_snapshot(snapshot: Mapping[str, torch.Tensor], folder: str | os.PathLik
         return
     path = Path(folder) / STAGE_BEST_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(snapshot, path, {"digests": json.dumps(digests(snapshot))})
+    write_checked(snapshot, path)
 
 
 def load_snapshot(folder: str | os.PathLike[str], bound: BoundPlan, stage: int) -> dict[str, torch.Tensor]:
@@ -61,12 +57,7 @@ def load_snapshot(folder: str | os.PathLike[str], bound: BoundPlan, stage: int) 
             f"{str(path)!r} is missing: the best weights so far, which Plateau(restore_best=True) goes back to at the "
             "end of the stage, are lost. Go back to another checkpoint."
         )
-    try:
-        saved = dict(load_file(path))
-        with safe_open(path, framework="pt") as file:
-            written = json.loads((file.metadata() or {}).get("digests", "null"))
-    except (SafetensorError, ValueError) as error:
-        raise FreezeError(f"{str(path)!r} cannot be read: {error}. Go back to another checkpoint.") from error
+    saved = read_checked(path)
     expected = _changing(bound, stage)
     for name in sorted(saved.keys() ^ expected.keys()):
         where = "the file" if name in saved else "this stage of the model"
@@ -77,8 +68,6 @@ def load_snapshot(folder: str | os.PathLike[str], bound: BoundPlan, stage: int) 
                 f"{str(path)!r} holds {name!r} of shape {tuple(tensor.shape)}, and the model has it as "
                 f"{tuple(expected[name].shape)}. It is of another model."
             )
-    if written is not None and written != digests(saved):
-        raise FreezeError(f"{str(path)!r} has changed since it was written. Go back to another checkpoint.")
     return saved
 
 

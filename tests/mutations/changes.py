@@ -166,10 +166,11 @@ TRAINING = [
         "training/schedule::reduce_on_plateau_lowers_every_group_and_the_gate_stays_on_top",
     ),
     change(
-        "training/snapshot.py",
+        "training/checkpoint.py",
         "if written is not None and written != digests(saved):",
         "if False:",
         "training/damaged::best_weights_that_changed_are_refused",
+        "training/damaged::what_trained_beside_the_model_and_changed_is_refused",
     ),
 ]
 BINARY = [

@@ -6,9 +6,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
-from hf_freeze import FreezeError, FreezePlan, Plateau, Stage
+from hf_freeze import FreezeError, FreezePlan, FreezeTrainerMixin, Plateau, Stage
 from hf_freeze.training.whole import require_whole
 from tests.models import text_rows, tiny_bert
+from tests.trainers.own_kinds import ScaleTrainer
 from tests.training.damaged import DAMAGES
 from tests.training.runs import arguments, moved, weights
 from tests.training.staged import trainer
@@ -117,6 +118,21 @@ def test_best_weights_that_changed_are_refused(saved, tmp_path, change) -> None:
     said = {"flipped": "has changed since", "foreign": "another stage or model", "shape": "of shape"}[change]
     with pytest.raises(FreezeError, match=f"stage_best.safetensors.*{said}"):
         resume(path.parent)
+
+
+class Scaled(FreezeTrainerMixin, ScaleTrainer):
+    """Trains a parameter beside the model."""
+
+
+def test_what_trained_beside_the_model_and_changed_is_refused(tmp_path) -> None:
+    saving = {"plan": FreezePlan(trainable="head"), "cls": Scaled, "save_strategy": "steps", "save_steps": 1}
+    trainer(tmp_path, max_steps=1, **saving).train()
+    path = tmp_path / "checkpoint-1" / "beside_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FreezeError, match="beside_model.safetensors' has changed since it was written"):
+        trainer(tmp_path, max_steps=2, **saving).train(resume_from_checkpoint=str(path.parent))
 
 
 def test_a_checkpoint_that_never_had_best_weights_resumes(tmp_path) -> None:
