@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.launch import torchrun
+from tests.forked import run_ranks
 from tests.training.by_step import assert_close, by_step
 from tests.training.scripts import deepspeed_trainer_run
 from tests.training.scripts.deepspeed_run import PLAN, STAGE_OF_STEP, STEPS
@@ -24,7 +24,7 @@ every_zero = pytest.mark.parametrize("zero", range(4))
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("deepspeed")
-    torchrun(SCRIPT, folder, timeout=400)
+    run_ranks(SCRIPT, folder, timeout=400)
     return folder
 
 
