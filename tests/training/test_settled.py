@@ -23,7 +23,7 @@ from hf_freeze import (
 from hf_freeze.plan.stages import FRESH_STEPS, BottomUp
 from hf_freeze.training.bound_plan import bind
 from hf_freeze.training.settling import SettlingMonitor, SettlingWatch, warn_of_warmup
-from tests.launch import accelerate_launch
+from tests.forked import run_ranks
 from tests.models import tiny_bert, tiny_custom
 from tests.quiet import quiet_arguments
 from tests.training.staged import optimizer_bytes, trainer
@@ -154,7 +154,7 @@ def test_adapters_settle_and_such_a_run_resumes_bit_equal(tmp_path) -> None:
 
 @pytest.mark.distributed
 def test_all_processes_go_by_what_the_main_one_sees_and_measure_what_one_does(tmp_path) -> None:
-    accelerate_launch(SCRIPTS / "settled_run.py", tmp_path, timeout=120)
+    run_ranks(SCRIPTS / "settled_run.py", tmp_path)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert first["stages"] == second["stages"]
     assert len(set(first["stages"])) > 1

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 
 from tests.forked import run_ranks
 from tests.installed import since
-from tests.launch import accelerate_launch
 from tests.nearness import assert_near
 from tests.training.scripts import sharded_run, staged_run
 
@@ -20,7 +19,7 @@ SCRIPTS = Path(__file__).parent / "scripts"
 @pytest.fixture(scope="session")
 def ddp(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ddp")
-    accelerate_launch(SCRIPTS / "staged_run.py", folder)
+    run_ranks(SCRIPTS / "staged_run.py", folder)
     return folder
 
 

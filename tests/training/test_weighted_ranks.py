@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.launch import accelerate_launch
+from tests.forked import run_ranks
 from tests.training.runs import weights
 from tests.training.scripts import weighted_run
 from tests.training.weighted_runs import WEIGHTS, relative_gap
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("weighted")
-    accelerate_launch(Path(weighted_run.__file__), folder)
+    run_ranks(Path(weighted_run.__file__), folder)
     return folder
 
 
