@@ -7,6 +7,7 @@ owner, whose name changes when a wrapper comes around the model, and on the mode
 `resize_token_embeddings` replaces the owner.
 """
 
+import logging
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -14,7 +15,10 @@ import torch
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+logger = logging.getLogger(__name__)
+
 _MARK = "_parameters_frozen_by_hf_freeze"
+_COPIED = "_rows_frozen_by_hf_freeze"
 
 
 def mark_frozen(model: nn.Module, names: Iterable[str]) -> None:
@@ -49,6 +53,33 @@ _ROWS: Any = WeakTensorKeyDictionary()
 def mark_rows(matrix: torch.Tensor, trained: torch.Tensor) -> None:
     """Note which rows of a matrix train, one truth value a row. `requires_grad` tells of the matrix only."""
     _ROWS[matrix] = trained
+
+
+def warn_of_copies(model: nn.Module, name: str, *, are_frozen: bool) -> None:
+    """Warn whenever the owner of a matrix of which rows are frozen is copied or pickled, or no longer do so."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    if are_frozen:
+        owner.__dict__[_COPIED] = _ToldOfCopies(name)
+    else:
+        owner.__dict__.pop(_COPIED, None)
+
+
+def quiet_copies(model: nn.Module) -> dict[int, Any]:
+    """Return what to give to `copy.deepcopy` for a copy that never trains, so that it warns of nothing."""
+    return {id(mark): {} for module in model.modules() if (mark := module.__dict__.get(_COPIED)) is not None}
+
+
+class _ToldOfCopies:
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        logger.warning(
+            "The model was copied or pickled while rows of %r are frozen. The copy does not know of that: all rows "
+            "train there, unless hf_freeze.freeze(...) freezes them anew.",
+            self._name,
+        )
+        return dict, ()  # what reads a pickle needs no hf_freeze
 
 
 def trained_rows(parameter: torch.Tensor) -> torch.Tensor | None:

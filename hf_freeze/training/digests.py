@@ -9,6 +9,7 @@ Of sharded tensors each rank reads its shard, and the ranks' sums are added up.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 
 import torch
 import torch.distributed as dist
@@ -91,7 +92,14 @@ def _digest(words: torch.Tensor) -> torch.Tensor:
 
 
 def _weighted(values: torch.Tensor, step: int) -> torch.Tensor:
-    return (values * (2 * torch.arange(values.numel(), device=values.device) * step + 1)).sum()
+    count = values.numel()
+    return (values * _odd_numbers(1 << count.bit_length(), step, values.device)[:count]).sum()
+
+
+@lru_cache(maxsize=64)
+def _odd_numbers(count: int, step: int, device: torch.device) -> torch.Tensor:
+    # Kept: of small tensors, to make them anew takes longer than to read the tensor.
+    return 2 * torch.arange(count, device=device) * step + 1
 
 
 def as_words(tensor: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.plan.trainable import changed
 from hf_freeze.selection.cuts import cut_at
-from hf_freeze.selection.frozen_marks import mark_frozen, trained_rows, unmark_frozen
+from hf_freeze.selection.frozen_marks import mark_frozen, trained_rows, unmark_frozen, warn_of_copies
 from hf_freeze.selection.language import Selection, evaluate, quoted
 from hf_freeze.selection.model_map import map_model, unwrap
 from hf_freeze.selection.rows import Rows, rows_named, tensors_of
@@ -141,6 +141,8 @@ def _set(model: nn.Module, parameters: Mapping[str, nn.Parameter], trainable: bo
             parameter.grad = None
         if (rows := trained_rows(parameter)) is not None:
             set_rows(parameter, torch.full_like(rows, trainable))
+    for name in different:
+        warn_of_copies(model, name, are_frozen=False)
     return different
 
 
@@ -154,6 +156,7 @@ def _set_rows(
     matrix.requires_grad_(True)
     unmark_frozen(model, set(names))
     set_rows(matrix, trained)
+    warn_of_copies(model, names[0], are_frozen=not trained.all())
     changes = (runs(trained & ~before), runs(before & ~trained))
     unfrozen, frozen = ([Rows(name, *run).name for run in found for name in names] for found in changes)
     return unfrozen, frozen

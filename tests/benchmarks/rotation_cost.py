@@ -141,6 +141,8 @@ def main() -> int:
         )
     tensors, resident = (memory["rotation"][kind] / memory["lowest"][kind] for kind in ("tensors", "resident"))
     taken, kept = best["rotation"] / best["static"], held["rotation"] / held["static"]
+    where = plans(options)["static"].trainable[1]
+    print(f"static: {where}, the layers that reach as far back as those of the rotation do on average")
     print(f"rotation to static: {taken:.3f} of the time, {kept:.3f} of the optimizer's bytes")
     print(f"rotation to lowest: {tensors:.3f} of the bytes of tensors, {resident:.3f} of the peak of the process")
     met = taken <= 1.10 and max(kept, tensors, resident) <= 1.05

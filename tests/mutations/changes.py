@@ -1138,6 +1138,42 @@ ROTATION = [
 ]
 ROWS = [
     change(
+        "reporting/preview/stand_in.py",
+        "copies | quiet_copies(model)",
+        "copies",
+        "training/rows::a_copy_of_a_model_with_frozen_rows_is_warned_of[deepcopy]",
+    ),
+    change(
+        "training/freezing.py",
+        "    warn_of_copies(model, names[0], are_frozen=not trained.all())\n",
+        "",
+        "training/rows::a_copy_of_a_model_with_frozen_rows_is_warned_of[deepcopy]",
+    ),
+    change(
+        "training/row_parameters.py",
+        "                matrix.grad[slice(*run)] = member.grad\n",
+        "                pass\n",
+        "training/rows::a_gradient_that_a_loop_sets_itself_is_what_is_stepped[False]",
+    ),
+    change(
+        "training/row_parameters.py",
+        "        self._drop_let_go(matrix)\n        self._take_given(matrix)\n\n    def _accumulated",
+        "        self._drop_let_go(matrix)\n\n    def _accumulated",
+        "training/rows::a_gradient_that_a_loop_sets_itself_is_what_is_stepped[True]",
+    ),
+    change(
+        "training/planned_training.py",
+        "            self._rates_of = (*rows_in(optimizer, unwrap(model)),)\n",
+        "            pass\n",
+        "training/rows_in_optimizer::rows_may_have_a_rate_of_their_own_in_a_users_optimizer",
+    ),
+    change(
+        "training/thawed_base.py",
+        "    trained = tensors_of(ever_trainable)\n",
+        "    trained = ever_trainable\n",
+        "training/peft::rows_of_the_base_that_trained_are_saved_and_come_back[FreezeTrainer]",
+    ),
+    change(
         "training/run.py",
         "        self.undo_at_end(step_rows_alone(self._optimizer, self._bound))\n",
         "",

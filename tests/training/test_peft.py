@@ -77,7 +77,7 @@ def test_rows_of_the_base_that_trained_are_saved_and_come_back(tmp_path, kind):
     before = weights(model)
     trainer_for(kind, model, tmp_path, plan, **SAVES).train()
     assert any("word_embeddings" in name for name in moved(before, model))
-    resumed, folder = lora(seed=1), tmp_path / "run" / "checkpoint-2"
+    resumed, folder = lora(seed=1), tmp_path / "run" / "checkpoint-1"
     trainer_for(kind, resumed, tmp_path / "again", plan, **SAVES).train(resume_from_checkpoint=str(folder))
     assert moved(weights(model), resumed) == set()
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -274,6 +275,20 @@ def test_rows_have_rates_of_their_own(tmp_path):
     assert 61 in sizes["trainable"]
     with pytest.raises(PlanError, match="matched twice"):
         run(tiny_bert(), tmp_path, trainable=["embeddings"], group_lrs={NEW: 0.05, "embeddings[-1]": 0.01})
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_model_with_frozen_rows_is_warned_of(tmp_path, caplog, copied):
+    model = tiny_bert()
+    freeze(model, "embeddings[:5]")
+    twin = copied(model)
+    assert "while rows of 'bert.embeddings.word_embeddings.weight' are frozen. The copy does not know" in caplog.text
+    caplog.clear()
+    copied(twin)
+    preview(model, arguments(tmp_path))
+    unfreeze(model)
+    copied(model)
+    assert not caplog.text
 
 
 def test_a_run_that_resumes_ends_bit_equal(tmp_path):

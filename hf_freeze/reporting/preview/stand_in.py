@@ -12,6 +12,8 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 from transformers import PretrainedConfig, PreTrainedModel
 
+from hf_freeze.selection.frozen_marks import quiet_copies
+
 _DEFAULTS = {"image_size": 224, "num_channels": 3, "num_mel_bins": 80, "max_source_positions": 1500}
 _SAMPLES = 16_000  # one second of audio
 
@@ -22,7 +24,7 @@ def stand_in(model: nn.Module, device: str) -> nn.Module:
     On the device "meta", or on any device inside a `FakeTensorMode`, the copy takes no memory.
     """
     copies: dict[int, Any] = {id(tensor): _empty(tensor, device) for tensor in _tensors_within(model)}
-    return copy.deepcopy(model, copies)
+    return copy.deepcopy(model, copies | quiet_copies(model))
 
 
 def _tensors_within(model: nn.Module) -> list[torch.Tensor]:
