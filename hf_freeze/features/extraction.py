@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from tqdm.auto import tqdm
 
 from hf_freeze.features import store
-from hf_freeze.features.answers import Frontier
+from hf_freeze.features.answers import Answer, Frontier
 from hf_freeze.features.batches import Batch, Source
 from hf_freeze.features.calls import Call, CallKey, Interception, Origins
 from hf_freeze.features.errors import CacheRefused
@@ -62,17 +62,12 @@ def captures(model: nn.Module, frontiers: Sequence[Frontier]) -> Iterator[Callab
             origins = [Origins(batch.tensors) for _ in frontiers]
 
             def note(number: int, call: Call) -> Any:
-                known = frontiers[number].answers.get(call.key)
-                if known is not None and not origins[number].fit(call, known.given):
-                    raise CacheRefused(_OTHER_CALLS)
-                output = call.run()
-                if known is not None:
-                    leaves = pytree.tree_leaves(output)
-                    known.refuse_others(call.key, leaves)
-                    origins[number].note(call.key, leaves)
-                    if call.key in wanted[number]:
-                        # A copy, since what comes next may write into it.
-                        seen[number][call.key] = pytree.tree_map_only(torch.Tensor, torch.clone, leaves)
+                if (known := frontiers[number].answers.get(call.key)) is None:
+                    return call.run()
+                output, leaves = _made(call, known, origins[number])
+                if call.key in wanted[number]:
+                    # A copy, since what comes next may write into it.
+                    seen[number][call.key] = pytree.tree_map_only(torch.Tensor, torch.clone, leaves)
                 if all(keys <= found.keys() for keys, found in zip(wanted, seen, strict=True)):
                     raise _AllSeen
                 return output
@@ -96,6 +91,17 @@ def captures(model: nn.Module, frontiers: Sequence[Frontier]) -> Iterator[Callab
     finally:
         for interception in reversed(interceptions):
             interception.remove()
+
+
+def _made(call: Call, known: Answer, origins: Origins) -> tuple[Any, list[Any]]:
+    """Make a call; return its output, and the leaves of that. Raises `CacheRefused` for another one than was seen."""
+    if not origins.fit(call, known.given):
+        raise CacheRefused(_OTHER_CALLS)
+    output = call.run()
+    leaves = pytree.tree_leaves(output)
+    known.refuse_others(call.key, leaves)
+    origins.note(call.key, leaves)
+    return output, leaves
 
 
 def extract(
