@@ -323,7 +323,7 @@ def test_where_a_collator_leaves_rows_out_the_reason_is_said(tmp_path, caplog):
     rows = [{**row, "input_ids": [*row["input_ids"], 5 + number % 9]} for number, row in enumerate(texts())]
     plain = run(case, tmp_path / "plain", trainable="head", rows=rows, cache=False)
     assert_same(plain, run(case, tmp_path / "cached", trainable="head", rows=rows))
-    assert "training set: its collator makes 23 rows of 26" in caplog.text
+    assert "training set: its collator makes 23 rows out of 26" in caplog.text
 
 
 def test_a_collator_that_writes_into_the_rows_finds_them_as_in_a_run_without(tmp_path):
