@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch._C import DisableTorchFunctionSubclass
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
@@ -57,8 +56,7 @@ class StandIn(torch.Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         if func in _OF_SHAPES:
-            with DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
+            return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
         first, *rest = args or (None,)
         if isinstance(first, cls):
             has_known = first.known is not None

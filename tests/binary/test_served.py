@@ -12,7 +12,6 @@ from hf_freeze import (
     BinaryClassificationPipeline,
     FreezeError,
     FreezeTrainer,
-    FreezeTrainingArguments,
     binary_margin,
     load_threshold,
     predict_binary,
@@ -20,6 +19,7 @@ from hf_freeze import (
 from hf_freeze.binary.served import refuse_other_scores
 from tests.binary.conftest import WORDS
 from tests.binary.test_trainer import dataset
+from tests.quiet import quiet_arguments
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::hf_freeze.ThresholdWarning",
@@ -76,9 +76,6 @@ SAME_OF_TWO_LOGITS = {
 
 def arguments(folder, **changes):
     values = {
-        "use_cpu": True,
-        "report_to": [],
-        "disable_tqdm": True,
         "max_steps": 4,
         "learning_rate": 1e-2,
         "per_device_eval_batch_size": 16,
@@ -87,7 +84,7 @@ def arguments(folder, **changes):
         "save_strategy": "no",
         "dataloader_pin_memory": False,
     }
-    return FreezeTrainingArguments(str(folder), **{**values, **changes})
+    return quiet_arguments(folder, **{**values, **changes})
 
 
 def as_the_head_wants(rows, model):

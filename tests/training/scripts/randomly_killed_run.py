@@ -1,7 +1,7 @@
 """Kill a run with SIGKILL at random times until it is through, each time going on from the newest whole checkpoint.
 
-`randomly_killed_run.py OUT_DIR KILLS PROCESSES [trained_only]` kills at least KILLS times, of two processes the second
-one alone, and prints how often a folder was named as partial; it fails where the last weights are not those of the run
+`randomly_killed_run.py OUT_DIR KILLS PROCESSES [trained_only]` kills at least KILLS times, of two processes one a
+moment before the other, and prints which folders were named as partial; it fails where the last weights are not those of the run
 that was never killed. It saves after every step.
 """
 
@@ -78,17 +78,18 @@ def start(folder: Path, processes: int) -> list[int]:
     return children
 
 
-def run(folder: Path, processes: int, kill_after: float | None = None) -> bool:
-    """Return whether it ended by itself; the last process is killed after some seconds of training, the others later."""
+def run(folder: Path, processes: int, chance: random.Random | None = None, length: float = 0) -> bool:
+    """Return whether it ended by itself: by chance, one process is killed while it trains, and the other soon after."""
     folder.mkdir(exist_ok=True)
     children = start(folder, processes)
-    if kill_after is not None:
-        while not begun(folder, children[-1]).exists() and not ended(children[-1]):
+    if chance is not None:
+        first, *others = chance.sample(children, processes)
+        while not begun(folder, first).exists() and not ended(first):
             time.sleep(0.01)
-        time.sleep(kill_after)
-        os.kill(children[-1], signal.SIGKILL)
-        time.sleep(0.3 * (processes > 1))
-        for child in children[:-1]:
+        time.sleep(chance.uniform(0, 0.8) * length)
+        os.kill(first, signal.SIGKILL)
+        time.sleep(0.3 * len(others))
+        for child in others:
             os.kill(child, signal.SIGKILL)
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * processes
 
@@ -99,7 +100,7 @@ def ended(child: int) -> bool:
 
 def main() -> None:
     out, kills, processes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    clock, whole, killed, runs = random.Random(0), out / "whole", 0, 0
+    chance, whole, killed, runs = random.Random(0), out / "whole", 0, 0
     assert run(whole, processes)
     weights = whole / "weights.pt"
     length = weights.stat().st_mtime - min(path.stat().st_mtime for path in whole.glob("begun-*"))
@@ -107,7 +108,7 @@ def main() -> None:
     while killed < kills:
         runs += 1
         folder = out / str(runs)
-        while not run(folder, processes, clock.uniform(0, 0.8) * length):
+        while not run(folder, processes, chance, length):
             killed += 1
         found = torch.load(folder / "weights.pt")
         assert all(torch.equal(weight, found[name]) for name, weight in expected.items()), folder
