@@ -565,15 +565,15 @@ CHECKPOINTS = [
     ),
     change(
         "training/base_model.py",
-        'if getattr(tensor, "_is_hf_initialized", False)}',
-        "}",
+        'if getattr(tensor, "_is_hf_initialized", False)}\n'
+        "    marked = {key for key in marked if not tensors[key]._version}\n",
+        "}\n",
         "training/trained_only::what_the_base_lacks_is_saved_although_it_is_frozen",
     ),
     change(
         "training/base_model.py",
         "same.get(key, key in marked)}",
         "key in marked}",
-        "training/trained_base::what_the_files_of_the_base_do_not_hold_is_saved[trained by another Trainer-bin]",
         "training/trained_base::what_they_hold_is_not_saved_in_whatever_parts_they_are[safetensors]",
         "training/trained_models::resized_embeddings_are_saved_whole",
     ),
