@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from transformers import TrainerState, TrainingArguments
 
+from hf_freeze.training.backends import is_sharded
 from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.group_names import NO_DECAY
 
@@ -46,8 +48,9 @@ def norms_by_group(groups: Mapping[str, Iterable[torch.Tensor]]) -> dict[str, fl
 
 def _norm(gradient: torch.Tensor) -> torch.Tensor:
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
-    norm: torch.Tensor = torch.linalg.vector_norm(values, dtype=torch.float32 if values.itemsize < 4 else None)
-    return norm
+    norm: Any = torch.linalg.vector_norm(values, dtype=torch.float32 if values.itemsize < 4 else None)
+    whole: torch.Tensor = norm.full_tensor() if is_sharded(norm) else norm
+    return whole
 
 
 def before_clipping(norms: Mapping[str, float], total: object) -> dict[str, float]:

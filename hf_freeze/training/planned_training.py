@@ -188,8 +188,8 @@ class PlannedTraining:
             self._run.end()
         self._run = None
 
-    def step_begins(self, step: int) -> None:
-        """Enter the stage of the step that comes after `step` steps, and set its learning rates.
+    def step_begins(self, step: int) -> FreezeRun:
+        """Enter the stage of the step that comes after `step` steps, set its learning rates, and return the run.
 
         The one event of a step that asks whether the run goes on: the others follow it.
 
@@ -206,6 +206,7 @@ class PlannedTraining:
             )
         clear_gradients(self._beside)
         run.step_begins(step)
+        return run
 
     def micro_batch_ends(self) -> None:
         """Take back what the computation of a loss let train."""

@@ -61,9 +61,7 @@ class TrainerEvents(RunEvents):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Enter the stage that this step belongs to; let the Trainer prepare for it where it is the first."""
-        super().on_step_begin(args, state, control, **kwargs)
-        run = self._training.run
-        assert run is not None
+        run = self._training.step_begins(state.global_step)
         before = self._stage, self._trains
         self._stage, self._trains = run.state.stage, run.trains
         if self._trains != before[1]:

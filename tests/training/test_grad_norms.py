@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import Trainer, TrainerCallback
 
 from hf_freeze import FreezeCallback, FreezePlan, PlanError, Stage, UnsupportedSetupError, param_groups
@@ -124,6 +126,13 @@ def test_a_sparse_gradient_counts_each_row_once() -> None:
     table = torch.nn.Embedding(6, 4, sparse=True)
     table(torch.tensor([1, 1, 3])).sum().backward()
     assert norms_by_group({"table": [table.weight]}) == pytest.approx({"table": math.sqrt(4 * 4 + 4)})
+
+
+def test_a_gradient_in_shards_counts_as_a_whole(one_process) -> None:
+    layer = torch.nn.Linear(3, 2)
+    fully_shard(layer, mesh=init_device_mesh("cpu", (1,)))
+    layer(torch.ones(1, 3)).sum().backward()
+    assert norms_by_group({"layer": [*layer.parameters()]}) == pytest.approx({"layer": math.sqrt(6 + 2)})
 
 
 def test_what_no_process_has_whole_is_refused(tmp_path) -> None:
