@@ -565,10 +565,9 @@ CHECKPOINTS = [
     ),
     change(
         "training/base_model.py",
-        'if getattr(tensor, "_is_hf_initialized", False)}\n'
-        "    marked = {key for key in marked if not tensors[key]._version}\n",
-        "}\n",
-        "training/trained_only::what_the_base_lacks_is_saved_although_it_is_frozen",
+        'if getattr(tensor, "_is_hf_initialized", False)}',
+        "}",
+        "training/trained_only::a_head_that_was_put_in_and_never_written_into_is_saved_although_it_is_frozen",
     ),
     change(
         "training/base_model.py",

@@ -176,6 +176,13 @@ def test_what_the_base_lacks_is_saved_although_it_is_frozen(tmp_path, base) -> N
     assert same(AutoModelForSequenceClassification.from_pretrained(merged), made.model) == []
 
 
+def test_a_head_that_was_put_in_and_never_written_into_is_saved_although_it_is_frozen(tmp_path, base) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(base)
+    model.classifier.weight = torch.nn.Parameter(torch.full_like(model.classifier.weight, 0.5))
+    trained(tmp_path / "run", base, model=model, plan=FreezePlan(trainable="layers[-1]"), max_steps=1)
+    assert torch.equal(stored(tmp_path / "run" / "checkpoint-1")["classifier.weight"], model.classifier.weight)
+
+
 @pytest.mark.smoke
 @pytest.mark.parametrize(
     "load",
