@@ -366,7 +366,6 @@ def test_the_comparison_shows_what_frozen_layers_cost_a_probe_that_is_trained_to
     assert float(probe[4]) > 0.7  # precision
     assert float(partial[3]) < float(probe[3]) - 0.05  # validation loss
     assert float(partial[5]) > float(probe[5]) + 0.2  # recall
-    assert float(partial[1]) < float(full[1])  # seconds
 
 
 TESTED.add("compare_sms.py")
