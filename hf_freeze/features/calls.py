@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -100,7 +101,7 @@ class Interception:
         self._modules = dict(modules)
         self._before = {name: vars(module).get("forward") for name, module in self._modules.items()}
         for name, module in self._modules.items():
-            vars(module)["forward"] = partial(self._called, name, module.forward)
+            vars(module)["forward"] = _Intercepted(module, partial(self._called, name, module.forward))
         self._pass_begins = model.register_forward_pre_hook(self._begin_pass)
 
     def remove(self) -> None:
@@ -145,6 +146,21 @@ class Interception:
             return self._handler(Call(key, forward, args, kwargs))
         finally:
             self._inside = False
+
+
+class _Intercepted:
+    """Stands for the forward of a module; copies and pickles of the module have the forward from before."""
+
+    def __init__(self, module: nn.Module, called: Callable[..., Any]) -> None:
+        self._module = module
+        self._before: Callable[..., Any] | None = vars(module).get("forward")
+        self._called = called
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._called(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (getattr, (self._module, "forward")) if self._before is None else (itemgetter(0), ((self._before,),))
 
 
 @contextmanager

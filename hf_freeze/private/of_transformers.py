@@ -54,5 +54,6 @@ NAMES = (
         "transformers:PreTrainedModel", "_is_hf_initialized", "guarded", "what the base does not hold is saved"
     ),
     PrivateName("transformers:PreTrainedConfig", "_attn_implementation", "guarded", "stored features are told apart"),
+    PrivateName(_TRAINER, "_clip_grad_norm", "guarded", "clipping a small head takes no walk through the whole model"),
     PrivateName(_TRAINER, "loss_is_scaled_for_ga", "guarded", "a Trainer that scales its loss itself is left alone"),
 )

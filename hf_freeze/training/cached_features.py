@@ -1,7 +1,7 @@
 """A Trainer that computes the output of what is frozen once, and trains and evaluates on it from then on."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -23,6 +23,7 @@ from hf_freeze.no_trace import random_states_kept
 from hf_freeze.training.arguments import FreezeArguments
 from hf_freeze.training.attributes import replaced
 from hf_freeze.training.freezing import trainable_for_now
+from hf_freeze.training.known_parameters import KnownParameters
 from hf_freeze.training.planned_training import PlannedTraining
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class CachedFeaturesTrainerMixin(_Base):
     _freezing: PlannedTraining
     _cache: FeatureCache | None = None
     _count_parameters: Any = None
+    _known: KnownParameters | None = None
 
     @property
     def cached_sets(self) -> frozenset[str]:
@@ -89,6 +91,11 @@ class CachedFeaturesTrainerMixin(_Base):
         with replaced(self.model, num_parameters=self._count_parameters):
             return super().floating_point_ops(inputs)
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Clip as the Trainer does."""
+        clip: Callable[[nn.Module], Any] = super()._clip_grad_norm
+        return clip(model) if self._known is None else self._known.clipped(clip, model)
+
     @contextmanager
     def _on_features(self, inputs: dict[str, Any], name: str | None = None) -> Iterator[dict[str, Any]]:
         if not isinstance(inputs, Mapping):  # TRL's GRPO is handed prompts, and makes the batch of them itself
@@ -115,11 +122,13 @@ class CachedFeaturesTrainerMixin(_Base):
             self._count_parameters = cache(self.model.num_parameters)
         if self._cache is None:
             self._cache = FeatureCache(self.model, self._cache_settings())
+        self._leave_features()
         if self._waits_for_a_frozen_part():
-            self._cache.leave()
             return
         with random_states_kept():
             self._cache.enter(*self._sets(state))
+        if TRAINING in self._cache.kept:
+            self._known = KnownParameters(self.model_wrapped)
 
     def _waits_for_a_frozen_part(self) -> bool:
         """Tell whether everything trains in this stage, and something will be frozen in a later one."""
@@ -128,9 +137,15 @@ class CachedFeaturesTrainerMixin(_Base):
         return stage is not None and resolved.stages[stage] == everything and resolved.stages[-1] != everything
 
     def _leave_stage(self) -> None:
+        self._leave_features()
+        self._cache = None
+
+    def _leave_features(self) -> None:
         if self._cache is not None:
             self._cache.leave()
-        self._cache = None
+        if self._known is not None:
+            self._known.remove()
+        self._known = None
 
     def _cache_settings(self) -> CacheSettings:
         given = self._settings.cache_frozen
