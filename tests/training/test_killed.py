@@ -28,7 +28,8 @@ def test_a_checkpoint_is_whole_only_when_every_process_has_saved(tmp_path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("saves", ["all", "trained_only"])
-def test_a_run_that_is_killed_again_and_again_ends_bit_equal(tmp_path, processes, saves) -> None:
+@pytest.mark.parametrize("plan", ["stages", "rotation"])
+def test_a_run_that_is_killed_again_and_again_ends_bit_equal(tmp_path, processes, saves, plan) -> None:
     kills = 8 // processes
-    said = run([sys.executable, str(RANDOM), str(tmp_path), str(kills), str(processes), saves], timeout=500)
+    said = run([sys.executable, str(RANDOM), str(tmp_path), str(kills), str(processes), saves, plan], timeout=500)
     assert int(said.rpartition("killed ")[2].split()[0]) >= kills

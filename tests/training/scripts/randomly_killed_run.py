@@ -1,8 +1,9 @@
 """Kill a run with SIGKILL at random times until it is through, each time going on from the newest whole checkpoint.
 
-`randomly_killed_run.py OUT_DIR KILLS PROCESSES [trained_only]` kills at least KILLS times, of two processes one a
+`randomly_killed_run.py OUT_DIR KILLS PROCESSES [trained_only] [rotation]` kills at least KILLS times, of two processes one a
 moment before the other, and prints which folders were named as partial; it fails where the last weights are not those of the run
-that was never killed. It saves after every step.
+that was never killed. It saves after every step. In a rotation, rows of a tied matrix train throughout; its others must be those
+of the start.
 """
 
 import os
@@ -15,10 +16,12 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from hf_freeze import FreezeError, FreezePlan, Stage
+from hf_freeze import FreezeError, FreezePlan, Stage, recipes
 from tests.launch import free_port
+from tests.training.scripts import rows_run
 from tests.training.staged import trainer, weights_of
 
+ROTATION = recipes.rotate(layers=2, every=3, always=["head", "embeddings[-3:]"])
 STAGES = [Stage(fraction=0.3, unfreeze="layers[-1]"), Stage(fraction=0.6, unfreeze="layers[-2]", freeze="head")]
 PLAN = FreezePlan(trainable="head", stages=STAGES)
 VALUES = {"max_steps": 30, "save_strategy": "steps", "save_steps": 1, "logging_steps": 10, "save_total_limit": 6}
@@ -26,7 +29,10 @@ VALUES = {"max_steps": 30, "save_strategy": "steps", "save_steps": 1, "logging_s
 
 def train(folder: Path) -> None:
     PartialState(cpu=True)
-    made = trainer(folder, plan=PLAN, save_trained_only="trained_only" in sys.argv, **VALUES)
+    what = {"plan": PLAN}
+    if "rotation" in sys.argv:
+        what = {"plan": ROTATION, "model": rows_run.build(layers=5, dropout=0.1), "rows": rows_run.ROWS}
+    made = trainer(folder, save_trained_only="trained_only" in sys.argv, **what, **VALUES)
     resume = newest_whole(made, folder)
     begun(folder, os.getpid()).touch()
     made.train(resume_from_checkpoint=resume)
@@ -105,6 +111,9 @@ def main() -> None:
     weights = whole / "weights.pt"
     length = weights.stat().st_mtime - min(path.stat().st_mtime for path in whole.glob("begun-*"))
     expected = torch.load(weights)
+    if "rotation" in sys.argv:
+        start, end = rows_run.build(layers=5).get_parameter(rows_run.MATRIX), expected[rows_run.MATRIX]
+        assert [*map(torch.equal, start, end)] == [True] * 61 + [False] * 3
     while killed < kills:
         runs += 1
         folder = out / str(runs)

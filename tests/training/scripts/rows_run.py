@@ -21,9 +21,13 @@ PLAN = FreezePlan(trainable="embeddings[61]", stages=[Stage(step=3, unfreeze="em
 MATRIX = "bert.embeddings.word_embeddings.weight"
 
 
+def build(*, layers: int = 2, dropout: float = 0.0) -> hf.BertForMaskedLM:
+    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    return seeded(hf.BertForMaskedLM, hf.BertConfig(**SIZES, num_hidden_layers=layers, **rates))
+
+
 def run(kind: str, folder: Path) -> dict:
-    config = hf.BertConfig(**SIZES, num_hidden_layers=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    model = seeded(hf.BertForMaskedLM, config)
+    model = build()
     before, processes = weights(model), dist.get_world_size() if dist.is_initialized() else 1
     values = {"max_steps": 10, "weight_decay": 0.1, "max_grad_norm": 0.1, "per_device_train_batch_size": 4 // processes}
     if kind == "trainer":
