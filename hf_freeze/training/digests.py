@@ -3,7 +3,8 @@
 The bits are read as 64-bit integers, laid out in rows of 1024, and the sums of rows and of columns are added up with
 weights, modulo 2**64. Every word has an odd weight in all, so that a change of one always shows; the weights step by
 constants without small ratios, so that no two words of a tensor have the same, and elements that change places show
-too. Two passes over memory and no copy, on the tensor's own device.
+too. Two passes over memory and no copy, on the tensor's own device; tensors of up to 256 kB are
+multiplied with the same weights written out, which takes a single pass and few calls.
 Of sharded tensors each rank reads its shard, and the ranks' sums are added up.
 """
 
@@ -17,6 +18,8 @@ import torch.distributed as dist
 from hf_freeze.training.backends import is_sharded, local
 
 _ROW = 1024
+_AT_ONCE = 32 * _ROW
+"""Up to how many words weights are kept written out; with more, to read them takes longer than a second pass."""
 _ROWS, _COLUMNS, _REST = 0x1E3779B97F4A7C15, 0x2545F4914F6CDD1D, 0x369DEA0F31A53F85
 """Odd numbers with random bits, by which the weights of rows, of columns, and of what fills no row step."""
 
@@ -85,6 +88,8 @@ def _digests_of_small(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _digest(words: torch.Tensor) -> torch.Tensor:
+    if words.numel() <= _AT_ONCE:
+        return (words * _weights(words.numel(), words.device)).sum()
     whole = words.numel() // _ROW * _ROW
     rows = words[:whole].view(-1, _ROW)
     in_rows = _weighted(rows.sum(dim=1), _ROWS) + 2 * _weighted(rows.sum(dim=0), _COLUMNS)
@@ -98,8 +103,16 @@ def _weighted(values: torch.Tensor, step: int) -> torch.Tensor:
 
 @lru_cache(maxsize=64)
 def _odd_numbers(count: int, step: int, device: torch.device) -> torch.Tensor:
-    # Kept: of small tensors, to make them anew takes longer than to read the tensor.
     return 2 * torch.arange(count, device=device) * step + 1
+
+
+@lru_cache(maxsize=16)
+def _weights(count: int, device: torch.device) -> torch.Tensor:
+    """Return what `_digest` multiplies each of so many words with."""
+    whole = count // _ROW * _ROW
+    rows, columns = (_odd_numbers(number, step, device) for number, step in ((whole // _ROW, _ROWS), (_ROW, _COLUMNS)))
+    in_rows = (rows[:, None] + 2 * columns).flatten()
+    return torch.cat([in_rows, _REST * _odd_numbers(count - whole, _REST, device)])
 
 
 def as_words(tensor: torch.Tensor) -> torch.Tensor:

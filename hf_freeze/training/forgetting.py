@@ -54,9 +54,10 @@ def forget(optimizer: object, bound: BoundPlan, names: Iterable[str]) -> None:
     inner = inner_optimizer(optimizer)
     # Some keep it in their groups, as GrokAdamW does.
     in_groups = [value for group in inner.param_groups for value in group.values() if isinstance(value, dict)]
+    parameters = bound.parameters
     for name in names:
         for state in (inner.state, *in_groups):
-            state.pop(bound.parameters[name], None)
+            state.pop(parameters[name], None)
 
 
 def forget_between(optimizer: object, bound: BoundPlan, *, before: int, stage: int) -> None:

@@ -255,9 +255,10 @@ class _HeldTrain:
         self.frozen = frozen
         self.own: Callable[[bool], Any] | None = model.__dict__.get("train")
         self.is_over = is_over
+        modules = [*model.modules()]
         # NEFTune's hook adds its noise in train mode only; an embedding has nothing else that train mode changes.
-        self._noisy = [module for module in model.modules() if hasattr(module, "neftune_noise_alpha")]
-        self._modes = _modes(model, frozen, self._noisy)
+        self._noisy = [module for module in modules if hasattr(module, "neftune_noise_alpha")]
+        self._modes = _modes(modules, frozen, self._noisy)
 
     def __call__(self, mode: bool = True) -> nn.Module:
         if self.is_over():
@@ -292,14 +293,14 @@ class _HeldTrain:
 
 
 def _modes(
-    model: nn.Module, frozen: Iterable[nn.Module], noisy: Iterable[nn.Module]
+    modules: Sequence[nn.Module], frozen: Iterable[nn.Module], noisy: Iterable[nn.Module]
 ) -> tuple[list[nn.Module], list[nn.Module]] | None:
     """Return the modules that follow the mode, and those held in eval; None where a `train()` does more than that."""
     usual = (nn.Module.train, PreTrainedModel.train)
-    if any(type(part).train not in usual or "train" in vars(part) for part in model.modules()):
+    if any(type(part).train not in usual or "train" in vars(part) for part in modules):
         return None
     held = {part for module in frozen for part in module.modules()}.difference(noisy)
-    return [part for part in model.modules() if part not in held], list(held)
+    return [part for part in modules if part not in held], list(held)
 
 
 def release_eval(model: nn.Module, is_over: Callable[[], bool] | None = None) -> None:

@@ -31,7 +31,9 @@ class FreezeProof:
 
     def __init__(self, bound: BoundPlan, *, hold_buffers: bool) -> None:
         self._bound = bound
-        self._hold_buffers = hold_buffers
+        self._holds_statistics = hold_buffers and any(
+            next(module.buffers(), None) is not None for module in filter(is_norm, bound.model.modules())
+        )
         self._trainable: Collection[str] = frozenset()
         self._with_gradient: Collection[str] = frozenset()
         self.frozen: dict[str, int] = {}
@@ -169,8 +171,7 @@ class FreezeProof:
     def _frozen_tensors(self, named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Frozen parameters, and the statistics of the normalisations that are held in eval mode."""
         frozen, model = {name: p for name, p in named.items() if name not in self._trainable}, self._bound.model
-        with_statistics = (m for m in filter(is_norm, model.modules()) if next(m.buffers(), None) is not None)
-        if not self._hold_buffers or next(with_statistics, None) is None:
+        if not self._holds_statistics:
             return frozen
         held = {
             id(buffer)

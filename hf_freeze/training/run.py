@@ -335,7 +335,7 @@ class FreezeRun:
         if thawed or frozen:
             rebuild_ddp_reducers(self._wrappers)
         added = adapter_names(self._bound.model)
-        named = self._bound.parameters.items()
+        named = self._bound.parameters.items() if added else ()
         self._adapters = [(tensor, name in with_gradient) for name, tensor in named if name in added]
         if self._settings.frozen_eval:
             hold_eval(self._bound.model, trainable, is_over=self._is_over)

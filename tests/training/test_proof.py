@@ -348,5 +348,13 @@ def test_the_digest_of_a_tensor_is_the_same_beside_others():
     assert len(set(alone.values())) > 1500
 
 
+@pytest.mark.parametrize("count", [1024, 1025, 3 * 1024 + 9, 32 * 1024])
+def test_weights_that_are_written_out_give_the_digest_of_rows_and_columns(monkeypatch, count):
+    words = {"x": torch.randint(-(2**62), 2**62, (count,))}
+    written_out = digests(words)
+    monkeypatch.setattr("hf_freeze.training.digests._AT_ONCE", 0)
+    assert digests(words) == written_out
+
+
 def test_no_tensors_have_no_digests():
     assert digests({}) == {}
