@@ -1,12 +1,13 @@
 """The memory of an optimizer, found by letting it make a step without values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from transformers import Trainer, TrainingArguments
 
@@ -15,16 +16,19 @@ from hf_freeze.training.groups import GroupSpec, with_parameters
 from hf_freeze.training.merged_groups import with_groups
 from hf_freeze.training.row_parameters import members, whole_of
 
+Pieces = Mapping[object, int]
+"""What tells a piece of memory from others -> its bytes; of two parameters it may be the same one."""
+
 
 @dataclass(frozen=True)
-class StateBytes:
-    """Bytes that an optimizer holds of one parameter: from its construction on, and once the parameter has stepped."""
+class HeldState:
+    """What an optimizer holds of one parameter: from its construction on, and once the parameter has stepped."""
 
-    built: int
-    stepped: int
+    built: Pieces
+    stepped: Pieces
 
 
-def state_bytes(specs: Sequence[GroupSpec], model: nn.Module, args: TrainingArguments) -> dict[str, StateBytes]:
+def held_state(specs: Sequence[GroupSpec], model: nn.Module, args: TrainingArguments) -> dict[str, HeldState]:
     """Return what `args.optim` keeps of each parameter of the groups, by name.
 
     The step is made on the meta device, or where an optimizer asks for values there, on fake tensors of the CPU. Raises
@@ -46,7 +50,7 @@ class _EveryNumberIsOne(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _after_a_step(specs: Sequence[GroupSpec], model: nn.Module, args: TrainingArguments) -> dict[str, StateBytes]:
+def _after_a_step(specs: Sequence[GroupSpec], model: nn.Module, args: TrainingArguments) -> dict[str, HeldState]:
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     optimizer = _optimizer(specs, model, args)
@@ -55,7 +59,7 @@ def _after_a_step(specs: Sequence[GroupSpec], model: nn.Module, args: TrainingAr
     for whole in map(whole_of, named.values()):  # rows have their matrix's gradient
         whole.grad = torch.empty_like(whole)
     optimizer.step()
-    return {name: StateBytes(built[name], _state_of(parameter, optimizer)) for name, parameter in named.items()}
+    return {name: HeldState(built[name], _state_of(parameter, optimizer)) for name, parameter in named.items()}
 
 
 def _optimizer(specs: Sequence[GroupSpec], model: nn.Module, args: TrainingArguments) -> torch.optim.Optimizer:
@@ -83,18 +87,23 @@ def _keep_embeddings_in_32_bits(optimizer: Any, model: nn.Module) -> None:
             manager.register_module_override(module, "weight", {"optim_bits": 32})
 
 
-def _state_of(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of what is held under the parameter, by the optimizer or, as GrokAdamW has it, by a group."""
+def _state_of(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dict[object, int]:
+    """Return what is held under the parameter, by the optimizer or, as GrokAdamW has it, by a group."""
     kept_in_groups = [value for group in optimizer.param_groups for value in group.values() if isinstance(value, dict)]
-    return sum(_bytes(held[parameter]) for held in (optimizer.state, *kept_in_groups) if parameter in held)
+    return _pieces(held[parameter] for held in (optimizer.state, *kept_in_groups) if parameter in held)
 
 
-def _bytes(value: object) -> int:
-    if isinstance(value, torch.Tensor):
-        if is_traceable_wrapper_subclass(value):  # such as the quantised moments of torchao
-            parts, _ = value.__tensor_flatten__()
-            return sum(_bytes(getattr(value, part)) for part in parts)
-        return value.numel() * value.element_size()
-    if isinstance(value, Mapping):
-        return sum(map(_bytes, value.values()))
-    return sum(map(_bytes, getattr(value, "__dict__", {}).values()))  # such as the projector of GaLore
+def _pieces(values: Iterable[object]) -> dict[object, int]:
+    found: dict[object, int] = {}
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            if is_traceable_wrapper_subclass(value):  # such as the quantised moments of torchao
+                found |= _pieces(getattr(value, part) for part in value.__tensor_flatten__()[0])
+            else:
+                storage = StorageWeakRef(value.untyped_storage())  # type: ignore[no-untyped-call]
+                found[storage, value.storage_offset()] = value.numel() * value.element_size()
+        elif isinstance(value, Mapping):
+            found |= _pieces(value.values())
+        else:
+            found |= _pieces(getattr(value, "__dict__", {}).values())  # such as the projector of GaLore
+    return found

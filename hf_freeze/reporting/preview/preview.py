@@ -12,7 +12,7 @@ from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.plan.given import PlanLike
 from hf_freeze.plan.rotation import Rotation
 from hf_freeze.reporting.preview.named_model import ModelSource, without_weights
-from hf_freeze.reporting.preview.optimizer_state import StateBytes, state_bytes
+from hf_freeze.reporting.preview.optimizer_state import HeldState, held_state
 from hf_freeze.reporting.preview.preview_inputs import (
     check_batch,
     check_counts,
@@ -51,8 +51,10 @@ def preview(
     Nothing of the model changes, and nothing is trained.
 
     - Groups are those that `FreezeTrainer` builds, and so are learning rate and weight decay.
-    - Optimizer state: the optimizer of `args` makes one step on the meta device. State outlives its group's training,
-      but where a stage says forget=True. A rotation is shown by one period, of those that train most.
+    - Optimizer state: the optimizer of `args` makes one step on the meta device. What is held in one place for several
+      parameters, as the code tables of bitsandbytes are, counts once, with the first group that has it. State outlives
+      its group's training, but where a stage says forget=True. A rotation is shown by one period, of those that train
+      most.
     - Gradients: one value per trainable parameter, of its type; for all of a matrix of which some rows train. DDP sends
       each once per optimizer step (an all-reduce moves up to twice as much over the wire), and the buffers once.
     - Activations: all that is alive between forward and backward, weights aside: what autograd keeps, and the output.
@@ -131,7 +133,7 @@ class _Facts:
     gradients: Mapping[str, int]
     idle: Mapping[frozenset[str], frozenset[str]]
     buffers: int
-    optimizer: Mapping[str, StateBytes] | None
+    optimizer: Mapping[str, HeldState] | None
     traces: Mapping[frozenset[str], StepTrace]
     schedule: RateSchedule | None
 
@@ -141,7 +143,8 @@ class _Facts:
         stepped = frozenset[str]()
         for before in range(index + 1):
             stepped = (stepped - self.resolved.forgotten(before)) | self._with_gradient(self.shown[before])
-        all_groups = [self._group(spec, index, stepped) for spec in self.specs]
+        states = self._states(stepped)
+        all_groups = [self._group(spec, index, state) for spec, state in zip(self.specs, states, strict=True)]
         held = [spec.parameters[0] in begun for spec in self.specs]
         trace = self.traces.get(names)
         begins = self.schedule.begins if self.schedule else ()
@@ -161,7 +164,7 @@ class _Facts:
     def _with_gradient(self, stage: frozenset[str]) -> frozenset[str]:
         return stage - self.idle.get(stage, frozenset())
 
-    def _group(self, spec: GroupSpec, stage: int, stepped: frozenset[str]) -> GroupPreview:
+    def _group(self, spec: GroupSpec, stage: int, state: int | None) -> GroupPreview:
         names = self.shown[stage]
         trains = spec.parameters[0] in names
         return GroupPreview(
@@ -170,7 +173,7 @@ class _Facts:
             parameters=sum(self.resolved.sizes[name] for name in spec.parameters),
             learning_rate=spec.options["lr"] * self.resolved.lr_factors[stage] if trains else 0.0,
             weight_decay=spec.options["weight_decay"] if trains else 0.0,
-            optimizer_bytes=self._state(spec, stepped),
+            optimizer_bytes=state,
             gradient_bytes=sum(self._allocated(self._with_gradient(names)).get(name, 0) for name in spec.parameters),
         )
 
@@ -183,11 +186,19 @@ class _Facts:
                 found[trained[0]] += sum(self.gradients[rows.name] for rows in cut if rows.name not in names)
         return found
 
-    def _state(self, spec: GroupSpec, stepped: frozenset[str]) -> int | None:
+    def _states(self, stepped: frozenset[str]) -> list[int | None]:
+        """Return the bytes of state of each group; memory that several share counts with the first of them."""
         if self.optimizer is None:
-            return None
-        held = {name: self.optimizer[name] for name in spec.parameters}
-        return sum(state.stepped if name in stepped else state.built for name, state in held.items())
+            return [None for _ in self.specs]
+        found: list[int | None] = []
+        counted: set[object] = set()
+        for spec in self.specs:
+            pieces: dict[object, int] = {}
+            for name in spec.parameters:
+                pieces |= self.optimizer[name].stepped if name in stepped else self.optimizer[name].built
+            found.append(sum(size for piece, size in pieces.items() if piece not in counted))
+            counted |= pieces.keys()
+        return found
 
 
 def _facts(
@@ -254,9 +265,9 @@ def _specs(resolved: ResolvedPlan, args: TrainingArguments, model: nn.Module) ->
 
 def _optimizer_state(
     specs: Sequence[GroupSpec], model: nn.Module, args: TrainingArguments, remarks: list[str]
-) -> dict[str, StateBytes] | None:
+) -> dict[str, HeldState] | None:
     try:
-        return state_bytes(specs, model, args)
+        return held_state(specs, model, args)
     except FreezeError:
         raise
     except Exception as error:  # an optimizer may raise anything
