@@ -53,14 +53,17 @@ class Rotation:
         periods = range(self.periods_per_cycle)
         return max(periods, key=lambda p: (sum(sizes[n] for n in self.names(p)), -min(self._chosen(p))))
 
-    def factor(self, names: Set[str], step: int, warmup: int) -> float:
-        """Return what a rate is multiplied with for these names: 0 while all are frozen, else their ramp.
+    def places(self, names: Set[str]) -> frozenset[int]:
+        """Return the places of the layers that hold these names; none where some of them train throughout."""
+        return frozenset(self.layer_of[name] for name in names) if names <= self.layer_of.keys() else frozenset()
 
-        It is 1 where some of them train throughout.
+    def factor(self, places: frozenset[int], step: int, warmup: int) -> float:
+        """Return what a rate is multiplied with for layers at these places: 0 while all are frozen, else their ramp.
+
+        It is 1 for none.
         """
-        if not names or not names <= self.layer_of.keys():
+        if not places:
             return 1.0
-        places = {self.layer_of[name] for name in names}
         first = self.period(step)
         if places.isdisjoint(self._chosen(first)):
             return 0.0

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from functools import partial
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -22,8 +22,6 @@ from hf_freeze.selection.rows import Rows, rows_named, tensors_of
 from hf_freeze.training.row_parameters import runs, set_rows
 
 logger = logging.getLogger(__name__)
-
-_in_train_mode: Callable[[nn.Module], bool] = attrgetter("training")
 
 
 def freeze(model: nn.Module, selection: Selection = "all") -> list[str]:
@@ -129,21 +127,22 @@ def _write(model: nn.Module, names: Collection[str], *, trainable: bool) -> list
 
 def _set(model: nn.Module, parameters: Mapping[str, nn.Parameter], trainable: bool) -> list[str]:
     """Set `requires_grad` of these parameters of `model`; with `_set_rows` the only place where hf_freeze does so."""
-    different: list[str] = []
-    for name, parameter in parameters.items():
-        rows = trained_rows(parameter)
-        is_so = parameter.requires_grad is trainable and (rows is None or bool((rows == trainable).all()))
-        different += [] if is_so else [name]
+    rows_of = {name: trained_rows(parameter) for name, parameter in parameters.items()}
+    different = [name for name, p in parameters.items() if not _is_so(p, rows_of[name], trainable)]
     (unmark_frozen if trainable else mark_frozen)(model, set(different))
-    for parameter in parameters.values():
+    for name, parameter in parameters.items():
         parameter.requires_grad_(trainable)
         if not trainable:
             parameter.grad = None
-        if (rows := trained_rows(parameter)) is not None:
+        if (rows := rows_of[name]) is not None:
             set_rows(parameter, torch.full_like(rows, trainable))
     for name in different:
         warn_of_copies(model, name, are_frozen=False)
     return different
+
+
+def _is_so(parameter: nn.Parameter, rows: torch.Tensor | None, trainable: bool) -> bool:
+    return parameter.requires_grad is trainable and (rows is None or bool((rows == trainable).all()))
 
 
 def _set_rows(
@@ -266,8 +265,9 @@ class _HeldTrain:
             return self._train(mode)
         # The Trainer asks before every step, and to walk through all modules takes longer than the step of a small
         # head.
-        following, held = self._modes or ((), ())
-        if following and all(part.training is mode for part in following) and not any(map(_in_train_mode, held)):
+        if self._modes is not None and isinstance(mode, bool):
+            _set_mode(self._modes[0], mode)
+            _set_mode(self._modes[1], False)
             return self.model
         self._train(mode)
         self.hold()
@@ -277,7 +277,9 @@ class _HeldTrain:
 
     def hold(self) -> None:
         """Put what is frozen into eval mode."""
-        if self.model in self.frozen:  # all of it, under a loss that trains; its own eval() would come back here
+        if self._modes is not None:
+            _set_mode(self._modes[1], False)
+        elif self.model in self.frozen:  # all of it, under a loss that trains; its own eval() would come back here
             self._train(False)
         else:
             for module in self.frozen:
@@ -296,11 +298,27 @@ def _modes(
     modules: Sequence[nn.Module], frozen: Iterable[nn.Module], noisy: Iterable[nn.Module]
 ) -> tuple[list[nn.Module], list[nn.Module]] | None:
     """Return the modules that follow the mode, and those held in eval; None where a `train()` does more than that."""
-    usual = (nn.Module.train, PreTrainedModel.train)
-    if any(type(part).train not in usual or "train" in vars(part) for part in modules):
+    if any(map(_does_more, modules)):
         return None
     held = {part for module in frozen for part in module.modules()}.difference(noisy)
     return [part for part in modules if part not in held], list(held)
+
+
+_SET_THE_MODE = (nn.Module.train, nn.Module.eval, PreTrainedModel.train, PreTrainedModel.eval)
+
+
+def _does_more(module: nn.Module) -> bool:
+    """Tell whether the `train()` or the `eval()` of a module does more than to set its mode."""
+    kind = type(module)
+    sets_it = kind.train in _SET_THE_MODE and kind.eval in _SET_THE_MODE
+    patched = not vars(module).keys().isdisjoint(("train", "eval"))
+    return patched or not sets_it or bool(getattr(module, "use_kernels", False))
+
+
+def _set_mode(modules: Iterable[nn.Module], mode: bool) -> None:
+    for module in modules:
+        if module.training is not mode:
+            module.training = mode
 
 
 def release_eval(model: nn.Module, is_over: Callable[[], bool] | None = None) -> None:

@@ -103,6 +103,7 @@ class FreezeRun:
             refuse_settling(resolved, "This set-up")
         if self._freezes_by_lr:
             refuse_forgetting(resolved, "DeepSpeed")
+        self._added = adapter_names(bound.model)
         self._adapters: list[tuple[nn.Parameter, bool]] = []
         self._logged: dict[str, Any] = {}
         self._is_running = is_running
@@ -320,12 +321,13 @@ class FreezeRun:
         if rotation is None or (period := rotation.period(step)) == self._period:
             return
         before, self._period = self.trains, period
-        if self.trains == before:
+        now = self.trains
+        if now == before:
             return
         self.verify()
         self._apply(self.state.stage)
-        forget(self._optimizer, self._bound, before - self.trains)
-        change = rotation.describe_change(before, self.trains)
+        forget(self._optimizer, self._bound, before - now)
+        change = rotation.describe_change(before, now)
         logger.info("Step %d: period %d of the rotation begins. %s", step, period, change)
 
     def _apply(self, stage: int) -> None:
@@ -334,9 +336,8 @@ class FreezeRun:
         thawed, frozen = set_trainable(self._bound.model, with_gradient)
         if thawed or frozen:
             rebuild_ddp_reducers(self._wrappers)
-        added = adapter_names(self._bound.model)
-        named = self._bound.parameters.items() if added else ()
-        self._adapters = [(tensor, name in with_gradient) for name, tensor in named if name in added]
+        named = self._bound.parameters.items() if self._added else ()
+        self._adapters = [(tensor, name in with_gradient) for name, tensor in named if name in self._added]
         if self._settings.frozen_eval:
             hold_eval(self._bound.model, trainable, is_over=self._is_over)
         if self._proof:

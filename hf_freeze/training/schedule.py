@@ -60,7 +60,9 @@ class RateGate:
         self._optimizer = optimizer
         self._warmup = warmup
         self._trains = _trains_by_group(optimizer, bound, warmup)
-        self._rotation, self._members = bound.resolved.rotation, names_by_group(optimizer, bound)
+        self._rotation = rotation = bound.resolved.rotation
+        members = names_by_group(optimizer, bound)
+        self._places = [frozenset[int]() if rotation is None else rotation.places(names) for names in members]
         self._factors = bound.resolved.lr_factors
         self._applied: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._frozen: list[bool] = [False] * len(optimizer.param_groups)
@@ -78,11 +80,11 @@ class RateGate:
                 + "Declare what trains later as a stage of the plan; its groups are there from the start."
             )
         self._frozen = []
-        for group, trains, members in zip(groups, self._trains, self._members, strict=True):
+        for group, trains, places in zip(groups, self._trains, self._places, strict=True):
             scheduled: dict[str, Any] = {option: group[option] for option in ("lr", "weight_decay") if option in group}
             factor = rate_factor(trains, begins, step, self._warmup, self._factors)
             if self._rotation is not None:
-                factor *= self._rotation.factor(members, step, self._warmup)
+                factor *= self._rotation.factor(places, step, self._warmup)
             self._frozen.append(not factor)
             group["lr"] = group["lr"] * factor
             if not factor and "weight_decay" in group:

@@ -1029,7 +1029,7 @@ SUGGESTED = [
 ROTATION = [
     change(
         "training/forgetting.py",
-        "            state.pop(bound.parameters[name], None)",
+        "            state.pop(parameters[name], None)",
         "            pass",
         "training/forgetting::the_optimizer_holds_what_trains_and_no_more_as_preview_says[adafactor]",
         "training/rotation::each_step_moves_the_layers_of_its_period_and_the_optimizer_holds_their_state_alone",
@@ -1067,7 +1067,7 @@ ROTATION = [
     ),
     change(
         "training/run.py",
-        "        forget(self._optimizer, self._bound, before - self.trains)\n",
+        "        forget(self._optimizer, self._bound, before - now)\n",
         "",
         "training/rotation::it_resumes_bit_for_bit_in_mid_period_and_between_periods[7]",
         "training/rotation::in_a_loop_of_ones_own_gradients_and_state_are_of_what_trains_alone[False]",
@@ -1112,8 +1112,8 @@ ROTATION = [
     ),
     change(
         "plan/rotation.py",
-        "        if not names or not names <= self.layer_of.keys():\n            return 1.0\n",
-        "        names = names & self.layer_of.keys()\n",
+        "for name in names) if names <= self.layer_of.keys() else frozenset()",
+        "for name in names & self.layer_of.keys())",
         "plan/rotation::a_group_of_several_layers_trains_while_one_of_them_does_and_with_what_trains_throughout",
     ),
     change(

@@ -82,8 +82,8 @@ def test_nothing_but_the_layers_may_train():
 def test_a_group_of_several_layers_trains_while_one_of_them_does_and_with_what_trains_throughout():
     found = rotation(tiny_bert(layers=4), layers=1, every=5, order="ascending")
     of = [{name for name, place in found.layer_of.items() if place == layer} for layer in range(4)]
-    assert [found.factor(of[1] | of[2], step, 0) for step in (0, 5, 10, 15)] == [0.0, 1.0, 1.0, 0.0]
-    assert [found.factor(of[1] | {"classifier.weight"}, step, 0) for step in (0, 5, 10, 15)] == [1.0] * 4
+    assert [found.factor(found.places(of[1] | of[2]), step, 0) for step in (0, 5, 10, 15)] == [0.0, 1.0, 1.0, 0.0]
+    assert [found.factor(found.places(of[1] | {"classifier.weight"}), step, 0) for step in (0, 5, 10, 15)] == [1.0] * 4
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import pickle
+from collections import OrderedDict
 from functools import partial
 
 import pytest
@@ -384,6 +385,37 @@ def test_a_train_method_put_on_a_module_inside_is_called_while_held():
     model.bert.encoder.layer[1].training = True
     model.train()
     assert not model.bert.encoder.layer[1].training
+
+
+@pytest.mark.parametrize("asked", ["train", "eval"])
+def test_a_module_whose_class_does_more_than_set_the_mode_is_asked(asked):
+    calls = []
+
+    class Noting(nn.Linear):
+        pass
+
+    setattr(Noting, asked, lambda module, *mode: calls.append(mode) or getattr(nn.Linear, asked)(module, *mode))
+    model = nn.Sequential(OrderedDict(body=Noting(2, 2), out=nn.Linear(2, 2)))
+    freeze(model, "body")
+    hold_eval(model)
+    calls.clear()
+    model.train()
+    assert calls
+    assert modes(model) == {"": True, "body": False, "out": True}
+
+
+def test_a_model_that_swaps_kernels_when_its_mode_changes_does_so_while_held(monkeypatch):
+    swapped = []
+    model = tiny_bert()
+    monkeypatch.setattr(type(model), "set_use_kernels", lambda *_: swapped.append(True))
+    monkeypatch.setattr(type(model), "use_kernels", True)
+    freeze(model, "backbone")
+    model.eval()
+    swapped.clear()
+    hold_eval(model)
+    model.train()
+    assert swapped
+    assert not model.bert.training
 
 
 def test_release_leaves_a_train_method_that_somebody_put_there_since():

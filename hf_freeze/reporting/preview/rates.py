@@ -57,7 +57,7 @@ class RateSchedule:
     def _turn(self, name: str, step: int) -> float:
         if self.rotation is None:
             return 1.0
-        return self.rotation.factor({self.first_names[name]}, step, self.warmup)
+        return self.rotation.factor(self.rotation.places({self.first_names[name]}), step, self.warmup)
 
 
 def rate_schedule(
