@@ -24,7 +24,7 @@ from hf_freeze.model_inputs.inspected_model import IDS, InspectedModel
 
 
 @dataclass(frozen=True)
-class Probe:
+class _Probe:
     """What padding did to the logits: `moved` is None where that is unknown."""
 
     padded: Padded
@@ -150,22 +150,22 @@ def _unmasked(context: PaddingContext, padded: Padded, shown: Mapping[str, Any])
     return int(mask[0][rest].ne(0).sum())
 
 
-def _probe(context: PaddingContext, padded: Padded) -> Probe:
+def _probe(context: PaddingContext, padded: Padded) -> _Probe:
     reference, logits = context.batch, context.logits
     if padded.reference is not None:
         alone = context.runner.run(padded.reference, score=_scored(context))
         if alone.logits is None:
-            return Probe(padded, None, 0.0)
+            return _Probe(padded, None, 0.0)
         reference, logits = padded.reference, alone.logits
     made = context.runner.run(padded.batch, score=_scored(context))
     if made.logits is None:
-        return Probe(padded, None, 0.0, made.error)
+        return _Probe(padded, None, 0.0, made.error)
     pair = same_row(logits, made.logits, padded, reference)
     if pair is None:
-        return Probe(padded, None, 0.0)
+        return _Probe(padded, None, 0.0)
     # Rounding is judged by what the contents of the row do to the logits: those of a new model are small.
     share = {1: 0.5, 2: 0.2}.get(_bytes(context), 1e-3)
-    return Probe(
+    return _Probe(
         padded, distance(*pair), max(noise(pair[0]) if _bytes(context) > 2 else 0.0, share * context.sensitivity)
     )
 
@@ -182,7 +182,7 @@ def _scored(context: PaddingContext) -> bool:
     return bool(getattr(context.inspected.config, "is_encoder_decoder", False))
 
 
-def _harm(context: PaddingContext, probe: Probe) -> Check:
+def _harm(context: PaddingContext, probe: _Probe) -> Check:
     """Say why padding moves the logits."""
     takes, has = MASK in context.inspected.accepts, MASK in context.batch
     if takes and not has:
@@ -212,11 +212,11 @@ def _harm(context: PaddingContext, probe: Probe) -> Check:
     )
 
 
-def _by(probe: Probe) -> str:
+def _by(probe: _Probe) -> str:
     return f"changes the logits by {probe.moved:.3g}"
 
 
-def _harmless(context: PaddingContext, side: Any, probe: Probe) -> bool:
+def _harmless(context: PaddingContext, side: Any, probe: _Probe) -> bool:
     if probe.padded.pad_id is None:
         return False
     by_hand = padded_by_hand(context.inspected, _unpadded(context, probe), side, probe.padded.pad_id)
@@ -226,13 +226,13 @@ def _harmless(context: PaddingContext, side: Any, probe: Probe) -> bool:
     return again.moved is not None and not again.harmful
 
 
-def _unpadded(context: PaddingContext, probe: Probe) -> Mapping[str, Any]:
+def _unpadded(context: PaddingContext, probe: _Probe) -> Mapping[str, Any]:
     """Return the row without padding: what came out of the trimming, or the row itself."""
     trimmed = len(probe.padded.before) < context.batch[IDS].shape[1] and probe.padded.reference is None
     return probe.padded.batch if trimmed else context.batch
 
 
-def _alone(context: PaddingContext, probe: Probe) -> PaddingContext:
+def _alone(context: PaddingContext, probe: _Probe) -> PaddingContext:
     batch = _unpadded(context, probe)
     if batch is context.batch:
         return context
@@ -242,7 +242,7 @@ def _alone(context: PaddingContext, probe: Probe) -> PaddingContext:
     )
 
 
-def _wrong_token(inspected: InspectedModel, probe: Probe) -> Check | None:
+def _wrong_token(inspected: InspectedModel, probe: _Probe) -> Check | None:
     expected, used = getattr(_text_config(inspected), "pad_token_id", None), probe.padded.pad_id
     if expected is None or used is None or expected == used:
         return None

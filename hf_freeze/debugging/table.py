@@ -11,16 +11,16 @@ from hf_freeze.debugging.passes import out_of_range
 from hf_freeze.debugging.sample_check import Check, CheckName
 from hf_freeze.debugging.weighted_losses import check_weights
 
-Need: TypeAlias = Callable[[Look], bool]
+_Need: TypeAlias = Callable[[Look], bool]
 
 
 @dataclass(frozen=True)
-class Entry:
+class _Entry:
     """A check. `explained_by`: checks of a cause; where one of them is not ok, a failure here is its consequence."""
 
     name: CheckName
     check: Callable[[Look], Check | None]
-    needs: tuple[Need, ...] = ()
+    needs: tuple[_Need, ...] = ()
     explained_by: tuple[CheckName, ...] = ()
 
 
@@ -173,50 +173,50 @@ def _head(look: Look) -> Check | None:
 
 
 _BROKEN: tuple[CheckName, ...] = ("weights_finite", "logits_finite", "inputs")
-_TABLE: tuple[Entry, ...] = (
-    Entry("collator", lambda look: look.fault_of_row("collator")),
-    Entry("modes", lambda look: inputs.check_modes(look.flags, look.model, look.ignores_eval), (_a_batch,)),
-    Entry("weights_finite", lambda look: look.weights, (_a_batch,)),
-    Entry("inputs", _inputs, (_a_batch,)),
-    Entry("truncated", lambda look: inputs.check_truncated(look.inspected, look.row, look.batch), (_a_batch,)),
-    Entry("tokens", lambda look: inputs.check_unknown(look.inspected, look.batch), (_a_batch,)),
-    Entry("labels", _labels),
-    Entry("label_names", lambda look: row_label.check_names(look.inspected, look.row), (_a_batch,)),
-    Entry("length", lambda look: look.length, (_a_batch,)),
-    Entry("vocabulary", _vocabulary, (_a_batch,)),
-    Entry("forward", _forward, (_a_batch,), explained_by=("length", "vocabulary")),
-    Entry("label_range", lambda look: _worst(look.own_range, look.fault_of_labels("label_range")), (_logits,)),
-    Entry("label_dtype", _label_dtype),
-    Entry("logits_finite", _logits_finite, (_logits, _finite_weights), explained_by=("weights_finite", "inputs")),
-    Entry("loss", _loss, (_finite_logits, _a_label), explained_by=(*_BROKEN, "label_range")),
-    Entry("repeatable", lambda look: look.repeatable, (_finite_logits,)),
-    Entry("sensitive", lambda look: look.sensitive, (_finite_logits,), explained_by=("attention_mask",)),
-    Entry("logits_not_probabilities", _no_probabilities, (_finite_logits,)),
-    Entry("initial_loss", _initial_loss, (_finite_logits,)),
-    Entry("attention_mask", lambda look: look.fault_of_padding("attention_mask"), (_finite_logits,)),
-    Entry("pad_token", lambda look: look.fault_of_padding("pad_token"), (_finite_logits,)),
-    Entry(
+_TABLE: tuple[_Entry, ...] = (
+    _Entry("collator", lambda look: look.fault_of_row("collator")),
+    _Entry("modes", lambda look: inputs.check_modes(look.flags, look.model, look.ignores_eval), (_a_batch,)),
+    _Entry("weights_finite", lambda look: look.weights, (_a_batch,)),
+    _Entry("inputs", _inputs, (_a_batch,)),
+    _Entry("truncated", lambda look: inputs.check_truncated(look.inspected, look.row, look.batch), (_a_batch,)),
+    _Entry("tokens", lambda look: inputs.check_unknown(look.inspected, look.batch), (_a_batch,)),
+    _Entry("labels", _labels),
+    _Entry("label_names", lambda look: row_label.check_names(look.inspected, look.row), (_a_batch,)),
+    _Entry("length", lambda look: look.length, (_a_batch,)),
+    _Entry("vocabulary", _vocabulary, (_a_batch,)),
+    _Entry("forward", _forward, (_a_batch,), explained_by=("length", "vocabulary")),
+    _Entry("label_range", lambda look: _worst(look.own_range, look.fault_of_labels("label_range")), (_logits,)),
+    _Entry("label_dtype", _label_dtype),
+    _Entry("logits_finite", _logits_finite, (_logits, _finite_weights), explained_by=("weights_finite", "inputs")),
+    _Entry("loss", _loss, (_finite_logits, _a_label), explained_by=(*_BROKEN, "label_range")),
+    _Entry("repeatable", lambda look: look.repeatable, (_finite_logits,)),
+    _Entry("sensitive", lambda look: look.sensitive, (_finite_logits,), explained_by=("attention_mask",)),
+    _Entry("logits_not_probabilities", _no_probabilities, (_finite_logits,)),
+    _Entry("initial_loss", _initial_loss, (_finite_logits,)),
+    _Entry("attention_mask", lambda look: look.fault_of_padding("attention_mask"), (_finite_logits,)),
+    _Entry("pad_token", lambda look: look.fault_of_padding("pad_token"), (_finite_logits,)),
+    _Entry(
         "padding_side",
         lambda look: look.fault_of_padding("padding_side"),
         (_finite_logits,),
         explained_by=("repeatable",),
     ),
-    Entry("padding", lambda look: look.fault_of_padding("padding"), (_finite_logits,), explained_by=("repeatable",)),
-    Entry("loss_scale", _loss_scale, (_finite_logits, _a_loss)),
-    Entry(
+    _Entry("padding", lambda look: look.fault_of_padding("padding"), (_finite_logits,), explained_by=("repeatable",)),
+    _Entry("loss_scale", _loss_scale, (_finite_logits, _a_loss)),
+    _Entry(
         "gradients",
         lambda look: gradients.check_gradients(look.statuses, look.model),
         (_finite_logits, _a_backward_pass),
         explained_by=(*_BROKEN, "label_range", "attention_mask", "sensitive"),
     ),
-    Entry("neighbours", _neighbours, (_finite_logits, _all_checks, _company), explained_by=("repeatable",)),
-    Entry(
+    _Entry("neighbours", _neighbours, (_finite_logits, _all_checks, _company), explained_by=("repeatable",)),
+    _Entry(
         "train_mode",
         lambda look: outputs.check_train_mode(*look.in_train_mode),
         (_finite_logits, _all_checks),
         explained_by=(*_BROKEN, "label_range"),
     ),
-    Entry("plan", lambda look: optimizer_checks.check_plan(look.inspected, look.stale)),
-    Entry("optimizer", lambda look: optimizer_checks.check_optimizer(look.inspected)),
-    Entry("head", _head),
+    _Entry("plan", lambda look: optimizer_checks.check_plan(look.inspected, look.stale)),
+    _Entry("optimizer", lambda look: optimizer_checks.check_optimizer(look.inspected)),
+    _Entry("head", _head),
 )

@@ -107,7 +107,7 @@ class Digesting:
 
 
 @dataclass(frozen=True)
-class OnCopies:
+class _OnCopies:
     """A collator that does not get at the rows themselves: some take entries out of them, or write into them."""
 
     collate: Callable[[list[Any]], Any]
@@ -160,7 +160,7 @@ class Source:
             self.dataset,
             batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists will do
             # Of `datasets`, every reading makes rows anew.
-            collate_fn=self.collate if isinstance(self.dataset, Dataset) else OnCopies(self.collate),
+            collate_fn=self.collate if isinstance(self.dataset, Dataset) else _OnCopies(self.collate),
             num_workers=self.workers,
         )
         for rows, collated in zip(batches, loader, strict=False):

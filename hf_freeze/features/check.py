@@ -44,7 +44,7 @@ def check_still(
         if _difference(again.values, first.values) > _tolerance(first.values.dtype):
             raise CacheRefused(
                 f"what {key} returns is random: dropout in front of it or between frozen modules is on"
-                f"{_named(training_dropout(model, frontier))}. Set its p, or the configuration's dropout, to 0"
+                f"{_named(_training_dropout(model, frontier))}. Set its p, or the configuration's dropout, to 0"
             )
         one, other = first.last(shared), stored_rows(seen[2][column], layout, batches[1]).last(shared)
         if _difference(other, one) > _tolerance(one.dtype, computed_in):
@@ -55,7 +55,7 @@ def check_still(
     return first_seen
 
 
-def training_dropout(model: nn.Module, frontier: Frontier) -> list[str]:
+def _training_dropout(model: nn.Module, frontier: Frontier) -> list[str]:
     """Name the dropout modules in train mode that lie next to frozen modules."""
     parents = {key.name.rpartition(".")[0] for key in frontier.answers}
     return [

@@ -51,7 +51,7 @@ def fingerprint(model: nn.Module, frontier: Frontier, *, form: Mapping[str, Any]
     }
     stored = {str(column): [str(key), index, repr(layout)] for column, (key, index, layout) in frontier.columns.items()}
     return {
-        "weights": digest_weights(model, frontier),
+        "weights": _digest_weights(model, frontier),
         "structure": _digest(structure),
         "stored": _digest(stored),
         "form": _digest({"version": _VERSION, **form}),
@@ -83,7 +83,7 @@ def short(parts: Mapping[str, str]) -> str:
     return _digest(parts)[:32]
 
 
-def digest_weights(model: nn.Module, frontier: Frontier) -> str:
+def _digest_weights(model: nn.Module, frontier: Frontier) -> str:
     """Digest every frozen parameter, and every buffer of the frozen prefix, bit by bit."""
     digest = xxhash.xxh3_128()
     modules = frontier.watched(model)

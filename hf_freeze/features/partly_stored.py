@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-Tensor = torch.Tensor
 Whole = Callable[[], Tensor]
 
 _OF_SHAPES = {
@@ -30,7 +30,7 @@ _OF_EACH_POSITION = {functional.linear, *_LATER}
 """What makes of each position one of its own, so that the same ones are known behind it."""
 
 
-class StandIn(torch.Tensor):
+class StandIn(Tensor):
     """Holds `filler` of the right shape; `known` says of which positions it is true, and `whole` computes all.
 
     With `is_loose`, what is not known is padding: only who picks it gets what was computed, all else gets the filler.

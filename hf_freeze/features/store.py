@@ -50,7 +50,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class ColumnType:
+class _ColumnType:
     """What a column holds: per row, or per position of a row, a tensor of shape `rest`."""
 
     rest: tuple[int, ...]
@@ -139,7 +139,7 @@ class FeatureStore:
                 table, note = self._table(part), json.loads(self._paths(part)[1].read_text())
                 held = _keys(table)
                 if _contained(keys, held).any():
-                    types = [ColumnType(tuple(rest), at, getattr(torch, dtype)) for rest, at, dtype in note["columns"]]
+                    types = [_ColumnType(tuple(rest), at, getattr(torch, dtype)) for rest, at, dtype in note["columns"]]
                     tables.append(table)
                     found.append(held)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
@@ -227,7 +227,7 @@ class Features:
 class _ColumnReader:
     def __init__(
         self,
-        type_: ColumnType,
+        type_: _ColumnType,
         chunks: list[npt.NDArray[Any]],
         lengths: npt.NDArray[np.int64],
         device: torch.device,
@@ -306,7 +306,7 @@ def _as_numpy(values: torch.Tensor) -> npt.NDArray[Any]:
     return values.view(_AS_INTEGERS.get(values.dtype, values.dtype)).numpy()
 
 
-def _as_tensor(chunk: npt.NDArray[Any], type_: ColumnType) -> torch.Tensor:
+def _as_tensor(chunk: npt.NDArray[Any], type_: _ColumnType) -> torch.Tensor:
     with warnings.catch_warnings():
         # Memory-mapped for reading; nobody writes to it here.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

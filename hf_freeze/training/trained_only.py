@@ -110,7 +110,7 @@ class TrainedOnlyTrainerMixin(_Base):
         if not self.args.should_save:
             return
         folder, tracked = Path(str(self.args.output_dir) if output_dir is None else output_dir), self._what_trained()
-        refuse_saving_over_base(self.model, folder)
+        _refuse_saving_over_base(self.model, folder)
         with _weights_left_out(self.model, folder):
             super()._save(str(folder), state_dict={})
         tensors = tracked.tensors(also=self._trains_first, frozen_is_proved=self._frozen_is_proved)
@@ -198,7 +198,7 @@ def _refuse_base_inside(model: nn.Module, output_dir: Path) -> None:
             )
 
 
-def refuse_saving_over_base(model: nn.Module, folder: Path) -> None:
+def _refuse_saving_over_base(model: nn.Module, folder: Path) -> None:
     """Raise `FreezeError` where saving what trained would delete the weights of the base, without which it is nothing.
 
     Only sentence-transformers saves models into folders inside.

@@ -40,11 +40,11 @@ def require_whole(folder: str | os.PathLike[str], *, optimizer: bool) -> None:
     folder = Path(folder)
     if not folder.is_dir():
         raise FreezeError(f"There is no checkpoint {str(folder)!r} to resume from.")
-    found = next(defects(folder, optimizer=optimizer), None)
+    found = next(_defects(folder, optimizer=optimizer), None)
     if found is None:
         return
     others = sorted(folder.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=_step_of, reverse=True)
-    whole = next((path for path in others if path != folder and not any(defects(path, optimizer=optimizer))), None)
+    whole = next((path for path in others if path != folder and not any(_defects(path, optimizer=optimizer))), None)
     instead = (
         f"The newest whole one is {str(whole)!r}: resume from that one by its name, or delete the other."
         if whole
@@ -110,9 +110,9 @@ def _ends_of(shapes: Mapping[str, tuple[int, ...]]) -> set[tuple[str, tuple[int,
     return {(".".join(parts[name][cut:]), shape) for name, shape in shapes.items() for cut in range(len(parts[name]))}
 
 
-def defects(folder: Path, *, optimizer: bool) -> Iterator[str]:
+def _defects(folder: Path, *, optimizer: bool) -> Iterator[str]:
     """Yield a sentence for each file that is missing or cannot be read."""
-    problem = state_problem(folder / TRAINER_STATE_NAME)
+    problem = _state_problem(folder / TRAINER_STATE_NAME)
     if problem:
         yield problem
     weights = [path for path in folder.rglob("*") if path.suffix in _WEIGHTS]
@@ -163,7 +163,7 @@ def _lost_by_a_process(folder: Path) -> str | None:
     return next((f"rng_state_{number}.pth" for number in expected if number not in numbers), None)
 
 
-def state_problem(path: Path) -> str | None:
+def _state_problem(path: Path) -> str | None:
     """Say what is wrong with `trainer_state.json`, None when nothing is."""
     if not path.exists():
         return f"{path.name!r}, which is written last, is missing. Was the run killed while it saved?"

@@ -590,7 +590,7 @@ CHECKPOINTS = [
     ),
     change(
         "training/trained_only.py",
-        "        refuse_saving_over_base(self.model, folder)\n",
+        "        _refuse_saving_over_base(self.model, folder)\n",
         "",
         "training/trained_damaged::what_trained_is_not_saved_over_its_base",
     ),

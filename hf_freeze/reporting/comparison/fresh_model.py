@@ -14,7 +14,7 @@ from hf_freeze.training.digests import digests
 
 
 @dataclass(frozen=True)
-class Build:
+class _Build:
     """What a built model is: its weights and buffers, digested, and what else it consists of."""
 
     weights: dict[str, Any]
