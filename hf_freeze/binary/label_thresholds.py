@@ -47,7 +47,10 @@ class LabelThresholds:
         if len({result.head for result in results.values()}) > 1:
             raise FreezeError("Some thresholds are of logits and others of probabilities. Give all of one kind.")
         if reversed_labels := [name for name, result in results.items() if result.positive != 1]:
-            raise FreezeError(f"The thresholds of {reversed_labels} are of class 0: a label is class 1 of its own.")
+            raise FreezeError(
+                f"The thresholds of {reversed_labels} were tuned with class 0 as the positive one, but with several "
+                "labels class 1 always means that a row has the label."
+            )
         object.__setattr__(self, "by_label", results)
 
     def __getitem__(self, label: str) -> ThresholdResult:

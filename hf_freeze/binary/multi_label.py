@@ -137,10 +137,12 @@ class MultiLabelMetrics(TunedMetrics):
             self._results = {}
             return
         if isinstance(found, ThresholdResult):
-            raise FreezeError("The threshold found is that of one label, not of several. Was it saved by another run?")
+            raise FreezeError("There is a threshold for one label, not for several. Was it saved by another run?")
         given = found if isinstance(found, LabelThresholds) else LabelThresholds(found)  # type: ignore[arg-type]
         if self._labels is not None and set(given.by_label) != set(self._labels):
-            raise FreezeError(f"The thresholds are of the labels {given.labels}, but these are {list(self._labels)}.")
+            raise FreezeError(
+                f"The thresholds are for the labels {given.labels}, but the model's labels are {list(self._labels)}."
+            )
         if given.head == "probability" and self._known_head == "logits":
             raise FreezeError('The thresholds were tuned on probabilities. Say head="probability" here as well.')
         self._results = {name: replace(result, head=self._known_head) for name, result in given.by_label.items()}

@@ -44,8 +44,8 @@ def labels_far_from_tuned(result: ThresholdResult, counts: ScoreCounts, *, one_l
     advice = f" Tune with at_prevalence={share:.3g} if the model will run on rows like these." if one_label else ""
     return (
         f"{_percent(share)} of the {n_rows:.0f} rows are positive, but the threshold was tuned at "
-        f"{_percent(result.prevalence)}: it is not the best one here, and what was estimated for fresh "
-        f"rows does not hold.{advice}"
+        f"{_percent(result.prevalence)}: it is not the best one here, and the estimates for fresh rows do not "
+        f"hold.{advice}"
     )
 
 
@@ -67,8 +67,8 @@ def calls_far_from_tuned(result: ThresholdResult, margin: NDArray[np.float32], *
         return None
     advice = " If not, tune with at_prevalence=." if one_label else ""
     return (
-        f"{_percent(called)} of the {len(margin)} rows are called positive, where {_percent(expected)} were "
-        f"expected: the threshold was tuned on data of which {_percent(result.prevalence)} were positive. Is that so "
+        f"{_percent(called)} of the {len(margin)} rows are called positive, where {_percent(expected)} were expected: "
+        f"the threshold was tuned on data in which {_percent(result.prevalence)} were positive. Is the share the same "
         f"here?{advice}"
     )
 

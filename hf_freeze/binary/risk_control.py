@@ -36,8 +36,8 @@ def refuse_row_weights(criterion: Criterion) -> None:
     """Raise `FreezeError` when the constraints have a confidence: the tests take rows that were drawn alike."""
     if criterion.confidence is not None:
         raise FreezeError(
-            "confidence= holds for rows that were all drawn alike, and sample_weight= says that these were not. Leave "
-            "one of them out; at_prevalence= works with a confidence."
+            "confidence= assumes that all rows were drawn in the same way, and sample_weight= says that they were "
+            "not. Leave one of them out; at_prevalence= can be combined with confidence=."
         )
 
 
@@ -86,9 +86,11 @@ class RiskControl:
         """Return why rates that are kept on the rows are not shown to be kept on fresh ones, in a sentence."""
         fewest = _rows_needed(self.criterion)
         if fewest == math.inf:
-            return "No number of rows shows that a precision is 1 on fresh ones."
-        takes = f" A precision takes {fewest:g} rows called positive without an error, or more with some."
-        narrow = "The observed rates keep it, too narrowly to vouch for fresh rows."
+            return "No number of rows can show that precision is 1 on fresh rows."
+        takes = (
+            f" To show a precision, {fewest:g} rows must be called positive without an error, or more with some errors."
+        )
+        narrow = "The observed rates keep it, but too narrowly to show the same for fresh rows."
         return narrow + (takes if self.criterion.min_precision else "")
 
 

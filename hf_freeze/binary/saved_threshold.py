@@ -116,7 +116,7 @@ def load_threshold(model_or_dir: Any) -> ThresholdResult:
     """
     found = _load(model_or_dir)
     if isinstance(found, LabelThresholds):
-        raise FreezeError(f"The thresholds found are of several labels, {found.labels}. Use load_label_thresholds.")
+        raise FreezeError(f"There are thresholds for several labels, {found.labels}. Use load_label_thresholds.")
     return found
 
 
@@ -134,7 +134,7 @@ def load_label_thresholds(model_or_dir: Any) -> LabelThresholds:
     """
     found = _load(model_or_dir)
     if not isinstance(found, LabelThresholds):
-        raise FreezeError("The threshold found is of one label, not of several. Use load_threshold.")
+        raise FreezeError("There is a threshold for one label, not for several. Use load_threshold.")
     return found
 
 

@@ -54,9 +54,9 @@ def refuse_other_scores(given: Any, served: list[Any], *, head: Head, preprocess
     for logits in served if head == "probability" and scores is not None else ():
         if _margin(logits, head) is None and _margin(logits, "logits") is not None:
             raise FreezeError(
-                'head="probability" says that the model gives probabilities, but its outputs leave [0, 1], '
-                "or two in a row do not sum to one. Leave head= out, and preprocess_logits_for_metrics as well if that "
-                "makes probabilities of them."
+                'head="probability" says that the model gives probabilities, but its outputs lie outside [0, 1], or '
+                "the two of a row do not sum to one. Leave head= out, and preprocess_logits_for_metrics as well if "
+                "that makes probabilities of them."
             )
     own = [(margin, logits) for logits in served if (margin := _margin(logits, head)) is not None]
     own = [] if scores is None else [(margin, logits) for margin, logits in own if len(margin) == len(scores)]
@@ -69,8 +69,8 @@ def refuse_other_scores(given: Any, served: list[Any], *, head: Head, preprocess
         who, advice = "preprocess_logits_for_metrics", "Let it return the logits, or leave it out."
     raise FreezeError(
         f"{who} hands the metrics scores that are not the model's: {scores[row]:.6g} in row {row} of a batch, where "
-        f"the model's logits give the margin {margin[row]:.6g}. A threshold tuned on them would label other rows than "
-        f"those reported once the model is served. {advice}"
+        f"the model's logits give the margin {margin[row]:.6g}. Once the model is served, a threshold tuned on them "
+        f"would not give the labels that were reported. {advice}"
     )
 
 

@@ -98,11 +98,15 @@ def check_vocabulary(inspected: InspectedModel, batch: Mapping[str, Any], error:
     if inspected.tokenizer is not None and len(inspected.tokenizer) > table.num_embeddings:
         return failed(
             name,
-            f"The tokenizer knows {len(inspected.tokenizer):,} tokens and the embedding {table.num_embeddings:,}: the "
-            "others will raise. model.resize_token_embeddings(len(tokenizer)), or take the model's own tokenizer.",
+            f"The tokenizer has {len(inspected.tokenizer):,} tokens, but the embedding only {table.num_embeddings:,} "
+            "rows: the other ids will raise an error. Call model.resize_token_embeddings(len(tokenizer)), or use the "
+            "model's own tokenizer.",
         )
     ids = batch[IDS]
-    return ok(name, f"Ids from {int(ids.min())} to {int(ids.max())} lie in the embedding's {table.num_embeddings:,}.")
+    return ok(
+        name,
+        f"Ids from {int(ids.min())} to {int(ids.max())} are within the {table.num_embeddings:,} rows of the embedding.",
+    )
 
 
 def check_length(inspected: InspectedModel, batch: Mapping[str, Any], error: Exception | None) -> Check | None:
@@ -114,8 +118,8 @@ def check_length(inspected: InspectedModel, batch: Mapping[str, Any], error: Exc
     if counting or (limit is not None and length > limit):
         return failed(
             "length",
-            f"The row has {length} tokens and the model {limit or 'fewer'} positions. Tokenize with truncation=True, "
-            f"max_length={limit or '...'}.",
+            f"The row has {length} tokens, but the model has only {limit or 'fewer'} positions. Tokenize with "
+            f"truncation=True, max_length={limit or '...'}.",
         )
     return ok("length", f"{length} tokens" + (f" fit {limit} positions." if limit else "."))
 
@@ -132,7 +136,7 @@ def check_truncated(inspected: InspectedModel, row: Row, batch: Mapping[str, Any
         return warning(
             name,
             f"The text has {row.untruncated} tokens, {row.untruncated - length} of which were cut off. Give the "
-            "tokenizer a larger max_length, or cut texts where it hurts least.",
+            "tokenizer a larger max_length, or shorten the texts yourself where it matters least.",
         )
     lengths = [found for other in row.others if (found := length_of(other)) is not None]
     if len(lengths) > 1 and len(set(lengths)) == 1:

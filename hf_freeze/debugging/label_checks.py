@@ -29,7 +29,7 @@ class Head:
         if value is None:
             return "labels", "has no label (None). Leave the row out, or give it one."
         if isinstance(value, str):
-            return "label_dtype", f"has the text {value!r} as its label; losses take ids. Map it by label2id."
+            return "label_dtype", f"has the text {value!r} as its label, but losses need ids. Map it by label2id."
         if isinstance(value, float) and not math.isfinite(value):
             return "label_range", f"has the label {value}, which makes the loss {value}. Leave the row out."
         if self.kind in ("several", "binary"):
@@ -45,7 +45,7 @@ class Head:
     def _no_share(self, value: Any) -> str:
         if self.kind == "several":
             return f"has the label {value:g}; binary cross entropy takes 0 and 1, for each of {self.columns} logits."
-        return f"has the label {value:g}; one logit is for two classes, 0 and 1. For more, set num_labels=."
+        return f"has the label {value:g}; one logit is for two classes, 0 and 1. For more classes, set num_labels=."
 
 
 def head_of(
@@ -109,7 +109,9 @@ def check_surveys(head: Head, found: Sequence[LabelSurvey], class_names: Sequenc
     checks = [wrong for survey in found if (wrong := _wrong_label(head, survey)) is not None]
     if not checks and head.kind in ("classes", "binary") and len(class_names) > classes:
         checks = [
-            failed("label_range", f"The data has {len(class_names)} classes and the head {classes} logits. {REMEDY}")
+            failed(
+                "label_range", f"The data has {len(class_names)} classes, but the head has {classes} logits. {REMEDY}"
+            )
         ]
     trained = next((survey for survey in found if survey.origin == "train"), found[0] if found else None)
     if not checks and trained is not None and (missing := _missing_class(head, trained)) is not None:
@@ -127,8 +129,8 @@ def _wrong_label(head: Head, survey: LabelSurvey) -> Check | None:
     if head.kind == "several" and odd is not None:
         return failed(
             "label_range",
-            f"Row {survey.widths[odd]:,} of {survey.origin} has {odd} labels and the head {head.columns} logits; each "
-            f"logit needs one.{_sentence(survey)}",
+            f"Row {survey.widths[odd]:,} of {survey.origin} has {odd} labels, but the head has {head.columns} logits; "
+            f"each logit needs one.{_sentence(survey)}",
         )
     return None
 

@@ -99,8 +99,8 @@ def check_no_probabilities(logits: torch.Tensor, seen: list[torch.Tensor], *, lo
     if loss_kind == "binary cross entropy of probabilities":
         return warning(
             name,
-            f"The model ends in a {last_layer}, and its loss knows; thresholds and metrics do not. Return logits and "
-            'use a loss "with logits", or say head="probability" to BinaryClassificationMetrics.',
+            f"The model ends in a {last_layer}, which its loss allows for, but thresholds and metrics do not. Return "
+            'logits and use a loss "with logits", or say head="probability" to BinaryClassificationMetrics.',
         )
     return failed(
         name,

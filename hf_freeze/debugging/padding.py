@@ -249,7 +249,7 @@ def _wrong_token(inspected: InspectedModel, probe: _Probe) -> Check | None:
     message = (
         f"Rows are padded with id {used}, config.pad_token_id is {expected}"
         + (f", and padding {_by(probe)}" if probe.harmful else "")
-        + ": models find positions, or the last token, by their pad token. Make them one id."
+        + ": models find positions, or the last token, by their pad token. Use one id for both."
     )
     return failed("pad_token", message) if probe.harmful else warning("pad_token", message)
 

@@ -25,7 +25,7 @@ def no_number(inspected: InspectedModel, label: str | None) -> Check:
     if label is None:
         return failed("labels", "The label of the row is None. Leave such rows out, or give them a label.")
     known = sorted(getattr(inspected.config, "label2id", None) or {})
-    return failed("label_dtype", f"The label is the text {label!r}; losses take ids. Map it by label2id ({known}).")
+    return failed("label_dtype", f"The label is the text {label!r}, but losses need ids. Map it by label2id ({known}).")
 
 
 def check_present(inspected: InspectedModel, row: Row, batch: Mapping[str, Any]) -> Check | None:

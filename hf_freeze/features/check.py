@@ -167,7 +167,7 @@ def check_replay(
             raise CacheRefused(f"the rest of the model does not run on stored features ({error})") from error
     for one, other in zip(expected, found, strict=True):
         if one.shape != other.shape or not _difference(other, one) <= 10 * _tolerance(one.dtype, computed_in):
-            raise CacheRefused("the loss or the outputs on stored features are others than without")
+            raise CacheRefused("the loss or the outputs on stored features differ from those of the whole model")
 
 
 def _difference(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -45,9 +45,9 @@ class Estimate:
 
     def __str__(self) -> str:
         return (
-            f"{self.rows:,} rows, {self.passes:.2g} passes, {in_bytes(self.size)}; {1000 * self.row_seconds:.3g} ms a "
-            f"row without, {1000 * self.cached_row_seconds:.3g} with features; saves {self.saved_seconds:.3g} s for "
-            f"{self.extraction_seconds:.3g} s of extraction"
+            f"{self.rows:,} rows, {self.passes:.2g} passes, {in_bytes(self.size)}; {1000 * self.row_seconds:.3g} ms "
+            f"per row without features, {1000 * self.cached_row_seconds:.3g} with them; saves {self.saved_seconds:.3g} "
+            f"s for {self.extraction_seconds:.3g} s of extraction"
         )
 
 

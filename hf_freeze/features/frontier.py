@@ -51,7 +51,9 @@ def find_frontier(model: nn.Module, batches: tuple[Batch, Batch], roots: Differe
         answers = _answers(looks, batches)
     frontier = Frontier(answers, frozenset(wholly_frozen(model)), usual | others)
     if not frontier.columns:
-        raise CacheRefused("nothing that the frozen part computes is read row by row")
+        raise CacheRefused(
+            "nothing that the frozen part computes has one value per row that the rest of the model reads"
+        )
     return frontier
 
 
@@ -131,7 +133,7 @@ def _look(
         roots(batch.inputs())
         _refuse_second_pass(interception)
     if not seen:
-        raise CacheRefused("no module in front of what trains is frozen as a whole")
+        raise CacheRefused("no module before the part that trains is frozen as a whole")
 
     def replace(call: Call) -> Any:
         if (known := seen.get(call.key)) is None:
@@ -225,7 +227,10 @@ def _classify(
     asked = one.asked or two.asked
     if not (one.read or two.read or asked):
         if dims is None:
-            raise CacheRefused(f"the shape of what {key} returns, {tuple(one.value.shape)}, follows no rule")
+            raise CacheRefused(
+                f"the shape of what {key} returns, {tuple(one.value.shape)}, does not follow from the shapes of the "
+                "inputs"
+            )
         return Unread(dims, torch.full((), torch.nan, dtype=one.value.dtype, device=one.value.device))
     layout = Layout.of(dims) if dims is not None else None
     if layout is None:

@@ -60,7 +60,7 @@ def reason(error: Exception) -> str:
         return str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in str(error):
         torch.cuda.empty_cache()
-        return "memory ran out when the model was tried out for it"
+        return "memory ran out while trying it out"
     return f"trying it out failed ({type(error).__name__}: {error})"
 
 

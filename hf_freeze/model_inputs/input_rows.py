@@ -66,7 +66,7 @@ def _dataset(inspected: InspectedModel, dataset: Any) -> tuple[Any, str]:
     if trainer is None:
         if dataset is None or isinstance(dataset, str):
             raise FreezeError(
-                f"A {type(inspected.model).__name__} comes without data, and dataset={dataset!r} names none. Give "
+                f"A {type(inspected.model).__name__} has no data of its own, and dataset={dataset!r} names none. Give "
                 "dataset=the data set, or a sample: a row as a dict, or a text together with tokenizer=."
             )
         return dataset, "the data set given"

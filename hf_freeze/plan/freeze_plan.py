@@ -68,11 +68,11 @@ class FreezePlan:
         if len(given) != 1:
             found = f"freeze={self.freeze!r} and trainable={self.trainable!r}" if given else "neither"
             raise PlanError(
-                f"A plan has exactly one of freeze= and trainable=, each the complement of the other; got {found}."
+                f"A plan needs exactly one of freeze= and trainable=, each the complement of the other; got {found}."
             )
         parse(getattr(self, given[0]))
         if not isinstance(self.stages, Sequence) or isinstance(self.stages, str):
-            raise PlanError(f"stages= is a list of Stage objects; got {self.stages!r}.")
+            raise PlanError(f"stages= must be a list of Stage objects; got {self.stages!r}.")
         object.__setattr__(self, "stages", tuple(self.stages))
         for stage in self.stages:
             if not isinstance(stage, AnyStage):
@@ -81,8 +81,9 @@ class FreezePlan:
                 )
         if len(self.stages) > 1 and (rules := [stage for stage in self.stages if isinstance(stage, Rotate)]):
             raise PlanError(
-                f"stages= holds {rules[0]!r} and {len(self.stages) - 1} others: a rotation goes on from the start of a "
-                "run to its end. Make it the only stage; what trains beside its layers is what the plan trains first."
+                f"stages= holds {rules[0]!r} and {len(self.stages) - 1} others: a rotation goes on from the start of "
+                "a run to its end. Make it the only stage; what the plan trains from the start goes on training beside "
+                "the layers whose turn it is."
             )
         self._check_rates()
 

@@ -40,7 +40,7 @@ def last_layers(k: int = 1) -> FreezePlan:
     """
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise PlanError(
-            f"last_layers(k={k!r}): k is a whole number of at least 1; for the head alone use linear_probe."
+            f"last_layers(k={k!r}): k must be a whole number of at least 1; for the head alone use linear_probe."
         )
     return FreezePlan(trainable=["head", "rest", f"layers[-{k}:]"])
 

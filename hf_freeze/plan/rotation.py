@@ -80,8 +80,8 @@ class Rotation:
         """Raise `PlanError` for a run that ends with the first period; warn of one in which layers never train."""
         if self.rule.every >= max_steps:
             raise PlanError(
-                f"{self.rule!r}: a period has {self.rule.every} steps, and the run has {max_steps}, so that the layers "
-                "would never change. Lower every, or train for longer."
+                f"{self.rule!r}: a period has {self.rule.every} steps, but the run has only {max_steps}, so the "
+                "layers would never change. Lower every, or train for longer."
             )
         periods = self.period(max_steps - 1) + 1
         if periods >= self.periods_per_cycle:
@@ -89,8 +89,8 @@ class Rotation:
         turns = frozenset().union(*map(self._chosen, range(periods)))
         never = [label for place, label in enumerate(self.layers) if place not in turns]
         logger.warning(
-            "%r: the run ends after %d steps, and every layer has had its turn after %d. Of %d layers, %d never train: "
-            "%s. Lower every, or train for longer.",
+            "%r: the run ends after %d steps, but it takes %d until every layer has had its turn. Of %d layers, %d "
+            "never train: %s. Lower every, or train for longer.",
             self.rule,
             max_steps,
             (self.periods_per_cycle - 1) * self.rule.every + 1,

@@ -51,8 +51,8 @@ class Plateau:
         deadline = self.max_epochs is None or (is_number(self.max_epochs) and self.max_epochs > 0)
         if not (_is_count(self.patience) and is_number(self.min_delta) and self.min_delta >= 0 and deadline and flags):
             raise PlanError(
-                f"{self!r}: patience is a whole number of at least 1, min_delta a number of at least 0, max_epochs one "
-                "above 0, greater_is_better True, False or None, restore_best True or False."
+                f"{self!r}: patience must be a whole number of at least 1, min_delta a number of at least 0, "
+                "max_epochs one above 0, greater_is_better True, False or None, restore_best True or False."
             )
 
     @property
@@ -94,8 +94,8 @@ class Settled:
         window = is_number(self.window) and (0 < self.window < 1 or self.window == int(self.window) >= 1)
         if not (threshold and window and _is_count(self.patience)):
             raise PlanError(
-                f"{self!r}: threshold lies between 0 and 1, window is a whole number of steps or a fraction of the run "
-                "below 1, patience a whole number of at least 1."
+                f"{self!r}: threshold must be between 0 and 1, window a whole number of steps or a fraction of the "
+                "run below 1, patience a whole number of at least 1."
             )
 
     def window_steps(self, max_steps: int) -> int:
@@ -150,25 +150,27 @@ class Stage:
         given = [name for name in _TIMES if getattr(self, name) is not None]
         if len(given) != 1:
             raise PlanError(
-                f"A stage has exactly one of {', '.join(_TIMES[:-1])} and {_TIMES[-1]}; this one has "
+                f"A stage needs exactly one of {', '.join(_TIMES[:-1])} and {_TIMES[-1]}; this one has "
                 f"{' and '.join(given) or 'none'}: {self!r}."
             )
         if self.unfreeze is None and self.freeze is None:
-            raise PlanError(f"A stage says what to unfreeze, what to freeze, or both; this one says neither: {self!r}.")
+            raise PlanError(
+                f"A stage must say what to unfreeze, what to freeze, or both; this one says neither: {self!r}."
+            )
         if self.settled is not None and self.freeze is None:
             raise PlanError(f"A stage with settled= starts when what it freezes has settled; give freeze=: {self!r}.")
         if not isinstance(self.forget, bool) or (self.forget and self.freeze is None):
             raise PlanError(
-                f"{self!r}: forget is True or False, and forgets the optimizer's state of what the stage freezes; "
-                "with forget=True give freeze=."
+                f"{self!r}: forget must be True or False. It forgets the optimizer's state of what the stage freezes, "
+                "so forget=True needs freeze=."
             )
         if not self._has_a_valid_time():
             raise PlanError(
-                f"{self!r}: a fraction lies between 0 and 1, an epoch or a step is not negative; a step is a whole "
-                "number."
+                f"{self!r}: a fraction must be between 0 and 1; an epoch or a step must not be negative, and a step "
+                "must be a whole number."
             )
         if self.lr_factor is not None and not is_factor(self.lr_factor):
-            raise PlanError(f"{self!r}: lr_factor is a finite number above 0. For a rate of 0, freeze it.")
+            raise PlanError(f"{self!r}: lr_factor must be a finite number above 0. For a rate of 0, freeze it.")
         for selection in (self.unfreeze, self.freeze):
             if selection is not None:
                 parse(selection)
@@ -206,7 +208,9 @@ class Stage:
             return _whole_steps(self.fraction * max_steps)
         if self.epoch is not None:
             if steps_per_epoch is None:
-                raise PlanError(f"Stage at {self.when}: the data has no length, so an epoch is unknown. Use step=.")
+                raise PlanError(
+                    f"Stage at {self.when}: the data has no length, so it is unknown how long an epoch is. Use step=."
+                )
             return _whole_steps(self.epoch * steps_per_epoch)
         return None
 
@@ -228,7 +232,7 @@ class TopDown:
 
     def __post_init__(self) -> None:
         if not (is_number(self.every_epochs) and self.every_epochs > 0 and _is_count(self.layers_per_stage)):
-            raise PlanError(f"{self!r}: every_epochs is above 0, layers_per_stage a whole number of at least 1.")
+            raise PlanError(f"{self!r}: every_epochs must be above 0, layers_per_stage a whole number of at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +252,7 @@ class BottomUp:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.settled, Settled) and (_is_count(self.keep) or self.keep == 0)):
-            raise PlanError(f"{self!r}: settled is a Settled, keep a whole number of at least 0.")
+            raise PlanError(f"{self!r}: settled must be a Settled, keep a whole number of at least 0.")
 
 
 _ORDERS = ("random", "ascending", "descending")
@@ -278,8 +282,8 @@ class Rotate:
         seed = _is_count(self.seed) or (self.seed == 0 and type(self.seed) is int)
         if not (_is_count(self.layers) and _is_count(self.every) and seed and self.order in _ORDERS):
             raise PlanError(
-                f"{self!r}: layers and every are whole numbers of at least 1, seed one of at least 0, and order is one "
-                f"of {', '.join(_ORDERS)}."
+                f"{self!r}: layers and every must be whole numbers of at least 1, seed one of at least 0, and order "
+                f"one of {', '.join(_ORDERS)}."
             )
 
 

@@ -68,7 +68,7 @@ class Timeline:
             )
         if not moved:
             return None
-        return f"This run is longer or shorter, or has other epochs, than the one it resumes: {'; '.join(moved)}."
+        return f"This run has another length, or epochs of another length, than the one it resumes: {'; '.join(moved)}."
 
     def stage_at(self, step: int, *, fired: Mapping[int, int]) -> int:
         """Return the stage of the optimizer step that comes after `step` steps."""
@@ -91,8 +91,8 @@ class Timeline:
             if settled.least_steps(max_steps) >= max_steps:
                 raise PlanError(
                     f"{settled!r}: the run has {max_steps} steps, too few to measure when layers have settled: that "
-                    f"takes {FRESH_STEPS} steps and then {settled.patience + 1} windows of "
-                    f"{settled.window_steps(max_steps)}, at least. Train for longer, or make the window smaller."
+                    f"takes at least {FRESH_STEPS} steps and then {settled.patience + 1} windows of "
+                    f"{settled.window_steps(max_steps)}. Train for longer, or make the window smaller."
                 )
 
     def _check_order(self) -> None:

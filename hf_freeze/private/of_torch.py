@@ -10,11 +10,11 @@ _FLOPS = "preview counts operations"
 NAMES = (
     PrivateName("torch.utils", "_pytree", "module", "tensors in the outputs of modules are found"),
     PrivateName("torch.utils", "_python_dispatch", "module", "preview watches operations"),
-    PrivateName("torch:Tensor", "_version", "attribute", "what was changed since it was loaded is saved"),
+    PrivateName("torch:Tensor", "_version", "attribute", "what was changed since loading is saved"),
     PrivateName("torch", "_subclasses", "module", "preview runs a model without memory for its values"),
     PrivateName(_MODULE, "_buffers", "set", "debug_sample puts buffers back"),
     PrivateName(_MODULE, "_parameters", "set", "debug_sample puts attributes of modules back, but not their weights"),
-    PrivateName(_MODULE, "_forward_hooks", "set", "hooks on frozen modules keep their features from being kept"),
+    PrivateName(_MODULE, "_forward_hooks", "set", "the features of frozen modules with hooks are not cached"),
     PrivateName(_MODULE, "_forward_pre_hooks", "set", "hooks are part of what a comparison is keyed by"),
     PrivateName(_MODULE, "_compiled_call_impl", "set", "debug_sample does not compile a model for one row"),
     PrivateName(_DDP, "_comm_hooks", "set", "communication hooks are kept when what trains changes"),
@@ -29,6 +29,10 @@ NAMES = (
     PrivateName(_ATEN, "_scaled_dot_product_flash_attention_for_cpu", "attribute", _FLOPS),
     PrivateName(_ATEN, "_scaled_dot_product_flash_attention_for_cpu_backward", "attribute", _FLOPS),
     PrivateName(_ATEN, "_grouped_mm", "guarded", "preview counts the products of experts"),
-    PrivateName("torch._dynamo:OptimizedModule", "_orig_mod", "guarded", "a compiled model has no features to keep"),
-    PrivateName("torch.autograd:Function", "_saved_", "guarded", "debug_sample tells losses by what their nodes keep"),
+    PrivateName(
+        "torch._dynamo:OptimizedModule", "_orig_mod", "guarded", "the features of a compiled model are not cached"
+    ),
+    PrivateName(
+        "torch.autograd:Function", "_saved_", "guarded", "debug_sample recognises a loss by what its graph holds"
+    ),
 )

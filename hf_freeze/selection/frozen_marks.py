@@ -75,8 +75,8 @@ class _ToldOfCopies:
 
     def __reduce__(self) -> tuple[Any, ...]:
         logger.warning(
-            "The model was copied or pickled while rows of %r are frozen. The copy does not know of that: all rows "
-            "train there, unless hf_freeze.freeze(...) freezes them anew.",
+            "The model was copied or pickled while rows of %r were frozen. The copy does not know that: all its rows "
+            "train until hf_freeze.freeze(...) freezes them again.",
             self._name,
         )
         return dict, ()  # what reads a pickle needs no hf_freeze

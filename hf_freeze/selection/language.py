@@ -270,7 +270,7 @@ def parse(selection: Selection) -> tuple[Entry, ...]:
     strange = [text for text in texts if not isinstance(text, str)] if isinstance(texts, Sequence) else [texts]
     if strange:
         found = f"{strange[0]!r} is a {type(strange[0]).__name__}"
-        raise SelectionError(f"A selection is a string or a list of strings; {found}.")
+        raise SelectionError(f"A selection must be a string or a list of strings; {found}.")
     if not texts:
         raise SelectionError("An empty list selects nothing. Name what to select, for example ['head'] or ['all'].")
     return tuple(map(_parse_entry, texts))

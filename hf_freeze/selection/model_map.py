@@ -88,7 +88,7 @@ class ModelMap:
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the model inside DDP, DataParallel, DeepSpeed and torch.compile wrappers, in any order."""
     if not isinstance(model, nn.Module):
-        raise FreezeError(f"The model is a torch.nn.Module; got {model!r}, a {type(model).__name__}.")
+        raise FreezeError(f"The model must be a torch.nn.Module; got {model!r}, a {type(model).__name__}.")
     if not (hasattr(model, "module") or hasattr(model, "_orig_mod")):
         return model  # no wrapper; accelerate would look through all modules for compiled ones
     unwrapped: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)

@@ -92,7 +92,7 @@ class FreezeArguments:
         },
     )
     frozen_eval: bool = field(
-        default=True, metadata={"help": "Keep frozen modules in eval mode: dropout off, BatchNorm statistics still."}
+        default=True, metadata={"help": "Keep frozen modules in eval mode: dropout off, BatchNorm statistics fixed."}
     )
     verify_freeze: bool = field(
         default=True,
@@ -102,7 +102,9 @@ class FreezeArguments:
     )
     log_grad_norms: bool = field(
         default=False,
-        metadata={"help": "Log grad_norm/<group> for every optimizer group beside grad_norm: before clipping."},
+        metadata={
+            "help": "Log grad_norm/<group> for every optimizer group beside grad_norm, each the norm before clipping."
+        },
     )
     cache_frozen: BoolOrPath = field(
         default=False,
@@ -141,15 +143,19 @@ class FreezeArguments:
     class_weights: dict[str, float] | str | list[float] | None = field(
         default=None,
         metadata={
-            "help": "Weight the loss by class: 'balanced', one weight per class '[1, 5]', or by name '{\"spam\": 5}'; "
-            "classes that are not named weigh 1."
+            "help": (
+                "Weight the loss by class: 'balanced', one weight per class '[1, 5]', or by name '{\"spam\": 5}'; "
+                "classes that are not named have weight 1."
+            )
         },
     )
     pos_weight: dict[str, float] | str | float | list[float] | None = field(
         default=None,
         metadata={
-            "help": "Train one logit, or several labels, by binary cross entropy in which positives weigh so much: 5, "
-            "or for several labels one weight each, as a list or by name."
+            "help": (
+                "Train one logit, or several labels, by binary cross entropy with this weight on positives: 5, or for "
+                "several labels one weight each, as a list or by name."
+            )
         },
     )
     focal_gamma: float | None = field(

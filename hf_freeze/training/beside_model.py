@@ -74,7 +74,7 @@ def load_beside(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path
     before, now = ([tuple(tensor.shape) for tensor in tensors.values()] for tensors in (saved, own))
     if before != now:
         raise FreezeError(
-            f"{str(path)!r} holds tensors of shapes {before}, and this run trains others beside the model: {now}. "
+            f"{str(path)!r} holds tensors of shapes {before}, but what this run trains beside the model has {now}. "
             "Resume with the loss that the run was begun with."
         )
     with torch.no_grad():

@@ -66,8 +66,8 @@ def resolve_weights(given: FreezeArguments, model: nn.Module, *, counted: Sequen
     if classes is not None and sum(weight > 0 for weight in classes) < 2:
         raise PlanError(
             f"class_weights={given.class_weights!r} leaves {sum(weight > 0 for weight in classes)} of {len(classes)} "
-            "classes a weight above 0: the model would learn to call everything that class. Give two classes or more "
-            "a weight."
+            "classes a weight above 0: the model would learn to predict that class for everything. Give at least two "
+            "classes a weight."
         )
     return LossWeights(
         None if classes is None else tuple(map(float, classes)),

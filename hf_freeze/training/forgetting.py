@@ -22,8 +22,8 @@ def refuse_forgetting(resolved: ResolvedPlan, backend: str) -> None:
     if resolved.forgets:
         raise UnsupportedSetupError(
             f"The plan forgets optimizer state (forget=True, or a rotation). {backend} keeps the state of all weights "
-            "in flat buffers as long as its copies of the weights, and cannot forget a part of it. Leave forget out, "
-            "or use DistributedDataParallel."
+            "in flat buffers, as long as its copies of the weights are, and cannot forget part of it. Leave forget "
+            "out, or use DistributedDataParallel."
         )
 
 

@@ -75,8 +75,8 @@ def load_whole(folder: str | os.PathLike[str]) -> PreTrainedModel:
     model = _load(folder, None)
     if not isinstance(model, PreTrainedModel):
         raise FreezeError(
-            f"{str(folder)!r} holds what trained of a {type(model).__name__}. Write the whole one with "
-            "'hf-freeze merge FOLDER OUT', and load it from there."
+            f"{str(folder)!r} holds only what trained of a {type(model).__name__}. Write the whole model with "
+            "'hf-freeze merge FOLDER OUT', and load that."
         )
     return model
 
@@ -96,7 +96,7 @@ def _load(folder: str | os.PathLike[str], base: str | os.PathLike[str] | None) -
         )
     if Path(name).resolve() == Path(folder).resolve():
         raise FreezeError(
-            f"{str(folder)!r} cannot be its own base: it holds what trained alone. Give the model that training began "
+            f"{str(folder)!r} cannot be its own base: it holds only what trained. Give the model that training began "
             "with as base (--base)."
         )
     if holds_trained_only(name):

@@ -26,8 +26,8 @@ def make_up() -> None:
     call = train_call()
     if call is None:
         logger.warning(
-            "The checkpoint was saved before the evaluation of its epoch, which cannot be made up for: no Trainer was "
-            "found that trains. A plateau that went by it ends later than in the interrupted run."
+            "The checkpoint was saved before the evaluation of its epoch. It cannot be made up for, because no "
+            "running Trainer was found: a plateau that depends on it will end later than in the interrupted run."
         )
         return
     trainer, trial = call["self"], call.get("trial")

@@ -360,8 +360,8 @@ class PlannedTraining:
             raise PlanError(difference)
         if lost := lost_random_states(folder, args):
             logger.warning(
-                "%r is missing: the random numbers of this run (dropout, augmentation) are not those that the "
-                "interrupted run would have drawn, and its weights will differ from that one's.",
+                "%r is missing: this run draws other random numbers (dropout, augmentation) than the interrupted run "
+                "would have drawn, so its weights will differ.",
                 str(lost),
             )
         return ResumedRun(folder=folder, saved=checkpoint.saved_part(saved), plan_difference=difference)

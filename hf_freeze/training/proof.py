@@ -135,8 +135,8 @@ class FreezeProof:
             )
         self._warn(
             idle,
-            "no gradient other than zero ever reached them. The model does not use them in this task; freeze them to "
-            "say so",
+            "no gradient other than zero ever reached them. The model seems not to use them in this task; if so, "
+            "freeze them",
         )
         named = self._bound.parameters.items()
         dtypes = {name: p.dtype for name, p in named if name in self._unmoved and name in self._had_gradient}

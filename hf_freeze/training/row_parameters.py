@@ -163,7 +163,7 @@ class _CutMatrix:
         assert matrix is not None
         if matrix.shape != self.shape:
             raise UnsupportedSetupError(
-                f"A matrix of which rows train had {self.shape[0]} rows, and has {matrix.shape[0]} now. Resize "
+                f"A matrix with rows that train had {self.shape[0]} rows and now has {matrix.shape[0]}. Resize "
                 "embeddings before the Trainer and the optimizer are built."
             )
         return matrix
@@ -218,8 +218,8 @@ class _CutMatrix:
 def _cut(matrix: nn.Parameter) -> _CutMatrix:
     if hasattr(matrix, "to_local"):
         raise UnsupportedSetupError(
-            "A matrix of which rows should train is kept in shards (FSDP2, tensor parallelism), where rows cannot be "
-            "frozen. Train the whole matrix, or use DistributedDataParallel."
+            "A matrix of which only some rows should train is kept in shards (FSDP2, tensor parallelism), where "
+            "single rows cannot be frozen. Train the whole matrix, or use DistributedDataParallel."
         )
     _watch_optimizers()
     known = _known(matrix)

@@ -116,7 +116,7 @@ def _state_of(rows: Rows, state: Mapping[str, Any], *, shape: torch.Size) -> dic
         return {name: _of_rows(name, value, around, rows, shape=shape) for name, value in held[around].items()}
     if other := next((one for one in held if one.start < rows.stop and rows.start < one.stop), None):
         raise FreezeError(
-            f"The optimizer's state holds {other.name!r}, and this run trains {rows.name!r}. Go on with the plan that "
+            f"The optimizer's state holds {other.name!r}, but this run trains {rows.name!r}. Go on with the plan that "
             "it was trained with, or with a new optimizer."
         )
     return {}
@@ -131,7 +131,7 @@ def _of_rows(name: str, value: Any, around: Rows, rows: Rows, *, shape: torch.Si
         return value[rows.start - around.start : rows.stop - around.start].clone()
     raise FreezeError(
         f"The optimizer's state holds {name!r} of {around.name!r} as a {type(value).__name__} of shape "
-        f"{(*value.shape,)}, from which the part of {rows.name!r}, which trains, cannot be told: the optimizer stepped "
-        "the whole matrix, as under earlier versions of hf_freeze. Go on with a new optimizer: delete optimizer.pt "
-        "from the checkpoint, or start anew from its weights."
+        f"{(*value.shape,)}, from which the part of {rows.name!r}, the rows that train, cannot be separated: the "
+        "optimizer stepped the whole matrix, as under earlier versions of hf_freeze. Go on with a new optimizer: "
+        "delete optimizer.pt from the checkpoint, or start anew from its weights."
     )

@@ -260,7 +260,7 @@ class FreezeRun:
         self.end()
         if never := [stage.when for stage in self.resolved.timed[self.state.stage :]]:
             logger.warning(
-                "The run ended in stage %d of %d; never began: %s.",
+                "The run ended in stage %d of %d; these stages never began: %s.",
                 self.state.stage,
                 len(self.resolved.timed),
                 ", ".join(never),
@@ -273,9 +273,9 @@ class FreezeRun:
         now, before = inner_optimizer(optimizer), inner_optimizer(self._optimizer)
         if now is not before:
             raise UnsupportedSetupError(
-                f"The optimizer was replaced while training: by {_described(now)}, before it was {_described(before)}. "
-                "It would step without the groups, the rates and the proof of the plan. Give it to the Trainer before "
-                "training, as optimizer_cls_and_kwargs=, or as optimizers= over the groups of "
+                f"The optimizer was replaced while training: by {_described(now)}, before it was "
+                f"{_described(before)}. The new one would step without the plan's groups, rates and proof. Give it to "
+                "the Trainer before training, as optimizer_cls_and_kwargs=, or as optimizers= over the groups of "
                 "hf_freeze.param_groups(model, args, plan=plan)."
             )
 

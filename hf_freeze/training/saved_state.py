@@ -33,7 +33,7 @@ def require_known_stages(saved: Mapping[str, Any], *, stages: int, folder: str |
     named = [run["stage"], *map(int, run["fired"]), *map(int, run.get("settling", {})), *watched]
     if max(named) > stages:
         raise FreezeError(
-            f"{str(Path(folder) / TRAINER_STATE_NAME)!r} names stage {max(named)}, and the plan ends with stage "
+            f"{str(Path(folder) / TRAINER_STATE_NAME)!r} names stage {max(named)}, but the plan ends with stage "
             f"{stages}. Was the file edited or damaged? Go back to another checkpoint."
         )
 

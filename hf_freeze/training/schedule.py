@@ -22,7 +22,8 @@ def warmup_steps(warmup: float, max_steps: int) -> int:
     """Read `unfreeze_warmup`: a number of steps from 1 on, a fraction of the run below 1. Raises `PlanError`."""
     if not is_number(warmup) or warmup < 0 or (warmup > 1 and warmup != int(warmup)):
         raise PlanError(
-            f"unfreeze_warmup={warmup!r} is neither a whole number of steps (1 or more) nor a fraction of the run."
+            f"unfreeze_warmup={warmup!r} must be a whole number of steps (1 or more) or a fraction of the run (below "
+            "1)."
         )
     return int(warmup) if warmup >= 1 else round(warmup * max_steps)
 

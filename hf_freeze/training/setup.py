@@ -84,9 +84,9 @@ def _check_thawed_base(args: TrainingArguments, bound: BoundPlan) -> None:
 def _check_rows(args: TrainingArguments, resolved: ResolvedPlan) -> None:
     if resolved.model_map.rows and not is_whole(args):
         raise UnsupportedSetupError(
-            f"The plan treats rows of {next(iter(resolved.model_map.cuts))!r} differently, and "
+            f"The plan does not treat all rows of {next(iter(resolved.model_map.cuts))!r} the same way, and "
             f"{'DeepSpeed' if uses_deepspeed(args) else 'FSDP'} keeps weights in shards or steps copies of them, in "
-            "which rows cannot be frozen. Train the whole matrix, or use DistributedDataParallel."
+            "which single rows cannot be frozen. Train the whole matrix, or use DistributedDataParallel."
         )
 
 

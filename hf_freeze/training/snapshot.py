@@ -61,12 +61,12 @@ def load_snapshot(folder: str | os.PathLike[str], bound: BoundPlan, stage: int) 
     expected = _changing(bound, stage)
     for name in sorted(saved.keys() ^ expected.keys()):
         where = "the file" if name in saved else "this stage of the model"
-        raise FreezeError(f"{str(path)!r} is of another stage or model: only {where} has {name!r}.")
+        raise FreezeError(f"{str(path)!r} belongs to another stage or model: only {where} has {name!r}.")
     for name, tensor in saved.items():
         if tensor.shape != expected[name].shape:
             raise FreezeError(
                 f"{str(path)!r} holds {name!r} of shape {tuple(tensor.shape)}, and the model has it as "
-                f"{tuple(expected[name].shape)}. It is of another model."
+                f"{tuple(expected[name].shape)}. It belongs to another model."
             )
     return saved
 

@@ -91,8 +91,8 @@ def _load_earlier(model: nn.Module, path: Path) -> list[str]:
         raise FreezeError(f"{str(path)!r} cannot be read: {error}. Go back to an earlier checkpoint.") from error
     if unknown := [name for name, tensor in saved.items() if name not in own or own[name].shape != tensor.shape]:
         raise FreezeError(
-            f"{str(path)!r} holds {unknown[0]!r} of shape {tuple(saved[unknown[0]].shape)}, which this model has not. "
-            "Load the adapter onto the base model that it was trained on first."
+            f"{str(path)!r} holds {unknown[0]!r} of shape {tuple(saved[unknown[0]].shape)}, which this model does not "
+            "have. Load the adapter onto the base model that it was trained on first."
         )
     with torch.no_grad():
         for name, tensor in saved.items():

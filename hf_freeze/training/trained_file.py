@@ -109,8 +109,8 @@ def refuse_changed_config(folder: str | os.PathLike[str]) -> None:
         saved = _described(file.metadata() or {}, path).get("config")
     if saved is not None and saved != _sha256_of(config):
         raise FreezeError(
-            f"{str(config)!r} {'is not what was saved' if config.exists() else 'is missing'}: the whole model would be "
-            "another one. Put the file back; to change the configuration, change that of the whole model."
+            f"{str(config)!r} {'is not what was saved' if config.exists() else 'is missing'}: it would build another "
+            "model. Put the file back; to change the configuration, change that of the merged model."
         )
 
 

@@ -192,8 +192,8 @@ def _refuse_base_inside(model: nn.Module, output_dir: Path) -> None:
         parts = folder.relative_to(output_dir.resolve()).parts if folder.is_relative_to(output_dir.resolve()) else None
         if parts is not None and (len(parts) < 2 or parts[0].startswith(f"{PREFIX_CHECKPOINT_DIR}-")):
             raise FreezeError(
-                f"save_trained_only=True: the base {str(folder)!r} lies in output_dir={str(output_dir)!r}, where "
-                "checkpoints are written over and deleted, and without it they cannot be loaded. Give another "
+                f"save_trained_only=True: the base {str(folder)!r} is inside output_dir={str(output_dir)!r}, where "
+                "files are overwritten and deleted, but no checkpoint can be loaded without its base. Give another "
                 "output_dir."
             )
 
@@ -230,8 +230,8 @@ def _refuse_unsaved(model: nn.Module) -> None:
         )
     if RESERVED_NAME in whole:
         raise UnsupportedSetupError(
-            f"save_trained_only=True: {RESERVED_NAME!r} of this {type(model).__name__} has the name that safetensors "
-            "keeps for its own use, and no file could be read back. Give it another."
+            f"save_trained_only=True: {RESERVED_NAME!r} of this {type(model).__name__} has a name that safetensors "
+            "keeps for its own use, so that the file could not be read back. Rename it."
         )
     if any(getattr(inner, "hf_quantizer", None) is not None for inner in transformers_models(model).values()):
         raise UnsupportedSetupError(

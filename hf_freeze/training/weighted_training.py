@@ -165,8 +165,9 @@ class WeightedLossTrainerMixin(ScaledLossTrainerMixin):
             raise UnsupportedSetupError(
                 f"The loss cannot be weighted ({weighted.weights}): on the first batch the loss of "
                 f"{type(unwrap(self.model)).__name__} under {type(self).__name__} is {float(own):.6g}, and the cross "
-                f"entropy of its logits {float(plain):.6g}. Weights would replace a loss that is more than that, such "
-                "as one of the next token, with a term beside it, or with weights of its own. Leave them out."
+                f"entropy of its logits {float(plain):.6g}. The model's loss is something else (perhaps one of the "
+                "next token, with a term beside it, or with weights of its own), and weights would replace all of it. "
+                "Leave them out."
             )
         assert weighted.last is not None
         if not _is_near(loss, weighted.last.loss):
@@ -182,13 +183,13 @@ class WeightedLossTrainerMixin(ScaledLossTrainerMixin):
             found: Any = self.compute_loss(self.model, dict(prepared))
         except (TypeError, KeyError, AttributeError) as error:
             raise UnsupportedSetupError(
-                f"The loss cannot be weighted ({weighted.weights}): without labels, from which the loss is computed "
-                f"apart, {type(unwrap(self.model)).__name__} does not run ({type(error).__name__}: {error})."
+                f"The loss cannot be weighted ({weighted.weights}): it is computed apart from the model, and "
+                f"{type(unwrap(self.model)).__name__} does not run without labels ({type(error).__name__}: {error})."
             ) from error
         if weighted.last is None:
             raise UnsupportedSetupError(
-                f"The loss cannot be weighted ({weighted.weights}): {type(self).__name__} computes a loss of its own, "
-                "and asks no compute_loss_func. Weight the loss there, or use FreezeTrainer."
+                f"The loss cannot be weighted ({weighted.weights}): {type(self).__name__} computes its own loss and "
+                "never calls compute_loss_func. Weight the loss there, or use FreezeTrainer."
             )
         return found if isinstance(found, torch.Tensor) else found[0]
 

@@ -84,7 +84,10 @@ SIDECARS = {
     "calibration_doubt null": (changed(calibration_doubt=None), "calibration_doubt=None must be a string"),
     "labels a list": ('{"labels": [0.5]}', "does not hold thresholds by label"),
     "a label without a threshold": ('{"labels": {"spam": {"positive": 1}}}', "no threshold"),
-    "a label of class 0": ('{"labels": {"spam": {"threshold": 0.5, "positive": 0}}}', "are of class 0"),
+    "a label of class 0": (
+        '{"labels": {"spam": {"threshold": 0.5, "positive": 0}}}',
+        "were tuned with class 0 as the positive one",
+    ),
     "labels and a threshold": ('{"labels": {"spam": {"threshold": 0.5}}, "threshold": 1}', "does not hold"),
 }
 

@@ -241,7 +241,7 @@ def test_rows_that_cannot_be_read_are_an_error(logits, labels, message):
         ({"thresholds": 0.5}, "must be thresholds by the labels' names"),
         ({"thresholds": "best"}, "Unknown thresholds='best'"),
         ({"thresholds": {"a": "high"}}, "The threshold of 'a' is 'high'"),
-        ({"labels": ["a", "b"], "thresholds": {"a": 0.5}}, r"labels \['a'\], but these are \['a', 'b'\]"),
+        ({"labels": ["a", "b"], "thresholds": {"a": 0.5}}, r"labels \['a'\], but the model's labels are \['a', 'b'\]"),
         ({"select": "best"}, "select='best'"),
         ({"min_precision": 2}, "min_precision=2"),
     ],

@@ -125,14 +125,14 @@ def test_a_limit_on_precision_needs_rows_enough_to_vouch_for_it():
     scores = np.arange(60.0)
     result = tune_threshold(scores, scores >= 29, min_precision=0.9, confidence=0.95, n_boot=0)  # 31 positive rows
     assert (result.tp, result.fp) == (31, 0)
-    with pytest.raises(ThresholdError, match="takes 31 rows called positive") as error:
+    with pytest.raises(ThresholdError, match="31 rows must be called positive") as error:
         tune_threshold(scores, scores >= 30, min_precision=0.9, confidence=0.95, n_boot=0)
     assert error.value.status == "infeasible_at_confidence"
 
 
 def test_a_precision_of_one_is_never_shown_and_one_of_zero_always():
     scores, labels = np.arange(400.0), np.arange(400) >= 200
-    with pytest.raises(ThresholdError, match="No number of rows shows"):
+    with pytest.raises(ThresholdError, match="No number of rows can show"):
         tune_threshold(scores, labels, min_precision=1.0, confidence=0.9)
     assert tune_threshold(scores, labels, min_precision=0.0, max_fpr=1.0, confidence=0.9, n_boot=0).value > 0.98
 

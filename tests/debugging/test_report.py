@@ -245,7 +245,7 @@ def call(subject=None, **options):
 
 
 MISTAKES = {
-    "no data": ({}, "comes without data.*Give dataset="),
+    "no data": ({}, "has no data of its own.*Give dataset="),
     "index out of range": ({"dataset": text_rows(), "index": 16}, "index=16 is out of range.*16 rows, 0 to 15"),
     "no rows": ({"dataset": []}, "has no rows"),
     "an iterable that ends": ({"dataset": Streamed(), "index": 99}, "ended before row 99"),

@@ -315,7 +315,7 @@ def test_a_loss_that_is_another_one_on_stored_features_is_refused(tmp_path, capl
     with kept_sets() as kept:
         run(reading(with_padding_where_rows_are_many), tmp_path, trainable="out")
     assert kept == [[]]
-    assert "the loss or the outputs on stored features are others than without" in caplog.text
+    assert "the loss or the outputs on stored features differ" in caplog.text
 
 
 def test_what_evaluation_returns_beside_the_logits_is_stored_for_it(tmp_path):
@@ -426,7 +426,7 @@ REFUSED = {
     "two passes": (BERT, {"trainer": TwicePerStep}, "calls the model 2 times"),
     "no mask": (Case(BERT.build, collate=WithoutMask()), {}, "no attention mask that tells"),
     "few rows": (BERT, {"rows": texts(5)}, "5 rows are too few"),
-    "nothing frozen in front": (BERT, {"trainable": "embeddings"}, "no module in front of what trains"),
+    "nothing frozen in front": (BERT, {"trainable": "embeddings"}, "no module before the part that trains"),
 }
 
 

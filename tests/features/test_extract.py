@@ -111,7 +111,7 @@ def test_mistakes_are_named():
         extract_features(models.tiny_bert(), [], collator=Pad())
     with pytest.raises(SelectionError, match="'backbon'"):
         extract_features(models.tiny_bert(), texts(12), "backbon", collator=Pad())
-    with pytest.raises(UnsupportedSetupError, match="no module in front of what trains"):
+    with pytest.raises(UnsupportedSetupError, match="no module before the part that trains"):
         extract_features(models.tiny_bert(), texts(12), "head", collator=Pad())
     with pytest.raises(UnsupportedSetupError, match="3 rows are too few"):
         extract_features(models.tiny_bert(), texts(3), collator=Pad())

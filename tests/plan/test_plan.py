@@ -181,7 +181,7 @@ def test_times_become_steps_as_their_definition_says(max_steps, per_epoch, thous
 
 
 def test_an_epoch_of_data_without_a_length_is_refused():
-    with pytest.raises(PlanError, match="the data has no length, so an epoch is unknown"):
+    with pytest.raises(PlanError, match="the data has no length, so it is unknown"):
         Stage(epoch=1, unfreeze="all").start(max_steps=10, steps_per_epoch=None)
 
 
@@ -204,7 +204,7 @@ def test_rates_of_a_plan_that_are_none_are_refused(rates, message):
 
 @pytest.mark.parametrize("factor", [0, -0.5, float("inf"), "half", True])
 def test_a_factor_of_a_stage_that_is_none_is_refused(factor):
-    with pytest.raises(PlanError, match="lr_factor is a finite number above 0"):
+    with pytest.raises(PlanError, match="lr_factor must be a finite number above 0"):
         Stage(epoch=1, unfreeze="all", lr_factor=factor)
 
 

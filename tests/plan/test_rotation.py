@@ -135,7 +135,7 @@ def test_rotations_that_differ_have_other_fingerprints():
     ],
 )
 def test_options_out_of_range_are_refused(options):
-    with pytest.raises(PlanError, match="seed one of at least 0, and order is one of random, ascending, descending"):
+    with pytest.raises(PlanError, match="seed one of at least 0, and order one of random, ascending, descending"):
         recipes.rotate(**options)
 
 

@@ -74,7 +74,7 @@ def commands(model, data="texts.jsonl"):
         (["--freeze_recipe", "gradual:every_epochs="], "is not option=number"),
         (["--freeze_recipe", "gradual:every_epochs={a: 1}"], "is not option=number"),
         (["--freeze_recipe", "gradual:every_epochs=1:2"], "is not option=number"),
-        (["--freeze_recipe", "gradual:every_epochs=nan"], "every_epochs is above 0"),
+        (["--freeze_recipe", "gradual:every_epochs=nan"], "every_epochs must be above 0"),
         (["--freeze_recipe", "gradual:layers_per_stage=1e400"], "layers_per_stage a whole number"),
         (["--freeze_recipe", "last-layers:k=1.5"], "whole number of at least 1"),
         (["--freeze_recipe", "last-layers:k=*"], "is not option=number"),

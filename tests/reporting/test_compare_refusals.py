@@ -113,17 +113,17 @@ def test_labels_that_the_collator_makes_are_judged_as_the_model_gets_them(tmp_pa
 
 def test_a_model_that_is_returned_again_is_refused(tmp_path, trained):
     model = tiny_bert()
-    with pytest.raises(FreezeError, match="returns a model that it returned before"):
+    with pytest.raises(FreezeError, match="model_init returned the same model twice"):
         tiny_comparison({"a": "full", "b": "full"}, tmp_path, model_init=lambda: model)
     wrapped = models.tiny_custom().backbone
-    with pytest.raises(FreezeError, match="both have the same 'backbone"):
+    with pytest.raises(FreezeError, match="both calls gave the same 'backbone"):
         tiny_comparison(PROBE, tmp_path, model_init=lambda: models.BackboneWithHead(wrapped))
     assert not trained
 
 
 def test_a_model_that_draws_its_weights_by_no_seed_is_refused(tmp_path, trained):
     seeds = iter(range(9))
-    with pytest.raises(FreezeError, match="different weights under one seed"):
+    with pytest.raises(FreezeError, match="different weights under the same seed"):
         tiny_comparison(PROBE, tmp_path, model_init=lambda: tiny_bert(seed=next(seeds)))
     assert not trained
 

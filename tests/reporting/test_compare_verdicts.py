@@ -180,7 +180,7 @@ def test_nothing_is_said_of_plans_that_train_less_where_there_are_none():
     assert names(best, "'full' has the best F1, 0.990")
     for other in (0.9, 0.8):
         said = as_good_for_less([[run()], [ending(f1=other, **FREER)]])
-        assert names(said, "'probe', 0.900", "nothing trains less")
+        assert names(said, "'probe', 0.900", "none trains less")
 
 
 # What diverged

@@ -92,7 +92,10 @@ def test_a_mistake_is_one_line_and_exit_status_2(model, capsys, tmp_path, flags,
     [
         ('{"model_type": "nonesuch"}', "The configuration in 'broken' cannot be loaded"),
         ("{}", "The configuration in 'broken' cannot be loaded"),
-        ('{"model_type": "bert", "hidden_size": 30, "num_attention_heads": 4}', "BertConfig does not make a model"),
+        (
+            '{"model_type": "bert", "hidden_size": 30, "num_attention_heads": 4}',
+            "BertConfig describes no model that can be built",
+        ),
         ("{", "hf-freeze: "),
     ],
 )

@@ -276,7 +276,7 @@ def test_how_directly_a_parameter_was_named_is_kept_with_it():
         ("all & !head", r"'!' stands only at the start of an entry. Write two entries: \['all', '!head'\]"),
         ("re:[", r"'re:\[' is not a valid regular expression"),
         ("re:a{99999999999999}", "is not a valid regular expression: the repetition number is too large"),
-        (3, "A selection is a string or a list of strings; 3 is a int"),
+        (3, "A selection must be a string or a list of strings; 3 is a int"),
         (None, "None is a NoneType"),
         ([None], "None is a NoneType"),
         ([["head"]], r"\['head'\] is a list"),

@@ -120,7 +120,9 @@ def test_a_resumed_run_and_a_loaded_model_are_bit_equal(tmp_path, case, step):
 
 def test_an_encoder_that_is_not_of_transformers_is_merged_before_it_trains_again(tmp_path):
     trained("by default", by_default(tmp_path), tmp_path / "run")
-    with pytest.raises(FreezeError, match="what trained of a SentenceTransformer. Write the whole one with 'hf-freeze"):
+    with pytest.raises(
+        FreezeError, match="only what trained of a SentenceTransformer. Write the whole model with 'hf-freeze"
+    ):
         FreezeTrainer(str(tmp_path / "run" / "checkpoint-3"))
 
 

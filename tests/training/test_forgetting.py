@@ -120,7 +120,7 @@ def test_deepspeed_is_refused_with_the_reason():
 
 @pytest.mark.parametrize("values", [{"unfreeze": "head", "forget": True}, {"freeze": "head", "forget": "yes"}])
 def test_forget_without_freeze_is_refused(values):
-    with pytest.raises(PlanError, match="forget is True or False"):
+    with pytest.raises(PlanError, match="forget must be True or False"):
         Stage(step=1, **values)
 
 

@@ -237,7 +237,7 @@ def test_a_file_of_another_model_is_refused_and_changes_nothing(tmp_path, tensor
     own = {"base_model.model.bert.embeddings.LayerNorm.bias": torch.full((16,), 7.0)}
     save_file(own | tensors, tmp_path / THAWED_NAME)
     before = weights(model)
-    with pytest.raises(FreezeError, match=r"holds 'base_model.*which this model has not"):
+    with pytest.raises(FreezeError, match=r"holds 'base_model.*which this model does not have"):
         load_thawed(model, tmp_path)
     assert moved(before, model) == set()
 

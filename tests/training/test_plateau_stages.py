@@ -305,7 +305,7 @@ def test_early_stopping_that_is_not_ends_the_run_and_says_which_stages_never_beg
     )
     made.train()
     assert stages(made) == [0] * 4
-    assert "ended in stage 0 of 1; never began: plateau of eval_quality" in caplog.text
+    assert "ended in stage 0 of 1; these stages never began: plateau of eval_quality" in caplog.text
 
 
 @every_way_in

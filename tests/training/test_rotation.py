@@ -114,7 +114,7 @@ def test_a_ramp_is_refused_where_groups_hold_layers_of_several_periods(tmp_path)
 
 
 def test_periods_as_long_as_the_run_are_refused(tmp_path):
-    with pytest.raises(PlanError, match="a period has 14 steps, and the run has 14"):
+    with pytest.raises(PlanError, match="a period has 14 steps, but the run has only 14"):
         run(tmp_path, plan=recipes.rotate(every=STEPS))
 
 

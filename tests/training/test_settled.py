@@ -172,12 +172,12 @@ def test_all_processes_go_by_what_the_main_one_sees_and_measure_what_one_does(tm
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"threshold": 0}, "threshold lies between 0 and 1"),
-        ({"threshold": 1}, "threshold lies between 0 and 1"),
-        ({"threshold": "half"}, "threshold lies between 0 and 1"),
-        ({"window": 0}, "window is a whole number"),
-        ({"window": 1.5}, "window is a whole number"),
-        ({"window": -1}, "window is a whole number"),
+        ({"threshold": 0}, "threshold must be between 0 and 1"),
+        ({"threshold": 1}, "threshold must be between 0 and 1"),
+        ({"threshold": "half"}, "threshold must be between 0 and 1"),
+        ({"window": 0}, "window a whole number"),
+        ({"window": 1.5}, "window a whole number"),
+        ({"window": -1}, "window a whole number"),
         ({"patience": 0}, "patience a whole number"),
         ({"patience": 1.0}, "patience a whole number"),
     ],

@@ -178,9 +178,9 @@ def test_a_base_without_a_name_must_be_given(tmp_path) -> None:
 
 def test_a_base_inside_the_output_folder_is_refused_before_training(tmp_path) -> None:
     base = base_folder(tmp_path / "run")
-    with pytest.raises(FreezeError, match="lies in output_dir"):
+    with pytest.raises(FreezeError, match="is inside output_dir"):
         trainer(tmp_path / "run", model=classifier(base), plan=HEAD, save_trained_only=True)
-    with pytest.raises(FreezeError, match="lies in output_dir"):
+    with pytest.raises(FreezeError, match="is inside output_dir"):
         trainer(base, model=classifier(base), plan=HEAD, save_trained_only=True)
 
 
@@ -192,7 +192,7 @@ def test_the_base_of_any_part_is_looked_for_in_all_that_is_written_over_or_delet
     model.second.save_pretrained(tmp_path / "run" / "checkpoint-9" / "encoder")
     model.backbone.name_or_path = str(tmp_path / "away")
     model.second.name_or_path = str(tmp_path / "run" / "checkpoint-9" / "encoder")
-    with pytest.raises(FreezeError, match="encoder' lies in output_dir"):
+    with pytest.raises(FreezeError, match="encoder' is inside output_dir"):
         trainer(tmp_path / "run", model=model, plan=plan, save_trained_only=True)
     trainer(tmp_path / "other", model=model, plan=plan, save_trained_only=True)
 
@@ -249,7 +249,7 @@ def test_a_configuration_that_was_edited_or_lost_is_named(folder, tmp_path, chan
 def test_a_name_that_no_file_can_hold_is_refused_before_training(tmp_path) -> None:
     model = tiny_custom()
     model.register_parameter("__metadata__", torch.nn.Parameter(torch.ones(2)))
-    with pytest.raises(UnsupportedSetupError, match="'__metadata__' of this BackboneWithHead has the name"):
+    with pytest.raises(UnsupportedSetupError, match="'__metadata__' of this BackboneWithHead has a name"):
         trainer(tmp_path, model=model, plan=FreezePlan(trainable="out"), save_trained_only=True)
 
 

@@ -496,7 +496,7 @@ REFUSED = {
     "labels needed": (lambda: seeded(lambda _: NeedsLabels(), None), None, FreezeTrainer, {}, "does not run"),
     "scaled": (bert, None, Doubled, {}, "under Doubled is 1.38882, and the cross entropy of its logits 0.694409"),
     "scaled without a loss": (lambda: seeded(lambda _: Lossless(), None), None, Doubled, {}, "of Doubled returns"),
-    "compute_loss": (bert, None, OwnLoss, {}, "asks no compute_loss_func"),
+    "compute_loss": (bert, None, OwnLoss, {}, "never calls compute_loss_func"),
     "pos_weight for classes": (bert, None, FreezeTrainer, {"pos_weight": 5}, "ids of 2 classes"),
     "class weights for several labels": (
         lambda: bert(num_labels=3),

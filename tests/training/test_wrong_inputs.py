@@ -27,7 +27,7 @@ HEAD = FreezePlan(trainable="head")
 )
 @pytest.mark.parametrize("model", [None, "bert", 3])
 def test_what_is_no_model_is_refused(call, model):
-    with pytest.raises(FreezeError, match=r"The model is a torch\.nn\.Module; got"):
+    with pytest.raises(FreezeError, match=r"The model must be a torch\.nn\.Module; got"):
         call(model)
 
 
@@ -84,7 +84,7 @@ WRONG_TYPES = {
     "patience": lambda: Plateau("f1", patience=True),
     "min_delta": lambda: Plateau("f1", min_delta="0.1"),
     "max_epochs": lambda: Plateau("f1", max_epochs=float("nan")),
-    "a step is": lambda: Stage(step=False, unfreeze="all"),
+    "a step must be": lambda: Stage(step=False, unfreeze="all"),
     "selects nothing": lambda: Stage(step=1, unfreeze=[]),
     "frozen_eval='no'": lambda: FreezeCallback(HEAD, frozen_eval="no"),
     "verify=None": lambda: FreezeSettings(verify=None),

@@ -66,7 +66,7 @@ class Contender:
         if self.plan is not None:
             object.__setattr__(self, "plan", as_plan(self.plan))
         if self.plan is None and self.adapter is None:
-            raise PlanError("A contender has a plan, an adapter, or both; this one has neither.")
+            raise PlanError("A contender needs a plan, an adapter, or both; this one has neither.")
 
     @property
     def freeze_plan(self) -> FreezePlan | None:

@@ -25,7 +25,7 @@ def check_sets(sets: Mapping[str, Any]) -> None:
     for name, rows in sets.items():
         given = f"{name}_dataset"
         if rows is None:
-            raise FreezeError(f"{given}=None: compare trains and evaluates; give it rows.")
+            raise FreezeError(f"{given}=None: compare trains and evaluates, so it needs rows for both.")
         if isinstance(rows, Mapping):
             raise UnsupportedSetupError(
                 f"{given} is a mapping of {sorted(map(str, rows))}; compare judges one set. Give one of them."
@@ -33,8 +33,8 @@ def check_sets(sets: Mapping[str, Any]) -> None:
         numbered = hasattr(rows, "__len__") and hasattr(rows, "__getitem__")
         if isinstance(rows, IterableDataset | datasets.IterableDataset) or not numbered:
             raise UnsupportedSetupError(
-                f"{given} is a {type(rows).__name__}, an iterable set: compare digests rows by number. Give a list, a "
-                "datasets.Dataset, or a torch Dataset with __len__ and __getitem__."
+                f"{given} is a {type(rows).__name__}, an iterable set, but compare reads rows by number. Give a list, "
+                "a datasets.Dataset, or a torch Dataset with __len__ and __getitem__."
             )
         if not len(rows):
             raise FreezeError(f"{given} has no rows. Was everything filtered out?")

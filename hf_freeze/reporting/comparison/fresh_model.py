@@ -45,15 +45,16 @@ def check_model_init(build: Callable[[], nn.Module]) -> tuple[nn.Module, dict[st
     shared = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if id(tensor) in known]
     if shared:
         raise FreezeError(
-            f"model_init returns a model that it returned before: called twice, both have the same {shared[0]!r} "
-            f"(and {len(shared) - 1} more tensors). Every run would go on training the weights of the one before it. "
-            "Build the model inside model_init, or return copy.deepcopy(model)."
+            f"model_init returned the same model twice: both calls gave the same {shared[0]!r} (and {len(shared) - 1} "
+            "more tensors). Every run would go on training the weights of the run before it. Build the model inside "
+            "model_init, or return copy.deepcopy(model)."
         )
     again = weights_of(model)
     if different := [name for name in (*weights, *again) if weights.get(name) != again.get(name)]:
         raise FreezeError(
-            f"model_init returns different weights under one seed: {different[0]!r} and {len(different) - 1} more. The "
-            "runs would not begin alike. Draw new weights by the seed that is set before model_init is called."
+            f"model_init returned different weights under the same seed: {different[0]!r} and {len(different) - 1} "
+            "more. The runs would not start alike. Let new weights depend only on the seed that is set before "
+            "model_init is called."
         )
     # What differs between two builds, such as a time of creation, says nothing of the run.
     later = describe_model(model)
@@ -63,5 +64,5 @@ def check_model_init(build: Callable[[], nn.Module]) -> tuple[nn.Module, dict[st
 def _built(build: Callable[[], nn.Module]) -> nn.Module:
     model = build()
     if not isinstance(model, nn.Module):
-        raise FreezeError(f"model_init returned a {type(model).__name__}; it returns the model, an nn.Module, anew.")
+        raise FreezeError(f"model_init returned a {type(model).__name__}; it must return a newly built nn.Module.")
     return model

@@ -187,8 +187,8 @@ def as_good_for_less(plans: Sequence[Sequence[Run]]) -> str | None:
             f"{mean(least, _seconds):.3g} s instead of {mean(best, _seconds):.3g} s{seeds_note(least)}."
         )
     if any(runs[0].trainable < best[0].trainable for runs in plans):
-        return f"{best[0].name!r} has the best F1, {top}, and nothing that trains less comes near it{seeds_note(best)}."
-    return f"Nothing has a better F1 than {best[0].name!r}, {top}, and nothing trains less{seeds_note(best)}."
+        return f"{best[0].name!r} has the best F1, {top}, and no plan that trains less comes near it{seeds_note(best)}."
+    return f"No plan has a better F1 than {best[0].name!r}, {top}, and none trains less{seeds_note(best)}."
 
 
 def f1(run: Run) -> float:

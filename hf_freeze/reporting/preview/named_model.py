@@ -62,7 +62,8 @@ def named_model(name: str, auto_class: str | None) -> nn.Module:
         return without_weights(config, auto_class)
     except Exception as error:  # the code of a model may raise anything for the values of a configuration
         raise FreezeError(
-            f"{name!r}: its {type(config).__name__} does not make a model ({type(error).__name__}: {error})."
+            f"{name!r}: its {type(config).__name__} describes no model that can be built ({type(error).__name__}: "
+            f"{error})."
         ) from error
 
 

@@ -76,8 +76,8 @@ def rate_schedule(
         return None
     if per_epoch is None and (counted := [stage.when for stage in resolved.timed if _counts_epochs(stage)]):
         raise PlanError(
-            f"The stage at {counted[0]} counts epochs, and how many steps one has is unknown. Give rows=, the number "
-            "of rows of training data, or say step=."
+            f"The stage at {counted[0]} counts epochs, but it is unknown how many steps an epoch has. Give rows=, the "
+            "number of rows of training data, or use step=."
         )
     if resolved.rotation is not None:
         resolved.rotation.check_length(max_steps)
