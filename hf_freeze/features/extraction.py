@@ -55,42 +55,61 @@ def captures(model: nn.Module, frontiers: Sequence[Frontier]) -> Iterator[Callab
     """Give a function that runs a batch until all that the frontiers store was seen, and returns it by frontier."""
     interceptions = [Interception(model, frontier.watched(model)) for frontier in frontiers]
     try:
-
-        def capture(forward: Forward, batch: Batch) -> list[Any]:
-            seen: list[dict[CallKey, list[Any]]] = [{} for _ in frontiers]
-            wanted = [{key for key, _, _ in frontier.columns.values()} for frontier in frontiers]
-            origins = [Origins(batch.tensors) for _ in frontiers]
-
-            def note(number: int, call: Call) -> Any:
-                if (known := frontiers[number].answers.get(call.key)) is None:
-                    return call.run()
-                output, leaves = _made(call, known, origins[number])
-                if call.key in wanted[number]:
-                    # A copy, since what comes next may write into it.
-                    seen[number][call.key] = pytree.tree_map_only(torch.Tensor, torch.clone, leaves)
-                if all(keys <= found.keys() for keys, found in zip(wanted, seen, strict=True)):
-                    raise _AllSeen
-                return output
-
-            with ExitStack() as stack:
-                stack.enter_context(torch.no_grad())
-                for number, interception in enumerate(interceptions):
-                    stack.enter_context(interception.handled_by(partial(note, number)))
-                try:
-                    forward(batch.inputs())
-                except _AllSeen:
-                    pass
-                else:
-                    raise CacheRefused(_OTHER_CALLS)
-            return [
-                {column: found[key][index] for column, (key, index, _) in frontier.columns.items()}
-                for frontier, found in zip(frontiers, seen, strict=True)
-            ]
-
-        yield capture
+        yield partial(_capture, frontiers, interceptions)
     finally:
         for interception in reversed(interceptions):
             interception.remove()
+
+
+def _capture(
+    frontiers: Sequence[Frontier], interceptions: Sequence[Interception], forward: Forward, batch: Batch
+) -> list[dict[int, Any]]:
+    captured = [_Captured(frontier, Origins(batch.tensors)) for frontier in frontiers]
+
+    def note(one: _Captured, call: Call) -> Any:
+        output = one.note(call)
+        if all(other.is_complete for other in captured):
+            raise _AllSeen
+        return output
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for one, interception in zip(captured, interceptions, strict=True):
+            stack.enter_context(interception.handled_by(partial(note, one)))
+        try:
+            forward(batch.inputs())
+        except _AllSeen:
+            return [one.columns() for one in captured]
+    raise CacheRefused(_OTHER_CALLS)
+
+
+class _Captured:
+    """What one pass has shown of the calls whose outputs a frontier stores."""
+
+    def __init__(self, frontier: Frontier, origins: Origins) -> None:
+        self._frontier = frontier
+        self._origins = origins
+        self._wanted = {key for key, _, _ in frontier.columns.values()}
+        self._seen: dict[CallKey, list[Any]] = {}
+
+    def note(self, call: Call) -> Any:
+        """Make a call, keep what is stored of its output, and return the output."""
+        if (known := self._frontier.answers.get(call.key)) is None:
+            return call.run()
+        output, leaves = _made(call, known, self._origins)
+        if call.key in self._wanted:
+            # A copy, since what comes next may write into it.
+            self._seen[call.key] = pytree.tree_map_only(torch.Tensor, torch.clone, leaves)
+        return output
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every call was seen of which something is stored."""
+        return self._wanted <= self._seen.keys()
+
+    def columns(self) -> dict[int, Any]:
+        """Return the tensors to store, by column."""
+        return {column: self._seen[key][index] for column, (key, index, _) in self._frontier.columns.items()}
 
 
 def _made(call: Call, known: Answer, origins: Origins) -> tuple[Any, list[Any]]:
@@ -122,35 +141,36 @@ def extract(
     """
     rows = np.array(sorted({row for one in work for row in one.missing}), dtype=np.int64)
     rows = rows[by_length(lengths[rows])]
-    parts = [rows[start : start + store.PART_ROWS] for start in range(0, len(rows), store.PART_ROWS)]
-    mine = range(len(parts))[share[0] :: share[1]]
-    chunks = {part: np.array_split(parts[part], -(-len(parts[part]) // batch_size)) for part in mine}
-    bar = tqdm(
-        total=sum(len(parts[part]) for part in mine),
-        unit="rows",
-        desc="Frozen features",
-        disable=not show_progress,
-        leave=False,
-    )
+    starts = list(enumerate(range(0, len(rows), store.PART_ROWS)))[share[0] :: share[1]]
+    parts = {part: rows[start : start + store.PART_ROWS] for part, start in starts}
+    chunks = {part: np.array_split(of_part, -(-len(of_part) // batch_size)) for part, of_part in parts.items()}
     written: list[tuple[FeatureStore, int]] = []
     try:
-        with bar, untouched(model), captures(model, [one.frontier for one in work]) as capture:
-            stream = source.batches([chunk.tolist() for part in mine for chunk in chunks[part]])
-            for part in mine:
-                collected: list[list[dict[int, Column]]] = [[] for _ in work]
-                for chunk, batch in zip(chunks[part], stream, strict=False):
-                    for sink, one, seen in zip(collected, work, capture(forward, batch), strict=True):
-                        sink.append(_columns_of(one, chunk, batch, seen))
+        with (
+            _progress(sum(map(len, parts.values())), is_shown=show_progress) as bar,
+            untouched(model),
+            captures(model, [one.frontier for one in work]) as capture,
+        ):
+            batches = source.batches([chunk.tolist() for of_part in chunks.values() for chunk in of_part])
+            for part, of_part in parts.items():
+                pieces = []
+                for chunk, batch in zip(chunks[part], batches, strict=False):
+                    seen = capture(forward, batch)
+                    pieces.append([_columns_of(one, chunk, batch, its) for one, its in zip(work, seen, strict=True)])
                     bar.update(len(chunk))
-                for sink, one in zip(collected, work, strict=True):
-                    if not set(one.missing).isdisjoint(parts[part].tolist()):
+                for one, its_pieces in zip(work, zip(*pieces, strict=True), strict=True):
+                    if not set(one.missing).isdisjoint(of_part.tolist()):
                         written.append((one.store, one.first_part + part))
-                        columns = [_joined(sink, column) for column in one.frontier.columns]
-                        one.store.write(one.first_part + part, one.keys[parts[part]], columns)
+                        columns = [_joined(its_pieces, column) for column in one.frontier.columns]
+                        one.store.write(one.first_part + part, one.keys[of_part], columns)
     except Exception:
         for filled, part in written:
             filled.discard([part])
         raise
+
+
+def _progress(rows: int, *, is_shown: bool) -> "tqdm[Any]":
+    return tqdm(total=rows, unit="rows", desc="Frozen features", disable=not is_shown, leave=False)
 
 
 def _columns_of(

@@ -112,6 +112,22 @@ def _look(
 ) -> tuple[dict[CallKey, _SeenCall], frozenset[CallKey]]:
     """Return the calls that make the prefix, and the keys of all calls of frozen modules."""
     modules = wholly_frozen(model)
+    seen, usual = _calls_of_prefix(model, modules, batch, roots)
+
+    def replace(call: Call) -> Any:
+        if (known := seen.get(call.key)) is None:
+            return call.run()
+        arguments = tensors_of((call.args, call.kwargs))
+        return pytree.tree_unflatten([part.given(arguments) for part in known.leaves], known.spec)
+
+    with torch.enable_grad(), intercepted(model, modules, replace):
+        _read_gradients(list(roots(batch.inputs())), seen)
+    return seen, usual
+
+
+def _calls_of_prefix(
+    model: nn.Module, modules: Mapping[str, nn.Module], batch: Batch, roots: DifferentiableOutputs
+) -> tuple[dict[CallKey, _SeenCall], frozenset[CallKey]]:
     seen: dict[CallKey, _SeenCall] = {}
     usual: set[CallKey] = set()
     origins = Origins(batch.tensors)
@@ -119,11 +135,10 @@ def _look(
     def note(call: Call) -> Any:
         usual.add(call.key)
         given = origins.of(call)
-        moved = any(tensor.requires_grad for tensor in tensors_of((call.args, call.kwargs)))
-        with torch.set_grad_enabled(moved):
+        arguments = tensors_of((call.args, call.kwargs))
+        with torch.set_grad_enabled(any(tensor.requires_grad for tensor in arguments)):
             output = call.run()
         if not any(tensor.requires_grad for tensor in tensors_of(output)):
-            arguments = tensors_of((call.args, call.kwargs))
             leaves, spec = pytree.tree_flatten(output)
             seen[call.key] = _SeenCall([_fresh(leaf, arguments) for leaf in leaves], _paths(output), given, spec)
             origins.note(call.key, leaves)
@@ -134,15 +149,6 @@ def _look(
         _refuse_second_pass(interception)
     if not seen:
         raise CacheRefused("no module before the part that trains is frozen as a whole")
-
-    def replace(call: Call) -> Any:
-        if (known := seen.get(call.key)) is None:
-            return call.run()
-        arguments = tensors_of((call.args, call.kwargs))
-        return pytree.tree_unflatten([part.given(arguments) for part in known.leaves], known.spec)
-
-    with torch.enable_grad(), intercepted(model, modules, replace):
-        _read_gradients(list(roots(batch.inputs())), seen)
     return seen, frozenset(usual)
 
 

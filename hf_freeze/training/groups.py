@@ -9,10 +9,9 @@ import difflib
 import hashlib
 import inspect
 import logging
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,13 +21,12 @@ from hf_freeze.errors import PlanError
 from hf_freeze.plan.freeze_plan import FreezePlan, ResolvedPlan, resolve
 from hf_freeze.plan.given import PlanLike, as_plan
 from hf_freeze.plan.stages import is_number
-from hf_freeze.plan.tables import part_labels
-from hf_freeze.selection.language import evaluate
-from hf_freeze.selection.model_map import ModelMap, unwrap
+from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training.backends import group_members
 from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.freezing import plan_as_it_is
 from hf_freeze.training.group_names import group_name
+from hf_freeze.training.group_rates import BaseOptions, GroupLRs, Rung, rungs_of
 from hf_freeze.training.row_parameters import members
 
 logger = logging.getLogger(__name__)
@@ -36,8 +34,6 @@ logger = logging.getLogger(__name__)
 _PLAN = "freeze_plan"
 _NO_PLAN = ""
 """Under which key a group holds the fingerprint of the plan that `param_groups` was given."""
-
-GroupLRs: TypeAlias = Mapping[str, float | Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,29 +51,6 @@ class GroupSpec:
         """A short text that tells groups with other members apart."""
         members = hashlib.sha256("\n".join(self.parameters).encode()).hexdigest()[:12]
         return f"{len(self.parameters)} tensors, {members}"
-
-
-@dataclass(frozen=True)
-class _Rung:
-    """What a parameter's group is called and optimized with, before the splits by weight decay and by stage."""
-
-    label: str
-    options: Mapping[str, Any]
-    order: tuple[int, ...]
-    has_own_rate: bool = False
-
-    @property
-    def is_named(self) -> bool:
-        """Whether it is an entry of `group_lrs` or of `lr_factors`."""
-        return self.order[0] == 1
-
-
-@dataclass(frozen=True)
-class BaseOptions:
-    """What a group has that nothing else is said of."""
-
-    learning_rate: float
-    weight_decay: float
 
 
 def param_groups(
@@ -173,54 +146,64 @@ def _base_options(args: TrainingArguments | None, lr: float | None, weight_decay
 
 def group_specs(
     resolved: ResolvedPlan,
-    base: "TrainingArguments | BaseOptions",
+    base: TrainingArguments | BaseOptions,
     *,
     decayed: Collection[str],
     group_lrs: GroupLRs,
     layer_lr_decay: float,
 ) -> list[GroupSpec]:
     """Put every ever trainable tensor into exactly one group of one rung, one weight decay and one set of stages."""
-    plan = resolved.plan
-    factors = {selection: base.learning_rate * factor for selection, factor in plan.lr_factors.items()}
-    rungs = _ladder(resolved.model_map, base.learning_rate, layer_lr_decay, spread=plan.lr_spread)
-    rungs |= _named_rungs(factors, resolved, rungs, argument="lr_factors")
-    rungs |= _named_rungs(group_lrs, resolved, rungs, argument="group_lrs", after=len(factors))
-    in_groups: dict[tuple[Any, ...], list[str]] = {}
-    decayed = frozenset(decayed)  # transformers gives a list
-    stages_of = _stages_of_each(resolved.stages)
-    rotation, rows = resolved.rotation, resolved.model_map.rows
-    turns, turn_labels = (rotation.layer_of, [*rotation.layers]) if rotation is not None else ({}, [])
-    for name in resolved.model_map.parts:
-        if stages := stages_of.get(name):
-            tensor = rows[name].matrix if name in rows else name
-            decays = any(alias in decayed for alias in resolved.model_map.ties[tensor])
-            in_groups.setdefault((rungs[name].order, stages, turns.get(name, -1), not decays), []).append(name)
-    splits = {order[:2] for order, _, _, undecayed in in_groups if not undecayed}  # of an entry, whatever its rates
-    times: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
-    for order, stages, _, _ in in_groups:
-        times.setdefault(order, set()).add(stages)
+    rungs = rungs_of(resolved, base, group_lrs, layer_lr_decay)
+    by_key = _divided(resolved, rungs, frozenset(decayed))
+    layers = [] if resolved.rotation is None else [*resolved.rotation.layers]
+    decaying_entries = {key.entry for key in by_key if not key.undecayed}
+    stages_of: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
+    for key in by_key:
+        stages_of.setdefault(key.order, set()).add(key.stages)
     specs = []
-    for (order, stages, turn, undecayed), names in sorted(in_groups.items()):
+    for key, names in sorted(by_key.items()):
         rung = rungs[names[0]]
-        label = _label_of_turn(rung, turn_labels[turn]) if turn >= 0 else rung.label
-        asked_to_decay = "weight_decay" in rung.options and order[:2] not in splits
-        no_decay = undecayed and not asked_to_decay
-        name = group_name(label, decays=not no_decay, stages=stages * (len(times[order]) > 1), of=len(resolved.stages))
-        options = {"weight_decay": base.weight_decay, **rung.options}
-        if no_decay:
-            options["weight_decay"] = 0.0
-        specs.append(GroupSpec(name=name, parameters=tuple(names), options=options, has_own_rate=rung.has_own_rate))
+        no_decay = key.undecayed and ("weight_decay" not in rung.options or key.entry in decaying_entries)
+        label = rung.label if key.turn < 0 else rung.label_of_turn(layers[key.turn])
+        stages = key.stages if len(stages_of[key.order]) > 1 else ()
+        options = {"weight_decay": base.weight_decay, **rung.options, **({"weight_decay": 0.0} if no_decay else {})}
+        specs.append(
+            GroupSpec(
+                name=group_name(label, decays=not no_decay, stages=stages, of=len(resolved.stages)),
+                parameters=tuple(names),
+                options=options,
+                has_own_rate=rung.has_own_rate,
+            )
+        )
     return specs
 
 
-def _dotted(label: str) -> str:
-    return re.sub(r"\[(\d+)\]", r".\1", label)
+class _Key(NamedTuple):
+    """What the members of one group share, in the order in which groups are listed."""
+
+    order: tuple[int, ...]
+    stages: tuple[int, ...]
+    turn: int
+    undecayed: bool
+
+    @property
+    def entry(self) -> tuple[int, ...]:
+        """The entry of `group_lrs` or of the plan's rates, without what tells its own groups apart."""
+        return self.order[:2]
 
 
-def _label_of_turn(rung: _Rung, layer: str) -> str:
-    """Name the group of one layer of a rotation: by the layer, and by the entry of `group_lrs` that gives its rate."""
-    layer = _dotted(layer)
-    return f"{rung.label} of {layer}" if rung.is_named else layer
+def _divided(resolved: ResolvedPlan, rungs: Mapping[str, Rung], decayed: frozenset[str]) -> dict[_Key, list[str]]:
+    """Divide the names of all that ever trains into groups; `turn` is a layer of a rotation, -1 for the rest."""
+    model_map, stages_of = resolved.model_map, _stages_of_each(resolved.stages)
+    turns = {} if resolved.rotation is None else resolved.rotation.layer_of
+    by_key: dict[_Key, list[str]] = {}
+    for name in model_map.parts:
+        if stages := stages_of.get(name):
+            tensor = model_map.rows[name].matrix if name in model_map.rows else name
+            decays = any(alias in decayed for alias in model_map.ties[tensor])
+            key = _Key(rungs[name].order, stages, turns.get(name, -1), not decays)
+            by_key.setdefault(key, []).append(name)
+    return by_key
 
 
 def _stages_of_each(stages: Sequence[frozenset[str]]) -> dict[str, tuple[int, ...]]:
@@ -237,75 +220,6 @@ def _between(changes: Sequence[int], end: int) -> tuple[int, ...]:
     """Return the stages from each unfreezing to the freezing after it: (1, 3, 5) of 7 -> 1, 2, 5, 6."""
     bounds = [*changes, end]
     return tuple(stage for first, last in zip(bounds[::2], bounds[1::2], strict=False) for stage in range(first, last))
-
-
-def _ladder(model_map: ModelMap, rate: float, decay: float, *, spread: float) -> dict[str, _Rung]:
-    """Rungs from the head down; one rung for all without a decay, or else the plan's spread."""
-    if not (is_number(decay) and 0 < decay <= 1):
-        raise PlanError(
-            f"layer_lr_decay={decay!r} is not a factor per layer: it must be above 0 and at most 1 (no decay)."
-        )
-    if decay == 1 and spread == 1:
-        return dict.fromkeys(model_map.parts, _Rung("trainable", {"lr": rate}, (0,)))
-    depths = _depths(model_map)
-    if decay == 1:
-        decay = spread ** (-1 / max(*depths.values(), 1))
-    labels = {name: _dotted(label) for name, label in part_labels(model_map).items()}
-    order = {label: index for index, label in enumerate(sorted(set(labels.values())))}
-    return {
-        name: _Rung(label, {"lr": rate * decay ** depths[name]}, (0, depths[name], order[label]))
-        for name, label in labels.items()
-    }
-
-
-def _depths(model_map: ModelMap) -> dict[str, int]:
-    """Return how far below the head a tensor is: 0 for head and rest, 1 for the top layer, embeddings last."""
-    depths = dict.fromkeys(model_map.parts, 0)
-    for stack in model_map.stacks:
-        for index, names in enumerate(stack.layers):
-            depths.update(dict.fromkeys(names, len(stack.layers) - index))
-    bottom = max(depths.values()) + 1
-    return depths | {name: bottom for name, part in model_map.parts.items() if part == "embeddings"}
-
-
-def _named_rungs(
-    group_lrs: GroupLRs, resolved: ResolvedPlan, below: Mapping[str, _Rung], *, argument: str, after: int = 0
-) -> dict[str, _Rung]:
-    """Return the rungs of what `group_lrs` names; one that is given no rate there keeps that of its rung in `below`."""
-    rungs: dict[str, _Rung] = {}
-    named: dict[str, str] = {}
-    ever_trainable = frozenset().union(*resolved.stages)
-    for order, (selection, value) in enumerate(group_lrs.items(), start=after):
-        picked = evaluate(selection, resolved.model_map).names.keys() & ever_trainable
-        if not picked:
-            raise PlanError(
-                f"{argument}[{selection!r}] matches nothing that the plan ever trains. Drop it, or unfreeze it."
-            )
-        if twice := sorted(picked & named.keys()):
-            raise PlanError(
-                f"{twice[0]!r} is matched twice by {argument}: by {named[twice[0]]!r} and by {selection!r}. "
-                f"Take it out of one, for example '{selection} & re:...' or a narrower path."
-            )
-        named |= dict.fromkeys(picked, selection)
-        options = _options(selection, value)
-        parts = 1 if "lr" in options else len({below[name].order for name in picked})
-        for name in picked:
-            rung = below[name]
-            label, place = (selection, ()) if parts == 1 else (f"{selection} of {rung.label}", rung.order)
-            has_own_rate = "lr" in options or rung.has_own_rate
-            rungs[name] = _Rung(label, {**rung.options, **options}, (1, order, *place), has_own_rate)
-    return rungs
-
-
-def _options(selection: str, value: float | Mapping[str, Any]) -> dict[str, Any]:
-    options = dict(value) if isinstance(value, Mapping) else {"lr": value}
-    if reserved := options.keys() & {"params", "name"}:
-        raise PlanError(f"group_lrs[{selection!r}]: {min(reserved)!r} is set by hf_freeze. Give lr, weight_decay, ...")
-    for name in options.keys() & {"lr", "weight_decay"}:
-        number = options[name]
-        if not is_number(number) or number < 0:
-            raise PlanError(f"group_lrs[{selection!r}]: {name}={number!r} is not a finite number of at least 0.")
-    return options
 
 
 _TORCHS_OWN = [cls for cls in vars(torch.optim).values() if inspect.isclass(cls) and cls is not torch.optim.Optimizer]

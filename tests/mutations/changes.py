@@ -934,19 +934,19 @@ SETTLING = [
         "training/grad_norms::the_norms_are_those_before_clipping_and_make_up_the_whole",
     ),
     change(
-        "training/groups.py",
+        "training/group_rates.py",
         'resolved, rungs, argument="lr_factors")',
         'resolved, rungs, argument="lr_factors") and {}',
         "training/groups::a_plan_brings_its_rates_and_what_is_given_beside_it_wins",
     ),
     change(
-        "training/groups.py",
+        "training/group_rates.py",
         'argument="group_lrs", after=len(factors))',
         'argument="group_lrs", after=len(factors)) and {}',
         "training/groups::a_plan_brings_its_rates_and_what_is_given_beside_it_wins",
     ),
     change(
-        "training/groups.py",
+        "training/group_rates.py",
         "{**rung.options, **options}",
         '{"lr": 1e-3, **options}',
         "training/groups::options_without_a_rate_keep_the_rate_that_plan_and_depth_give[plan0-1.0-head]",
@@ -958,7 +958,7 @@ SETTLING = [
         "training/grad_norms::norms_are_added_up_in_no_less_than_single_precision[dtype0]",
     ),
     change(
-        "training/groups.py",
+        "training/group_rates.py",
         "spread=plan.lr_spread)",
         "spread=1.0)",
         "training/groups::a_spread_goes_from_the_head_to_the_embeddings_by_one_factor_per_layer",
