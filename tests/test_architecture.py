@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -211,6 +212,60 @@ def test_a_private_name_is_seen_in_every_form() -> None:
         "from a import _one\nb._two\ngetattr(c, '_three')\n_four()\n__all__ = [b.__dict__]\nself._five = 0\nf'{d}_six'"
     )
     assert private_names(ast.parse(code)) == ({"_five"}, {"_one", "_two", "_three", "_four"})
+
+
+# The command line, and names that stand among others of their kind.
+OFFERED = {
+    "main",
+    "specificity",
+    *("Everything", "DottedPath", "Regex", "Layers"),
+    *("gradual", "fine_tune", "auto_freeze", "rotate", "norms_only", "biases_only"),
+}
+
+
+def test_what_only_its_own_file_uses_is_private() -> None:
+    """Apart from types: others may hold an object without naming its class."""
+    tests = "\n".join(path.read_text("utf-8") for path in Path(__file__).parent.rglob("*.py"))
+    by_tests = set(re.findall(r"\w+", tests))
+    trees = [tree for _, tree in sources()]
+    users = Counter(name for tree in trees for name in names_of_others(tree))
+    lonely = {
+        name
+        for tree in trees
+        for name in public_definitions(tree) - by_tests - offered_types(tree)
+        if not users[name] - (name in names_of_others(tree))
+    }
+    assert lonely <= OFFERED
+
+
+def names_of_others(tree: ast.Module) -> set[str]:
+    """The names that a module imports, or reads as attributes."""
+    nodes = list(ast.walk(tree))
+    imported = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    return imported | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+
+
+def public_definitions(tree: ast.Module) -> set[str]:
+    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assigned = [node for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign)]
+    targets = [
+        target for node in assigned for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+    ]
+    names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in names if not name.startswith("_") and name != "logger"}
+
+
+def offered_types(tree: ast.Module) -> set[str]:
+    """The names in annotations of fields, of public functions and of constructors, in type aliases and in bases."""
+    parts: list[ast.AST] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and (not node.name.startswith("_") or node.name == "__init__"):
+            parts += [node.args, *filter(None, [node.returns])]
+        elif isinstance(node, ast.AnnAssign):
+            parts += [node.annotation, *filter(None, [node.value])]
+        elif isinstance(node, ast.ClassDef):
+            parts += node.bases
+    return {name.id for part in parts for name in ast.walk(part) if isinstance(name, ast.Name)}
 
 
 def test_no_room_reads_the_private_names_of_another() -> None:

@@ -10,6 +10,7 @@ rows of one weight as have both of these are drawn for them: sum(w)^2 / sum(w^2)
 rounded up or down at random so that the variance is met on average. Rows of equal weight are drawn exactly.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,14 +69,19 @@ def resample(
     chosen = _middle_of_first_plateau(value, best)
     if usable.sum() < max(1, n_boot / 2):
         return Resamples(np.empty(0), np.empty(0), None)
-    judged = [_at(count, chosen)[usable].sum() for count in _table(out_tp, out_fp)]
-    scale = (counts.n_pos + counts.n_neg) / (sum(judged) or 1.0)
-    tp, fp, fn, tn = (float(count * scale) for count in judged)
     return Resamples(
         thresholds=_margins(counts, kept)[chosen[usable]],
         values=values_at_tuned[usable],
-        oob_counts=(tp, fp, fn, tn) if tp + fn > 0 and fp + tn > 0 else None,
+        oob_counts=_scaled_to_all(counts, [_at(count, chosen)[usable] for count in _table(out_tp, out_fp)]),
     )
+
+
+def _scaled_to_all(counts: ScoreCounts, out_of_bag: Sequence[FloatArray]) -> tuple[float, float, float, float] | None:
+    """Add up (tp, fp, fn, tn) of the halves left out, scaled to all rows; None where they lack a class."""
+    judged = [count.sum() for count in out_of_bag]
+    scale = (counts.n_pos + counts.n_neg) / (sum(judged) or 1.0)
+    tp, fp, fn, tn = (float(count * scale) for count in judged)
+    return (tp, fp, fn, tn) if tp + fn > 0 and fp + tn > 0 else None
 
 
 def halves(

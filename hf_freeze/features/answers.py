@@ -1,4 +1,4 @@
-"""What stands for the calls of the frozen prefix of a model, and which of their outputs are stored."""
+"""What is returned in place of the calls of the frozen prefix of a model, and which of their outputs are stored."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,8 @@ from hf_freeze.features.shapes import Dim, Layout
 class Stored:
     """A tensor that the rest of the model reads, row by row: column `column` of the store.
 
-    `is_watched` unless it picks padding, which no gradient reaches then; `keeps_off_padding` where it was seen to read
-    rows without their padding.
+    `is_watched`: reads of what is not stored are noticed and computed, see `StandIn`; not where padding is picked, which
+    no gradient reaches. `keeps_off_padding`: the rest of the model was seen to read rows without their padding.
     """
 
     column: int
@@ -48,7 +48,7 @@ class Passed:
 
 @dataclass(frozen=True)
 class Computed:
-    """A tensor that the rest reads and that is not one per row, such as a position bias: the call is made for it."""
+    """A tensor that the rest reads but that has no rows, such as a position bias: the call is made to compute it."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ class Unread:
     nothing: torch.Tensor = field(compare=False)
 
     def standing_in(self, whole: Whole, batch: Batch) -> torch.Tensor:
-        """Return what the rest of the model gets: its shape, and, should it read it one day, what it asks for then."""
+        """Return a tensor of this shape for the rest of the model, computed only if something reads it after all."""
         return StandIn.of(self.nothing.expand(*(dim.at(batch.sizes) for dim in self.dims)), whole)
 
 
 @dataclass(frozen=True)
 class Other:
-    """No tensor: a flag or a number is returned again, an object such as a key-value cache is None."""
+    """Anything but a tensor: flags and numbers stay as they were, objects such as a key-value cache become None."""
 
     value: Any
 
@@ -75,7 +75,7 @@ Leaf = Stored | Passed | Computed | Unread | Other
 
 @dataclass(frozen=True)
 class Answer:
-    """What stands for the output of one call, whose arguments come from where `given` says."""
+    """What is returned in place of the output of one call; `given` says where its arguments come from."""
 
     leaves: tuple[Leaf, ...]
     paths: tuple[str, ...]
@@ -88,7 +88,7 @@ class Answer:
         return any(isinstance(leaf, Computed) for leaf in self.leaves)
 
     def refuse_others(self, key: CallKey, leaves: Sequence[Any]) -> None:
-        """Raise `CacheRefused` where the call returns more or less than in the answer, or another flag or number."""
+        """Raise `CacheRefused` where the call returns more or fewer values than this, or another flag or number."""
         if len(leaves) != len(self.leaves):
             raise CacheRefused(f"{key} returns {len(self.leaves)} values for some rows and {len(leaves)} for others")
         for leaf, value in zip(self.leaves, leaves, strict=True):
@@ -125,11 +125,11 @@ class Frontier:
         }
 
     def watched(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return the modules whose calls are counted, of this model."""
+        """Return the modules of this model whose calls are counted."""
         return {name: module for name, module in model.named_modules() if name in self.names}
 
     def describe(self) -> str:
-        """Name what is stored, for people."""
+        """Name what is stored, for the log."""
         return ", ".join(
             f"{_spoken(key.name + self.answers[key].paths[index])}{layout.describe()}{str(key)[len(key.name) :]}"
             for key, index, layout in self.columns.values()
@@ -137,7 +137,7 @@ class Frontier:
 
 
 def _spoken(path: str) -> str:
-    """Write the place of a tensor as people do.
+    """Write the place of a tensor without brackets and quotes.
 
     >>> _spoken("bert['pooler_output']")
     'bert.pooler_output'

@@ -29,7 +29,7 @@ class Batch:
     digests: Keys | None = None
 
     def inputs(self) -> dict[str, Any]:
-        """Return a copy that may be popped from."""
+        """Return a copy, which a model may pop entries from."""
         return dict(self.tensors)
 
     def keys(self, *, with_labels: bool) -> Keys | None:
@@ -108,7 +108,7 @@ class Digesting:
 
 @dataclass(frozen=True)
 class _OnCopies:
-    """A collator that does not get at the rows themselves: some take entries out of them, or write into them."""
+    """A collator that gets copies of the rows, since some collators take entries out of rows or write into them."""
 
     collate: Callable[[list[Any]], Any]
 
@@ -119,7 +119,7 @@ class _OnCopies:
 
 
 def without_digests(batch: Mapping[str, Any]) -> tuple[Any, Keys | None]:
-    """Return a batch as the collator made it, of its own type where that lets go of a key, and the digests."""
+    """Return a batch without its digests, in its own type where that can drop a key, and the digests."""
     found = batch.get(ROWS)
     if found is None:
         return batch, None

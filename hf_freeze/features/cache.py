@@ -80,10 +80,10 @@ class FeatureCache:
     def enter(
         self, sets: Sequence[tuple[FeatureSet, Sequence[Demand]]], refused: Mapping[str, str] | None = None
     ) -> None:
-        """Make the features ready that the first of each set's demands needs, and on the way those of later stages.
+        """Prepare the features that the first of each set's demands needs, and in the same pass those of later stages.
 
-        Demands of earlier stages are for what is frozen now as it was then. Where their features lie ready and serve
-        better than the first's would, computing those included, they stay in use.
+        Demands of earlier stages are among them if what was frozen then still is. Where their features are at hand and
+        cost less in all than computing those of the first, they stay in use.
 
         Where a set is refused, its rows go through the whole model, and the reason is logged; `refused` has the reasons
         for sets that were refused before.
@@ -103,7 +103,7 @@ class FeatureCache:
         self._report(plans, refused)
 
     def leave(self) -> None:
-        """Stand in for nothing any more."""
+        """Stop using stored features."""
         for kept in reversed(self._kept.values()):
             kept.replay.remove()
         self._kept = {}
@@ -194,7 +194,7 @@ class FeatureCache:
             return None  # said when the stage comes
 
     def _report(self, plans: Mapping[str, _StoreJob], refused: Mapping[str, str]) -> None:
-        """Warn of what is refused; say in one line what is kept, how large it is and what it saves, and what is not."""
+        """Warn of what is refused; log what is cached, how large it is and what it saves, and what is not, and why."""
         for why, names in _grouped(refused).items():
             self._say(logging.WARNING, OFF, names, why)
         kept = [plan.estimate for name, plan in plans.items() if name in self._kept]
@@ -295,7 +295,7 @@ class FeatureCache:
         return Kept(feature_set.name, replay, features, work.reads_labels, feature_set.source.fixed_widths, left)
 
     def _coarsest(self, feature_set: FeatureSet) -> torch.dtype | None:
-        """The type that blurs the loss most: of storage, or of computation."""
+        """The coarser of the types that features are stored and computed in."""
         types = [dtype for dtype in (self._settings.dtype, feature_set.computed_in) if dtype is not None]
         return max(types, key=lambda dtype: torch.finfo(dtype).eps, default=None)
 
@@ -313,7 +313,7 @@ def _cached_for(plans: Mapping[str, _StoreJob]) -> str:
 
 
 def _grouped(said: Mapping[str, str]) -> dict[str, str]:
-    """Name of a set -> what is said of it, turned into what is said -> the sets of which it is."""
+    """Turn set -> message into message -> the sets that share it."""
     sets: dict[str, list[str]] = {}
     for name, text in said.items():
         sets.setdefault(text, []).append(spoken(name))

@@ -1,4 +1,4 @@
-"""Watch, and stand in for, the calls that a model makes to its modules."""
+"""Watch the calls that a model makes to its modules, and answer them in their place."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -58,7 +58,7 @@ class Origins:
                 self._alive.append(leaf)
 
     def of(self, call: Call) -> dict[int | str, Origin]:
-        """Return the origins of those arguments of which there is one: a plain value is its own."""
+        """Return where the arguments come from, as far as that is known; a plain value is its own origin."""
         values: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
         return {place: origin for place, value in values if (origin := self._of(value)) is not None}
 

@@ -29,7 +29,7 @@ def check_still(
     shared: int,
     computed_in: torch.dtype | None = None,
 ) -> dict[int, torch.Tensor]:
-    """Hold rows that two batches share, at their ends, against each other, under other random numbers.
+    """Compare the last rows of two batches, which they share, under different random numbers.
 
     Return what was captured of the first batch. Raises `CacheRefused` where the frozen part is random, or where a row
     depends on the others of its batch.
@@ -78,7 +78,7 @@ def reads_labels(
     labels: Collection[str],
     captured: Mapping[int, torch.Tensor] | None = None,
 ) -> bool:
-    """Tell whether other labels make other features, as where a decoder's inputs are made of them.
+    """Tell whether the features depend on the labels, as where a decoder's inputs are made from them.
 
     `captured` are the features of `batch`, as `check_still` returns them, where they are known.
     """
@@ -153,7 +153,7 @@ def check_replay(
     places: torch.Tensor,
     computed_in: torch.dtype | None = None,
 ) -> None:
-    """Hold the loss and the outputs of these rows with features against those without.
+    """Compare the loss and the outputs of these rows with stored features and without.
 
     Raises `CacheRefused` where they are not the same.
     """
@@ -181,5 +181,5 @@ def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def _tolerance(*types: torch.dtype | None) -> float:
-    """The coarsest of them counts: values may be computed under autocast and then widened."""
+    """Return the tolerance of the coarsest type: values may be computed under autocast and then widened."""
     return max((_TOLERANCE.get(dtype, 0.0) for dtype in types if dtype is not None), default=0.0)

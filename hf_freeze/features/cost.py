@@ -58,7 +58,7 @@ def net_gain(estimates: Sequence[Estimate]) -> float:
 
 
 def in_bytes(count: float) -> str:
-    """Write a number of bytes for people.
+    """Write a number of bytes with a unit.
 
     >>> in_bytes(28_740_000)
     '28.7 MB'

@@ -52,7 +52,7 @@ class Work:
 
 @contextmanager
 def captures(model: nn.Module, frontiers: Sequence[Frontier]) -> Iterator[Callable[[Forward, Batch], list[Any]]]:
-    """Give a function that runs a batch until all that the frontiers store was seen, and returns it by frontier."""
+    """Yield a function that runs a batch until all that the frontiers store was seen, and returns it by frontier."""
     interceptions = [Interception(model, frontier.watched(model)) for frontier in frontiers]
     try:
         yield partial(_capture, frontiers, interceptions)
@@ -113,7 +113,7 @@ class _Captured:
 
 
 def _made(call: Call, known: Answer, origins: Origins) -> tuple[Any, list[Any]]:
-    """Make a call; return its output, and the leaves of that. Raises `CacheRefused` for another one than was seen."""
+    """Make a call; return its output, and the leaves of that. Raises `CacheRefused` where they are not as expected."""
     if not origins.fit(call, known.given):
         raise CacheRefused(_OTHER_CALLS)
     output = call.run()

@@ -76,7 +76,7 @@ def _answers(looks: _Looks, batches: tuple[Batch, Batch]) -> dict[CallKey, Answe
 
 @dataclass
 class _SeenLeaf:
-    """What a call returned; `read` where a gradient reaches it, `asked` where more is read than that gradient shows."""
+    """What a call returned; `read` where a gradient reaches it, `asked` where more is read than the gradient shows."""
 
     value: Any
     passed: int | None = None
@@ -92,7 +92,7 @@ class _SeenLeaf:
         return value
 
     def given(self, arguments: Sequence[torch.Tensor]) -> Any:
-        """Return what stands in its place: a copy, since the rest of the model may write into what it gets."""
+        """Return what takes its place: a copy, since the rest of the model may write into what it gets."""
         if self.passed is not None:
             return arguments[self.passed]
         value = self.value if self.leaf is None else self.leaf
@@ -159,7 +159,7 @@ def _note_what_is_asked_for(
     seen: Mapping[CallKey, _SeenCall],
     answers: Mapping[CallKey, Answer],
 ) -> None:
-    """Run the rest of the model on what would stand in for the prefix, and note what it reads beside what is stored."""
+    """Run the rest of the model on what will replace the prefix, and note what it reads beside what is stored."""
 
     def stand_in(call: Call) -> Any:
         if (answer := answers.get(call.key)) is None:
@@ -261,7 +261,7 @@ def _refuse_second_pass(interception: Interception) -> None:
 
 @contextmanager
 def without_checkpointing(model: nn.Module) -> Iterator[None]:
-    """Recompute nothing, and let no hook make embeddings require a gradient for the sake of that."""
+    """Switch gradient checkpointing off, with the hooks by which it makes embeddings require a gradient."""
     with ExitStack() as stack:
         stack.enter_context(without_input_gradients(model))
         for module in model.modules():

@@ -1,4 +1,4 @@
-"""The features of a set while they are in use, and what is said and done where a batch needs the frozen part itself."""
+"""The features of a set while they are in use, and what happens where a batch needs the frozen part itself."""
 
 import logging
 from collections.abc import Mapping
@@ -80,7 +80,7 @@ class Kept:
 
 
 def spoken(name: str) -> str:
-    """Name a set for people.
+    """Name a set in a message.
 
     >>> spoken("training"), spoken("evaluation easy")
     ('the training set', "the evaluation set 'easy'")

@@ -1,7 +1,7 @@
-"""A tensor in the place of what a frozen module returns, of which not everything is stored.
+"""A tensor in place of the output of a frozen module, of which only part is stored.
 
-Who asks for its shape or picks what is stored gets it. Who reads anything else gets what the module computes, which is
-computed then: nobody reads a value that was made up.
+Code that asks for its shape, or picks what is stored, gets that. Code that reads anything else gets what the module
+computes, at that moment: nothing ever reads a made-up value.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,15 +25,16 @@ _PICKS = {
     *(Tensor.index_select, torch.index_select, Tensor.gather, torch.gather),
 }
 _LATER = {Tensor.float, Tensor.detach}
-"""What reads nothing yet: mixed precision does so to all that a model returns."""
+"""What does not read values yet: mixed precision calls these on everything that a model returns."""
 _OF_EACH_POSITION = {functional.linear, *_LATER}
-"""What makes of each position one of its own, so that the same ones are known behind it."""
+"""What maps each position on its own, so that the same positions are known afterwards."""
 
 
 class StandIn(Tensor):
     """Holds `filler` of the right shape; `known` says of which positions it is true, and `whole` computes all.
 
-    With `is_loose`, what is not known is padding: only who picks it gets what was computed, all else gets the filler.
+    With `is_loose`, what is not known is padding: only code that picks it gets computed values, any other gets the
+    filler.
     """
 
     filler: Tensor
@@ -75,13 +76,13 @@ class StandIn(Tensor):
         return self.whole()
 
     def _picked(self, func: Any, rest: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-        """Return what `func` picks, or None where that is not all stored."""
+        """Return what `func` picks; None where it cannot be told how `func` picks."""
         assert self.known is not None
         try:
             known = self.known().to(self.filler.device).expand(self.filler.shape)
             is_known = func(known, *rest, **kwargs).all()
         except (RuntimeError, IndexError, TypeError):
-            return None  # as it will be said of the whole
+            return None  # the same call on the whole tensor will raise it
         picked: Tensor = func(self.filler, *rest, **kwargs) if is_known else func(self.whole(), *rest, **kwargs)
         return picked
 

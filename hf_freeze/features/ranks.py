@@ -22,7 +22,7 @@ class Ranks:
 
     @classmethod
     def now(cls) -> "Ranks":
-        """Ask accelerate."""
+        """Return the place of this process, as accelerate has it."""
         state = PartialState()
         per_machine = [index for index, local in enumerate(_gather(state.local_process_index)) if local == 0]
         first = max((index for index in per_machine if index <= state.process_index), default=0)
@@ -30,7 +30,7 @@ class Ranks:
         return cls(state.process_index, state.num_processes, state.process_index - first, following - first)
 
     def together(self, act: Callable[[], Any]) -> Any:
-        """Do something on every process. Where it fails on any of them, for any reason, all raise `CacheRefused`."""
+        """Call `act` on every process. Where it fails on any of them, for any reason, all raise `CacheRefused`."""
         result, refusal = None, None
         try:
             result = act()
@@ -42,15 +42,15 @@ class Ranks:
         return result
 
     def gather(self, value: Any) -> list[Any]:
-        """Return what every process gave, by process."""
+        """Return the values of all processes, in their order."""
         return [value] if self.count == 1 else _gather(value)
 
     def of_main(self, value: Any) -> Any:
-        """Return what the main process gave."""
+        """Return the value of the main process."""
         return self.gather(value)[0]
 
     def of_leader(self, value: Any) -> Any:
-        """Return what the first process of this machine gave."""
+        """Return the value of the first process of this machine."""
         return self.gather(value)[self.index - self.local]
 
 

@@ -35,8 +35,8 @@ class Replay:
     def of(self, places: torch.Tensor, batch: Batch, *, noticed: Noticed = lambda key: None) -> Iterator[None]:
         """Answer for `batch`, whose rows lie at these places of the features.
 
-        `noticed` is told of each call that must be made after all: more is read of it than is stored, or it was not
-        seen before, or has other arguments. Those behind such a one are made as well.
+        `noticed` is called for each call that must be made after all: more of it is read than is stored, or it was not
+        seen before, or has other arguments. The calls that follow it are made as well.
         """
         origins, is_usual = Origins(batch.tensors), True
 
@@ -79,7 +79,7 @@ class Replay:
 
 
 class _Made:
-    """A call that is made when somebody asks for what is not stored of it, as the model would have made it."""
+    """A call that is made, as the model would have made it, once something reads what is not stored of it."""
 
     def __init__(self, call: Call, interception: Interception, noticed: Noticed) -> None:
         self._call = call
@@ -98,7 +98,7 @@ class _Made:
 
 
 def _computed(call: Call) -> Sequence[Any]:
-    """Make a call for what depends on no stored value, such as a position bias, on what stands in for its arguments."""
+    """Make a call for what depends on no stored value, such as a position bias, with fillers as arguments."""
     args, kwargs = pytree.tree_map_only(StandIn, lambda given: given.filler, (call.args, call.kwargs))
     with torch.no_grad():
         return pytree.tree_leaves(call.forward(*args, **kwargs))

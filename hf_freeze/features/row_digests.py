@@ -1,7 +1,7 @@
 """Digests of rows as the model gets them, so that equal digests mean equal features, whatever made the rows.
 
 A row is all that the inputs hold for it, bit by bit, without its padding: digests are the same in every batch. Labels
-are digested apart from the rest, as most models read them behind the frozen part. What is not per row counts for every
+are digested apart from the rest, as most models read them behind the frozen part. What has no rows counts for every
 row.
 """
 
@@ -83,7 +83,7 @@ def digest_rows(
 
 
 def read_as(digests: Keys, *, fixed_widths: bool) -> Keys:
-    """Return digests, (rows, `WIDTH`), where inputs that are as wide as the mask have a fixed width, or are padded."""
+    """Return digests, (rows, `WIDTH`), in which inputs as wide as the mask count as of fixed width, or as padded."""
     return digests[:, :WIDTH] if fixed_widths else digests[:, [WIDTH, WIDTH + 1, *range(2, WIDTH)]]
 
 
@@ -93,7 +93,7 @@ def padded_in_front(digests: Keys) -> int:
 
 
 def set_number_of(digests: Keys) -> int:
-    """Return the number of the data set that a batch is of."""
+    """Return the number of the data set that a batch comes from."""
     return int(digests[0, -1])
 
 

@@ -68,7 +68,7 @@ class FeatureSet:
 
     @property
     def shared(self) -> int:
-        """How many rows are in both probes, at their ends."""
+        """How many rows, the last ones, the two probes share."""
         return max(min(3, self.batch_size - 1) - 1, 1)
 
     def sample(self, lengths: npt.NDArray[np.int64]) -> list[int]:

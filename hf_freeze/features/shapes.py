@@ -78,7 +78,7 @@ class Layout:
 
     @classmethod
     def of(cls, dims: tuple[Dim, ...]) -> "Layout | None":
-        """Return the layout of a tensor with one value per row, or None for one that is not so."""
+        """Return the layout of a tensor with one entry per row, or None for any other tensor."""
         rows = [index for index, dim in enumerate(dims) if dim.is_rows]
         lengths = [index for index, dim in enumerate(dims) if dim.is_length]
         varying = [dim for dim in dims if dim.size is not None]

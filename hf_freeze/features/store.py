@@ -84,13 +84,13 @@ class FeatureStore:
             lock.release()
 
     def holds(self, keys: Keys) -> bool:
-        """Tell whether all rows seem to be there; files are not held against their checksums."""
+        """Tell whether all rows seem to be there; checksums are not verified."""
         return not len(self._absent(keys, [part for part in self._numbers() if self._paths(part)[1].exists()]))
 
     def missing(self, keys: Keys) -> list[int]:
         """Return the places in `keys` of the first of each row that is not there; delete what is damaged or left over.
 
-        Only for who holds the lock.
+        Call it only while holding the lock.
         """
         try:
             for unfinished in self.folder.glob(".*.tmp"):  # of processes that were killed

@@ -9,7 +9,7 @@ from hf_freeze.binary.result import ThresholdCurve, ThresholdResult
 from hf_freeze.errors import FreezeError
 from hf_freeze.reporting.figure import CHOSEN, new_figure
 
-Rates: TypeAlias = dict[str, np.ndarray[Any, Any]]
+_Rates: TypeAlias = dict[str, np.ndarray[Any, Any]]
 """Threshold, precision, recall, false positive rate and objective along the curve."""
 
 _RETUNED = "95 % of re-tunings"
@@ -53,7 +53,7 @@ def plot_threshold(result: ThresholdResult, path: str | Path | None = None) -> A
     return figure
 
 
-def _rates(result: ThresholdResult, curve: ThresholdCurve) -> Rates:
+def _rates(result: ThresholdResult, curve: ThresholdCurve) -> _Rates:
     # The curve is thinned: the chosen threshold may lie between two of its candidates that count other rows.
     chosen = np.array([result.threshold, *result.counts[:2], result.value], float)
     candidates = np.array([curve.threshold, curve.tp, curve.fp, curve.value], float)
@@ -76,7 +76,7 @@ def _class_sizes(result: ThresholdResult) -> tuple[float, float]:
     return tp + fn, fp + tn
 
 
-def _draw_retuned(axes: Any, result: ThresholdResult, rates: Rates, *, along: tuple[str, str]) -> None:
+def _draw_retuned(axes: Any, result: ThresholdResult, rates: _Rates, *, along: tuple[str, str]) -> None:
     """Mark the stretch of a curve that the re-tuned thresholds cover, if there are any."""
     if result.threshold_interval is None:
         return
@@ -86,7 +86,7 @@ def _draw_retuned(axes: Any, result: ThresholdResult, rates: Rates, *, along: tu
     axes.plot(x, y, color=CHOSEN, lw=6, alpha=0.3, label=_RETUNED)
 
 
-def _draw_against_threshold(axes: Any, result: ThresholdResult, rates: Rates) -> None:
+def _draw_against_threshold(axes: Any, result: ThresholdResult, rates: _Rates) -> None:
     labels = {"precision": "precision", "recall": "recall", "objective": result.objective or "objective"}
     for name, label in labels.items():
         # A row is positive from the threshold on: up to each candidate, that candidate's figures hold.
@@ -105,7 +105,7 @@ def _draw_against_threshold(axes: Any, result: ThresholdResult, rates: Rates) ->
     axes.grid(alpha=0.25)
 
 
-def _draw_roc(axes: Any, result: ThresholdResult, rates: Rates) -> None:
+def _draw_roc(axes: Any, result: ThresholdResult, rates: _Rates) -> None:
     axes.plot(rates["fpr"], rates["recall"], color=_COLOURS["precision"], label=f"AUROC {result.auroc:.3f}")
     axes.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--", label="chance")
     _draw_retuned(axes, result, rates, along=("fpr", "recall"))
@@ -116,7 +116,7 @@ def _draw_roc(axes: Any, result: ThresholdResult, rates: Rates) -> None:
     axes.grid(alpha=0.25)
 
 
-def _draw_precision_recall(axes: Any, result: ThresholdResult, rates: Rates) -> None:
+def _draw_precision_recall(axes: Any, result: ThresholdResult, rates: _Rates) -> None:
     axes.plot(rates["recall"], rates["precision"], color=_COLOURS["recall"], label="precision and recall")
     (tp, fp, *_), (n_pos, n_neg) = result.counts, _class_sizes(result)
     share = n_pos / (n_pos + n_neg)

@@ -78,10 +78,14 @@ def require_fitting(
             f"{str(path)!r} holds no weight of this {type(unwrap(model)).__name__}; its first is "
             f"{next(iter(saved), '-')!r}. Resume with the model that the run was begun with."
         )
+    if own.keys() & saved.keys():
+        _refuse_renamed(path, saved, model, trained)
 
+
+def _refuse_renamed(path: Path, saved: Collection[str], model: nn.Module, trained: Collection[str]) -> None:
+    own, needed = unwrap(model).state_dict().keys(), tensors_of(trained)
     unknown = [name for name in saved if name not in own]
-    needed = tensors_of(trained)
-    lost = [name for name in _not_among(saved, model) if name in needed] if own.keys() & saved.keys() else []
+    lost = [name for name in _not_among(saved, model) if name in needed]
     if unknown and lost:
         raise FreezeError(
             f"{str(path)!r} holds no {lost[0]!r}, which trains, but {unknown[0]!r}, which this model does not know. "

@@ -210,7 +210,7 @@ def test_a_constraint_that_only_few_rows_vouch_for_is_infeasible_at_its_confiden
     scores, labels = [3.0, 2.0, 1.0, 0.0], [1, 1, 0, 0]
     assert tune_threshold(scores, labels, min_precision=0.9, n_boot=0).value == 1.0
     with pytest.raises(
-        ThresholdError, match=r"keeps min_precision=0.9 with confidence 0.95.*takes 31 rows.*more rows"
+        ThresholdError, match=r"keeps min_precision=0.9 with confidence 0.95.*31 rows must.*more rows"
     ) as error:
         tune_threshold(scores, labels, min_precision=0.9, confidence=0.95)
     assert error.value.status == "infeasible_at_confidence"

@@ -979,7 +979,7 @@ SUGGESTED = [
     ),
     change(
         "reporting/layers/gradient_scores.py",
-        "for name in members)) / sizes[block])",
+        "for name in names)) / sizes[block])",
         "for name in members)))",
         "reporting/suggest_blocks::the_score_of_a_block_is_the_norm_of_its_gradient_over_that_of_its_weights_averaged_over_batches",
     ),

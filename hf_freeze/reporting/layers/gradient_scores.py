@@ -45,18 +45,15 @@ def gradient_scores(
     sizes = {block: _size(block, [own[name] for name in names]) for block, names in weighed.items()}
     if collator is None:
         refuse_unread(inspected, dataset[batches[0][0]])
-    names = sorted({name for members in weighed.values() for name in members})
     source = Source(dataset, collator or (lambda rows: _with_labels(inspected, rows)), inspected.place)
     pulls: dict[str, list[float]] = {block: [] for block in blocks}
+    wanted = {name: own[name] for name in sorted({name for names in weighed.values() for name in names})}
     bar = tqdm(total=sum(map(len, batches)), unit="rows", desc="Gradients", disable=not show_progress)
-    with bar, _ready(inspected.model, [own[name] for name in names]):
+    with bar, _ready(inspected.model, [*wanted.values()]):
         for rows, batch in zip(batches, source.batches(batches), strict=True):
-            gradients = torch.autograd.grad(
-                _loss(inspected, batch.inputs()), [own[name] for name in names], allow_unused=True
-            )
-            norms = {name: _norm(name, gradient) for name, gradient in zip(names, gradients, strict=True)}
-            for block, members in weighed.items():
-                pulls[block].append(math.hypot(*(norms[name] for name in members)) / sizes[block])
+            norms = _norms(inspected, wanted, batch.inputs())
+            for block, names in weighed.items():
+                pulls[block].append(math.hypot(*(norms[name] for name in names)) / sizes[block])
             bar.update(len(rows))
     scores = {block: fmean(found) for block, found in pulls.items()}
     if not any(scores.values()):
@@ -65,6 +62,12 @@ def gradient_scores(
             f"weights? debug_sample(model, row) looks at one row; {_WITHOUT}."
         )
     return scores
+
+
+def _norms(inspected: InspectedModel, wanted: Mapping[str, nn.Parameter], inputs: dict[str, Any]) -> dict[str, float]:
+    loss = _loss(inspected, inputs)
+    gradients = torch.autograd.grad(loss, [*wanted.values()], allow_unused=True)
+    return {name: _norm(name, gradient) for name, gradient in zip(wanted, gradients, strict=True)}
 
 
 def _size(block: str, weights: Sequence[torch.Tensor]) -> float:
