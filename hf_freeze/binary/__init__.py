@@ -1,1 +1,1 @@
-"""WHICH label: logits become a margin, a margin meets a threshold, a threshold gives a label."""
+"""From logits to labels: logits give a margin, and the margin is compared with a threshold."""

@@ -49,7 +49,7 @@ def check_calibrate(calibrate: Any) -> None:
 
 
 def calibrated(counts: ScoreCounts, method: Calibrate, *, shift: float, seed: int) -> Calibration:
-    """Fit to counted rows, and judge on rows that were left out of the fit.
+    """Fit probabilities to counted rows, and judge them on rows that were left out of the fit.
 
     Args:
         counts: The rows, weighted to the prevalence that the probabilities are meant for.
@@ -155,5 +155,5 @@ def _served_errors(counts: ScoreCounts, slope: float, intercept: float) -> dict[
 
 
 def _weight_of_scores(tp: FloatArray, fp: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return what rows of both classes weigh at each score, from what passes each candidate."""
+    """Return the weight of the rows of either class at each score, from what passes each candidate."""
     return (tp[:-1] - tp[1:]).clip(0.0), (fp[:-1] - fp[1:]).clip(0.0)

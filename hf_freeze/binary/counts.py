@@ -5,7 +5,7 @@ scores there are m + 1 candidates: "from this score on", m times, and "predict n
 
 Rows may have weights, as those of a sample that is not drawn as the data will be; a share of positives is one weight
 per class. The counts are then sums of weights, and the number of rows and the sums of squared weights behind each stay
-known: on them depends how much a sum of weights may vary by chance.
+known: they determine how much a sum of weights may vary by chance.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The rows of one evaluation as everything behind them needs them: a margin and a class each.
+"""The rows of one evaluation in the form that everything else needs: a margin and a class each.
 
 Labels become classes here: which of the two is the positive one, by id or by name, and which rows count at all.
 """
@@ -93,8 +93,8 @@ def read_rows(
 def _tokens_as_rows(logits: Any, labels: Any, weight: Any) -> tuple[Any, Any, Any, int]:
     """Return logits, labels and weights of the tokens that count, and how many do not; other rows as they are.
 
-    Tokens that do not count are left out before anything looks at their logits: where the Trainer put batches of
-    different lengths together, it filled those up with -100.
+    Tokens that do not count are left out before anything looks at their logits: where the Trainer joins batches of
+    different lengths, it pads them with -100.
     """
     if is_batches(logits) and is_batches(labels) and len(logits) == len(labels):
         weights = weight if isinstance(weight, list) and len(weight) == len(labels) else [None] * len(labels)
@@ -144,7 +144,7 @@ def labels_and_weights(labels: Any, column: str | None) -> tuple[Any, Any]:
 
 
 def _row_weights(sample_weight: Any, counted: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return a weight per row; those of rows that do not count anyway may be anything."""
+    """Return a weight per row; rows that do not count anyway may have any."""
     if is_batches(sample_weight):
         sample_weight = np.concatenate([read_array(batch, "Weights").reshape(-1) for batch in sample_weight])
     read = read_array(sample_weight, "Weights")
@@ -236,7 +236,7 @@ def _listed(values: Any) -> str:
 
 @dataclass(frozen=True)
 class PositiveLabel:
-    """The positive class as the user named it, and the names of both classes as far as they are known."""
+    """The positive class as the user named it, and the names of both classes if they are known."""
 
     positive: int | str = 1
     id2label: Mapping[int, str] | None = None

@@ -1,4 +1,4 @@
-"""From a model's outputs to margins: the score of each row that thresholds live on.
+"""From a model's outputs to margins: the score of each row, which is compared with the threshold.
 
 The margin is `z1 - z0` for two logits and the logit itself for one, in float32. Unlike a probability it keeps its
 resolution in the tails, where rare classes are decided.
@@ -52,7 +52,7 @@ def binary_margin(logits: Any, *, positive: int = 1, head: Head = "auto") -> Any
 
 
 class ValueRange(NamedTuple):
-    """The values of some rows, summed up so that probabilities can be told from logits.
+    """The range of the values of some rows, by which probabilities can be told from logits.
 
     `off_one` is how far the two values of a row are from summing to 1, at most; 0 for a single column. `binary` says
     that every value is 0 or 1.
@@ -67,7 +67,7 @@ class ValueRange(NamedTuple):
 
 
 def read_margin(logits: Any, *, positive: int, head: Head) -> tuple[Any, ValueRange]:
-    """Return the margins as `binary_margin` does, unjudged, and the range of the values for `refuse_probabilities`."""
+    """Return the margins as `binary_margin` does, and the range of the values, for `refuse_probabilities` to judge."""
     check_head(head)
     check_class_id(positive)
     if is_batches(logits):

@@ -1,4 +1,4 @@
-"""The metrics that are reported, as functions: of the confusion counts, of the scores, and those that the user adds."""
+"""The reported metrics as functions: of the confusion counts, of the scores, and those that the user adds."""
 
 import inspect
 import math
@@ -101,7 +101,7 @@ def metrics_of_scores(counts: ScoreCounts, *, slope: float = 1.0, intercept: flo
 
 
 def probability_errors(probability: FloatArray, pos: FloatArray, neg: FloatArray) -> dict[str, float]:
-    """Return how far probabilities are from the labels, given what positives and negatives weigh at each.
+    """Return how far probabilities are from the labels, given the weight of positives and negatives at each.
 
     `brier`: mean squared error of the probability (Brier, 1950). `expected_calibration_error`: distance between the
     mean probability of the positive class and the share of positives, over 15 bins of equal width weighted by their

@@ -1,4 +1,4 @@
-"""Binary classification as `compute_metrics=` of any Trainer, with a threshold that is tuned only where it may be."""
+"""Binary classification as `compute_metrics=` of any Trainer, with a threshold tuned on validation data only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -198,7 +198,7 @@ class BinaryClassificationMetrics(TunedMetrics):
         return values | self._extra_metrics(rows, values)
 
     def _of_scores(self, counts: ScoreCounts, *, tuned: bool) -> dict[str, float]:
-        """Return the metrics of the scores: of probabilities as they are served, out of bag where they were fitted."""
+        """Return the metrics of the scores; of probabilities as they are served, or out of bag if they were fitted."""
         served = self.result or as_result(0.0)
         values = metric_values.metrics_of_scores(counts, slope=served.slope, intercept=served.intercept)
         if self.search.calibrate is None:
@@ -231,7 +231,7 @@ class BinaryClassificationMetrics(TunedMetrics):
         }
 
     def _zeros(self, rows: EvaluatedRows) -> dict[str, float]:
-        """Return what is usually reported, each at its worst, for scores that are NaN."""
+        """Return the usual metrics, each at its worst value, for scores that are NaN."""
         values = self._worst_values(rows.n_pos, rows.n_neg)
         if self.search.calibrate is not None:
             values |= {"brier_uncalibrated": 0.0, "expected_calibration_error_uncalibrated": 0.0}

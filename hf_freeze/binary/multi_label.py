@@ -1,4 +1,4 @@
-"""Several labels as `compute_metrics=` of any Trainer: a threshold for each, tuned only where it may be."""
+"""Several labels as `compute_metrics=` of any Trainer: a threshold for each, tuned on validation data only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +38,7 @@ class _LabelledRows:
 
 
 class _Judged(NamedTuple):
-    """One label in one evaluation: its metrics, what came of tuning it (None: it was not to be tuned), and a doubt."""
+    """One label in one evaluation: its metrics, the outcome of tuning (None: it was not tuned), and a doubt, if any."""
 
     values: dict[str, float]
     outcome: ThresholdResult | ThresholdError | None
@@ -295,7 +295,7 @@ def _mean(labels: Sequence[Mapping[str, float]], name: str) -> float:
 
 
 def _untuned(outcome: ThresholdResult | ThresholdError | None) -> str | None:
-    """Return why tuning left a label its threshold; None where it did not."""
+    """Return why tuning did not change a label's threshold; None where it did."""
     if isinstance(outcome, ThresholdError):
         return str(outcome)
     return outcome.message if outcome is not None and outcome.status == "constant" else None

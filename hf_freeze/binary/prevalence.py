@@ -1,4 +1,4 @@
-"""A threshold holds at the share of positives that it was tuned at. Say so where it is applied at another one.
+"""A threshold is only right for the share of positives that it was tuned at. Warn where it is applied at another.
 
 The test: the odds differ by a factor of 1.5 or more, and the difference is significant at one in a thousand, by
 Fisher's exact test between the rows tuned on and the rows seen, or by the exact binomial test where the share tuned at
@@ -14,7 +14,7 @@ from hf_freeze.binary.result import ThresholdResult
 
 _LEVEL = 0.001
 _COUNTED_OF_CALLS = 0.25
-"""Part of the rows tuned on that counts as evidence of the calls to expect, because the threshold varies as well.
+"""The part of the rows tuned on that counts as evidence of the calls to expect, because the threshold varies as well.
 
 Simulated with 6 positives among 300 rows tuned on: 1 % of false alarms, 9 % if all rows counted.
 """
@@ -55,7 +55,7 @@ def calls_far_from_tuned(result: ThresholdResult, margin: NDArray[np.float32], *
     For rows without labels. Rows whose margin is NaN are left out. `one_label` as in `labels_far_from_tuned`.
     """
     margin = margin[~np.isnan(margin)]
-    tp, fp, fn, tn = result.oob_counts or result.counts  # the rows tuned on are called as their own threshold likes
+    tp, fp, fn, tn = result.oob_counts or result.counts  # on the rows tuned on, the calls are biased towards them
     if result.prevalence is None or not len(margin) or not (tp + fn and fp + tn):
         return None
     called = float((margin >= np.float32(result.threshold)).mean())

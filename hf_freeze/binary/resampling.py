@@ -48,7 +48,7 @@ def resample(
     n_boot: int,
     seed: int,
 ) -> Resamples:
-    """Re-tune on `n_boot` random halves, among the candidates `kept`. All rows together chose `tuned`, one of them.
+    """Re-tune on `n_boot` random halves, among the candidates `kept`, of which all rows together chose `tuned`.
 
     `control`: the test of a confidence, whose candidates are among those kept. `smoothing`: of the counts at these.
     """
@@ -57,7 +57,7 @@ def resample(
     in_tp, out_tp = halves(counts.tp[kept], squares.tp, rng, n_boot)
     in_fp, out_fp = halves(counts.fp[kept], squares.fp, rng, n_boot)
     usable = (in_tp[0] > 0) & (in_fp[0] > 0)
-    # Counted twice, half of the rows weigh as much as all of them: a confidence then means what it means there.
+    # Each row counts twice, so that half of the rows weigh as much as all: a confidence then means the same as there.
     bag = _table(2.0 * in_tp, 2.0 * in_fp)
     value = criterion.value(*bag)
     values_at_tuned = value[np.searchsorted(kept, tuned)].copy()

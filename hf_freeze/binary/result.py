@@ -1,4 +1,4 @@
-"""The result of tuning a threshold: the threshold itself, how it was found, and every reason to doubt it."""
+"""The result of tuning: the threshold, how it was found, and every reason to doubt it."""
 
 import json
 import math
@@ -26,7 +26,7 @@ class ThresholdWarning(UserWarning):
 
 
 def warn_once_per_run(text: str, *, stacklevel: int = 2) -> None:
-    """Warn on the first process only: all processes see the same rows, and would all say the same."""
+    """Warn on the first process only: all processes see the same rows, and would give the same warning."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()):
         warnings.warn(text, ThresholdWarning, stacklevel=stacklevel + 1)
 
@@ -207,7 +207,7 @@ class ThresholdResult:
 
 
 def status_of(result: ThresholdResult) -> str:
-    """Return the most serious peculiarity of a tuned threshold in one word, or "ok"."""
+    """Return the most serious problem of a tuned threshold in one word, or "ok"."""
     if result.n_distinct == 1:
         return "constant"
     if _is_anti_correlated(result):

@@ -1,4 +1,4 @@
-"""Limits that hold, at a confidence, for the threshold that was chosen by looking at the same rows.
+"""Limits that hold with a given confidence, although the threshold was chosen by looking at the same rows.
 
 Learn then test (Angelopoulos, Bates, Candès, Jordan and Lei, 2021, arXiv 2110.01052; MAPIE has it as
 `BinaryClassificationController`): candidates are tested, the chance that any of them passes wrongly is at most
@@ -83,7 +83,7 @@ class RiskControl:
         return passed
 
     def how_to_show_more(self) -> str:
-        """Return why rates that are kept on the rows are not shown to be kept on fresh ones, in a sentence."""
+        """Say why limits that are kept on these rows are not shown to be kept on fresh ones."""
         fewest = _rows_needed(self.criterion)
         if fewest == math.inf:
             return "No number of rows can show that precision is 1 on fresh rows."

@@ -22,7 +22,7 @@ Facts = dict[str, Any]
 
 
 def facts_of(look: Look) -> Facts:
-    """Return what a look has shown; asks for no pass that the checks have not made."""
+    """Return what was seen of a sample, without a pass that the checks have not made."""
     found: Facts = {"sample": {"origin": look.row.origin, "index": look.row.index, "seed": look.row.seed}}
     if look.batch:
         found["sample"] = _sample_facts(look.inspected, look.row, look.batch, look.label)
@@ -103,7 +103,7 @@ def _tensor_facts(value: torch.Tensor) -> Facts:
 
 
 def _output_facts(inspected: InspectedModel, logits: torch.Tensor, *, kind: str, head: Any = "logits") -> Facts:
-    """Return what the logits say: margin, probability, and the label at 0.5 and at the tuned threshold."""
+    """Return what follows from the logits: margin, probability, and the label at 0.5 and at the tuned threshold."""
     facts: Facts = {**_tensor_facts(logits), "kind": kind}
     row = logits.detach().float().reshape(-1)
     names = {int(i): str(name) for i, name in (getattr(inspected.config, "id2label", None) or {}).items()}

@@ -16,7 +16,7 @@ _MOST_PARTS = 4
 
 
 def gradient_statuses(loss: torch.Tensor, model: nn.Module) -> dict[str, GradientStatus]:
-    """Return what becomes of each parameter when `loss` is differentiated; `.grad` is left alone."""
+    """Differentiate `loss` and return the status of each parameter's gradient; `.grad` is left alone."""
     statuses: dict[str, GradientStatus] = {name: "frozen" for name, _ in model.named_parameters()}
     training = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not training:
@@ -57,7 +57,8 @@ def _status(gradient: torch.Tensor | None) -> GradientStatus:
 def tell_unused(
     statuses: dict[str, GradientStatus], model: nn.Module, moves: Callable[[], bool], *, passes: int = _MOST_PARTS
 ) -> dict[str, GradientStatus]:
-    """Tell parameters that play no part in this row ("unused") from those that do, and get no gradient ("missing").
+    """Tell parameters that this row does not use ("unused") from those that it uses but that get no gradient
+    ("missing").
 
     Those without a gradient are moved a little, all together and then part by part; `moves` says whether the output
     follows; part by part only if `passes` are left for that. Their values are swapped,
@@ -83,7 +84,7 @@ def tell_unused(
 
 
 def _parts(names: Sequence[str]) -> dict[str, list[str]]:
-    """Divide names by the module that they are in, as deep as gives a few parts."""
+    """Divide names by the module that they are in, at a depth that gives a few parts."""
     best: dict[str, list[str]] = {"": list(names)}
     for depth in range(1, 12):
         parts: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Checks of what goes into the model, and of the state that it is in."""
+"""Checks of what goes into the model, and of the model's state."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ _UNKNOWN_SHARE = 0.3
 
 
 def check_modes(flags: Mapping[str, bool], model: nn.Module, ignores_eval: Sequence[str]) -> Check:
-    """Hold the train and eval flags of the parts against each other."""
+    """Check that the parts agree in their train and eval flags."""
     name: CheckName = "modes"
     ignores_eval = [path for path in ignores_eval if _minds_mode(model.get_submodule(path))]
     if ignores_eval:
@@ -83,7 +83,7 @@ def check_inputs(batch: Mapping[str, Any]) -> Check:
 
 
 def check_vocabulary(inspected: InspectedModel, batch: Mapping[str, Any], error: Exception | None) -> Check | None:
-    """Hold token ids and the tokenizer against the embedding."""
+    """Check that token ids and the tokenizer fit the embedding."""
     table = inspected.input_embedding
     name: CheckName = "vocabulary"
     if isinstance(error, OutOfRange) and not (error.is_counting and error.module is not table):
@@ -110,7 +110,7 @@ def check_vocabulary(inspected: InspectedModel, batch: Mapping[str, Any], error:
 
 
 def check_length(inspected: InspectedModel, batch: Mapping[str, Any], error: Exception | None) -> Check | None:
-    """Hold the number of tokens against the positions of the model."""
+    """Check that the model has positions for all tokens."""
     if not has_tokens(batch):
         return None
     length, limit = batch[IDS].shape[1], positions(inspected)
@@ -156,7 +156,7 @@ def check_truncated(inspected: InspectedModel, row: Row, batch: Mapping[str, Any
 
 
 def _piled_up(length: int, lengths: Sequence[int]) -> int:
-    """Return how many rows share the largest length, where that is a pile that only a limit makes; else 0."""
+    """Return how many rows share the largest length, where so many do that a limit must be the cause; else 0."""
     counts = Counter(lengths)
     if len(lengths) < 20 or length != max(lengths) or len(counts) < 4:
         return 0

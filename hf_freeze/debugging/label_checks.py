@@ -1,4 +1,4 @@
-"""Checks of all labels of a data set against the head: what one row does not show, and training meets later."""
+"""Checks of all labels of a data set against the head: faults that one row does not show, but training meets later."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ class Head:
     kind: str
     columns: int
     learns_classes: bool = True
-    """False where one logit is regressed on 0 and 1, which its own check says."""
+    """False where one logit is regressed on 0 and 1, which another check reports."""
 
     def wrong(self, value: Any) -> tuple[CheckName, str] | None:
         """Return the check that a label fails, and why; None for one that fits."""
@@ -104,7 +104,7 @@ def _ids_by_name(inspected: InspectedModel) -> Mapping[str, int]:
 
 
 def check_surveys(head: Head, found: Sequence[LabelSurvey], class_names: Sequence[str]) -> list[Check]:
-    """Hold the labels of all data against the head; classes have to occur where it trains."""
+    """Check that all labels fit the head, and that every class occurs in the training data."""
     classes = max(head.columns, 2)
     checks = [wrong for survey in found if (wrong := _wrong_label(head, survey)) is not None]
     if not checks and head.kind in ("classes", "binary") and len(class_names) > classes:
@@ -159,7 +159,7 @@ def _sentence(survey: LabelSurvey) -> str:
 
 
 def _reaches_the_model(head: Head, survey: LabelSurvey, row: int) -> bool:
-    """Make the row that is accused: a transform or a collator may have put its label right."""
+    """Make the row in question: a transform or a collator may have corrected its label."""
     label = survey.label_at(row)
     values = label if isinstance(label, list) else [label]
     flat = torch.tensor(values).flatten().tolist() if all(v is not None for v in values) else [None]

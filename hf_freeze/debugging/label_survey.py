@@ -1,4 +1,4 @@
-"""The labels of a whole data set, not of one row: read from where they lie, without making the rows that carry them."""
+"""The labels of a whole data set: read from their column where possible, without making the rows."""
 
 import math
 import time
@@ -59,7 +59,7 @@ def survey_labels(
 ) -> LabelSurvey | None:
     """Look at the labels of a data set; None where none is found.
 
-    A column counts only if it says of `known_row` what `label_at` says; else a few rows are made, within a time.
+    A column counts only if it agrees with `label_at` on `known_row`; else a few rows are made, within a time limit.
     `ids` are the numbers of labels that are given by name.
     """
     known = label_at(known_row)

@@ -1,4 +1,4 @@
-"""One look at a model by one row: its passes, each made when a check first asks for it, and what was seen in them."""
+"""One look at a model with one row: its passes, each made when a check first asks for it, and what they showed."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ _MOST_PASSES = 12
 
 
 class Look:
-    """What one row shows of one model. Nothing runs before it is asked for; the caller puts everything back."""
+    """What one row shows about one model. Nothing runs before it is asked for; the caller puts everything back."""
 
     def __init__(
         self, inspected: InspectedModel, row: Row, *, dataset: Any, full: bool, backward: bool, stale: Sequence[str]
@@ -70,7 +70,7 @@ class Look:
             return {}
 
     def fault_of_row(self, name: str) -> Check | None:
-        """Return what was wrong before the model was asked, by the name of its check."""
+        """Return what was wrong before the model ran, by the name of its check."""
         return next((check for check in self.faults_of_row if check.name == name), None)
 
     # --- the label
@@ -87,7 +87,7 @@ class Look:
 
     @cached_property
     def own_range(self) -> Check | None:
-        """The label of the row, held against the classes of the head."""
+        """Whether the label of the row fits the classes of the head."""
         return (
             None
             if self.label is None or self.logits is None
@@ -142,7 +142,7 @@ class Look:
 
     @cached_property
     def length(self) -> Check | None:
-        """The number of tokens, held against the positions."""
+        """Whether the model has positions for all tokens."""
         return inputs.check_length(self.inspected, self.batch, self.error)
 
     @cached_property
@@ -179,7 +179,7 @@ class Look:
 
     @cached_property
     def own_dtype(self) -> Check | None:
-        """The label of the row, held against the type that the loss takes."""
+        """Whether the label of the row has the type that the loss takes."""
         if not self.label_fits or self.label is None or self.logits is None:
             return None
         return row_label.check_dtype(self.inspected, self.label, self.logits, self._attempt.error)
@@ -317,10 +317,12 @@ class Look:
         if self.loss is not None:
             return self.loss if bool(self.loss.isfinite()) else None
         logits = self.scored.logits
-        return None if logits is None else logits.float().square().sum()  # no label: what the logits depend on
+        return (
+            None if logits is None else logits.float().square().sum()
+        )  # without a label: anything that depends on all logits
 
     def _anew(self, target: torch.Tensor) -> torch.Tensor:
-        """Make the loss of a sharded model right before its backward pass, as its hooks expect.
+        """Compute the loss of a sharded model directly before its backward pass, as its hooks expect.
 
         Activation checkpointing works in train mode alone, and is where gradients get lost; dropout stays off.
         """

@@ -1,4 +1,4 @@
-"""What the loss is a function of, found by computing it again from the logits, and from its graph."""
+"""Which function the loss is, found by computing it again from the logits, and from its graph."""
 
 import math
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def explain(inspected: InspectedModel, logits: torch.Tensor, labels: torch.Tenso
     fitting = [candidate for candidate in candidates if abs(candidate.value - value) <= tolerance]
     sound = [candidate for candidate in fitting if candidate.fault is None]
     options: list[LossCandidate] = sound or fitting
-    # What is known to be in the loss comes before what equals it by chance, as class weights do on one row.
+    # What is known to be in the loss comes before what equals it by chance, as class weights may on one row.
     explained = next((one for one in reversed(options) if " with " in one.kind), options[0] if options else None)
     return LossFinding(value, candidates[0] if candidates else None, explained)
 
@@ -177,7 +177,7 @@ def _of_tokens(inspected: InspectedModel, z: torch.Tensor, y: torch.Tensor) -> I
 
 
 def check_loss(inspected: InspectedModel, found: LossFinding, *, binary: bool, warned: tuple[str, ...]) -> Check:
-    """Say what the loss is, and whether that is what the logits and the label give."""
+    """Say what the loss is, and whether it follows from the logits and the label."""
     if broadcast := next((text for text in warned if "target size" in text), None):
         return failed(
             "loss", f"The loss broadcasts: {broadcast.splitlines()[0]:.150} Bring logits and labels to one shape."
@@ -231,7 +231,7 @@ def _adds_to_loss(inspected: InspectedModel) -> bool:
 
 
 def raises_in_loss(error: Exception) -> Check:
-    """Say that the model runs, and its loss does not."""
+    """Say that the model runs, but its loss raises."""
     return failed(
         "loss",
         f"Without labels the model runs; with them it raised {in_one_line(error)}. "

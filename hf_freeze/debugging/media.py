@@ -76,7 +76,7 @@ def _number_type(batch: Mapping[str, Any]) -> Check | None:
 
 
 def _pixel_scale(inspected: InspectedModel, batch: Mapping[str, Any]) -> Check | None:
-    """Hold the range of pixels against what the processor makes of 0 to 255."""
+    """Compare the range of pixels with what the processor makes of 0 to 255."""
     pixels, processor = batch.get(PIXELS), inspected.image_processor
     if not isinstance(pixels, torch.Tensor) or not pixels.is_floating_point() or not pixels.numel():
         return None

@@ -21,7 +21,7 @@ def stale_gradients(model: nn.Module) -> list[str]:
 
 
 def check_plan(inspected: InspectedModel, stale: Sequence[str]) -> Check:
-    """Hold what requires a gradient against the plan of the Trainer's callbacks, if there is one."""
+    """Compare what requires a gradient with the plan of the Trainer's callbacks, if there is one."""
     name: CheckName = "plan"
     model = inspected.model
     if stale:
@@ -78,7 +78,7 @@ def _planned(inspected: InspectedModel, model: nn.Module) -> list[frozenset[str]
 
 
 def _planning_callbacks(inspected: InspectedModel) -> list[Any]:
-    """Return the callbacks that follow a plan and hold it against this model: they answer `planned_now()`."""
+    """Return the callbacks that follow a plan for this model: they answer `planned_now()`."""
     handler = getattr(inspected.trainer, "callback_handler", None)
     found = [one for one in getattr(handler, "callbacks", ()) if callable(getattr(one, "planned_now", None))]
     return [callback for callback in found if callback.planned_now()]

@@ -91,7 +91,7 @@ def check_sensitive(one: torch.Tensor, other: torch.Tensor) -> Check:
 
 
 def check_no_probabilities(logits: torch.Tensor, seen: list[torch.Tensor], *, loss_kind: str | None) -> Check:
-    """Tell whether the model squashes what should be logits."""
+    """Tell whether the model applies a sigmoid or softmax to what should be logits."""
     last_layer = squashed_by(logits) or _sums_to_one([logits, *seen])
     name: CheckName = "logits_not_probabilities"
     if last_layer is None:
@@ -127,7 +127,7 @@ def _sums_to_one(seen: list[torch.Tensor]) -> str | None:
 
 
 def check_initial_loss(inspected: InspectedModel, logits: torch.Tensor, *, is_classifier: bool) -> Check | None:
-    """Hold the loss, averaged over all labels the row could have, against ln(classes): what a new head gives."""
+    """Compare the loss, averaged over all labels that the row could have, with ln(classes), which a new head gives."""
     step = getattr(getattr(inspected.trainer, "state", None), "global_step", 0)
     if not is_classifier or step or logits.ndim > 2 or not bool(torch.isfinite(logits).all()):
         return None
@@ -152,7 +152,7 @@ def check_initial_loss(inspected: InspectedModel, logits: torch.Tensor, *, is_cl
 
 
 def _head_is_new(model: nn.Module, columns: int) -> bool:
-    """A bias of zeros is what new heads begin with, and no trained one has."""
+    """Tell a new head by its bias of zeros, which no trained head has."""
     linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == columns]
     bias = linear[-1].bias if linear else None
     return bias is not None and bias.numel() > 0 and not bool(bias.detach().any())
@@ -161,7 +161,7 @@ def _head_is_new(model: nn.Module, columns: int) -> bool:
 def check_neighbours(
     runner: Runner, batch: Mapping[str, Any], other: Mapping[str, Any], logits: torch.Tensor | None, gap: float
 ) -> Check | None:
-    """Run the row beside another, and tell whether the two are mixed."""
+    """Run the row together with another one, and tell whether the two influence each other."""
     both = {
         key: torch.cat([value, other[key]]) if isinstance(value, torch.Tensor) and value.ndim else value
         for key, value in batch.items()

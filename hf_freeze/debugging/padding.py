@@ -1,4 +1,4 @@
-"""Checks of padding: is it masked, is it the token that the model knows, is it on the side where it does no harm."""
+"""Checks of padding: is it masked, is it the model's pad token, is it on the side where it does no harm."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,7 +80,7 @@ def check_padding(context: PaddingContext, *, judge_moves: bool) -> list[Check]:
 
 
 def _missing_pad_token(context: PaddingContext) -> Check | None:
-    """A decoder that classifies finds the last token by its pad token, and refuses batches without one."""
+    """Check for a pad token: a decoder that classifies finds the last token by it, and refuses batches without one."""
     inspected = context.inspected
     classifies = type(inspected.task_model).__name__.endswith("ForSequenceClassification")
     if not classifies or getattr(_text_config(inspected), "pad_token_id", 0) is not None:
@@ -119,7 +119,7 @@ def _side(inspected: InspectedModel) -> Any:
 
 
 def _check_mask(context: PaddingContext, padded: Padded | None) -> Check | None:
-    """Judge the mask by looking at it."""
+    """Judge the mask itself."""
     mask = context.batch.get(MASK)
     name: CheckName = "attention_mask"
     takes = MASK in context.inspected.accepts
@@ -178,7 +178,7 @@ def _bytes(context: PaddingContext) -> int:
 
 
 def _scored(context: PaddingContext) -> bool:
-    """An encoder-decoder reads its decoder's inputs from the labels."""
+    """Tell whether labels must be passed on: an encoder-decoder makes its decoder's inputs from them."""
     return bool(getattr(context.inspected.config, "is_encoder_decoder", False))
 
 

@@ -48,7 +48,7 @@ class Runner:
     inspected: InspectedModel
     passes: int = 0
     cost: float = 0.0
-    """Rows run, each weighted by its length relative to the first one's: what all of it cost in forward passes."""
+    """The rows run so far, each weighted by its length relative to the first: the cost in forward passes."""
     _first: float = field(default=0.0, init=False)
 
     def run(self, batch: Mapping[str, Any], *, gradients: bool = False, count: Any = None, score: bool = True) -> Pass:
@@ -165,7 +165,7 @@ def set_train(model: nn.Module) -> None:
 
 
 def reads_labels(inspected: InspectedModel) -> bool:
-    """An encoder-decoder that generates makes its decoder's inputs from the labels."""
+    """Tell whether the model is an encoder-decoder that makes its decoder's inputs from the labels."""
     return bool(getattr(inspected.config, "is_encoder_decoder", False)) and not type(
         inspected.task_model
     ).__name__.endswith("ForSequenceClassification")
@@ -182,7 +182,7 @@ def recomputes(model: nn.Module) -> bool:
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Tell whether every value is finite. A finite sum says so at a tenth of the cost of looking at each."""
+    """Tell whether every value is finite. A finite sum shows that at a tenth of the cost of looking at each."""
     wide = tensor.dtype if tensor.element_size() > 2 else torch.float32
     return bool(torch.isfinite(tensor.sum(dtype=wide))) or bool(torch.isfinite(tensor).all())
 

@@ -15,13 +15,13 @@ _WIDTH = 110
 _MARGIN = 17
 _TEXT_LINES = 4
 _WORTH_SAYING = ("loss", "initial_loss", "loss_scale", "gradients", "plan", "optimizer")
-"""Checks whose sentence explains something also where nothing is wrong."""
+"""Checks whose sentence is worth showing even where nothing is wrong."""
 _SIGNS = {"ok": "ok     ", "warning": "WARNING", "failed": "FAILED "}
 
 
 @dataclass(frozen=True, eq=False)
 class SampleReport:
-    """What one sample showed. `print(report)` is one screen; `to_dict()` is JSON-able.
+    """What one sample showed. `print(report)` fills one screen; `to_dict()` is JSON-able.
 
     Attributes:
         checks: Every `Check` that applied. `report[name]` is the one of this name.

@@ -1,4 +1,4 @@
-"""Checks of the label: is it there, does it fit the head, is it called the same by data and model."""
+"""Checks of the label: is it there, does it fit the head, do data and model use the same names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -98,7 +98,7 @@ def _head(logits: torch.Tensor) -> str:
 
 
 def check_range(inspected: InspectedModel, labels: torch.Tensor, logits: torch.Tensor) -> Check | None:
-    """Hold the label of the row against the number of classes."""
+    """Check the label of the row against the number of classes."""
     columns = 1 if logits.ndim == 1 else logits.shape[-1]
     if logits.ndim == 2 and columns > 1 and labels.numel() not in (1, columns) and not inspected.own_loss:
         return failed(
@@ -124,7 +124,7 @@ def _fits(value: int, columns: int) -> bool:
 
 
 def check_names(inspected: InspectedModel, row: Row) -> Check | None:
-    """Hold the names of the classes in the data against those in the model's config."""
+    """Compare the names of the classes in the data with those in the model's config."""
     names = {int(i): str(name) for i, name in (getattr(inspected.config, "id2label", None) or {}).items()}
     back = {str(name): int(i) for name, i in (getattr(inspected.config, "label2id", None) or {}).items()}
     if not names:

@@ -1,4 +1,4 @@
-"""The checks of `debug_sample`: the name of each, what it needs to be asked at all, and what explains its failure."""
+"""The checks of `debug_sample`: the name of each, what it needs to run at all, and what explains its failure."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _Need: TypeAlias = Callable[[Look], bool]
 
 @dataclass(frozen=True)
 class _Entry:
-    """A check. `explained_by`: checks of a cause; where one of them is not ok, a failure here is its consequence."""
+    """A check. `explained_by` names checks of a cause; where one of them is not ok, a failure here is a consequence."""
 
     name: CheckName
     check: Callable[[Look], Check | None]
@@ -31,7 +31,7 @@ def run(look: Look) -> tuple[Check, ...]:
 
 
 def without_consequences(checks: Iterable[Check]) -> tuple[Check, ...]:
-    """Leave out what is not ok only because of something else that is not ok.
+    """Leave out checks that failed only as a consequence of others.
 
     >>> from hf_freeze.debugging.sample_check import failed
     >>> checks = [failed("inputs", ""), failed("logits_finite", ""), Check("plan", "ok", "")]

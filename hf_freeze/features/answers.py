@@ -21,8 +21,8 @@ from hf_freeze.features.shapes import Dim, Layout
 class Stored:
     """A tensor that the rest of the model reads, row by row: column `column` of the store.
 
-    `is_watched`: reads of what is not stored are noticed and computed, see `StandIn`; not where padding is picked, which
-    no gradient reaches. `keeps_off_padding`: the rest of the model was seen to read rows without their padding.
+    `is_watched`: reads of what is not stored are noticed and computed, see `StandIn`; not where padding is picked, as
+    no gradient reaches it. `keeps_off_padding`: the rest of the model was seen to read rows without their padding.
     """
 
     column: int

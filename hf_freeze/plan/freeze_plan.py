@@ -1,4 +1,4 @@
-"""The declaration, alone and held against a model: which parameters train in each stage."""
+"""A plan as declared, and resolved for a model: which parameters train in each stage."""
 
 import hashlib
 import json
@@ -41,8 +41,8 @@ class FreezePlan:
         freeze: What is frozen from the start; everything else trains. Give exactly one of `freeze` and `trainable`.
         trainable: What trains from the start; everything else is frozen.
         stages: Changes over the run, in the order of their times.
-        lr_factors: Maps a selection to what the learning rate is multiplied with for it: `{"head": 10.0}`. What
-            `group_lrs` gives a rate has that one instead.
+        lr_factors: Maps a selection to a factor on its learning rate: `{"head": 10.0}`. A rate from `group_lrs` takes
+            precedence.
         lr_spread: How many times lower the learning rate is at the bottom (the embeddings) than at the top (the head),
             falling by the same factor from layer to layer; 1 is one rate for all. A `layer_lr_decay` other than 1 takes
             its place.
@@ -101,7 +101,7 @@ class FreezePlan:
             raise PlanError(f"lr_spread={self.lr_spread!r} is not a finite number of at least 1 (no spread).")
 
     def resolve(self, model: "nn.Module") -> "ResolvedPlan":
-        """Hold the plan against a model; nothing of the model changes.
+        """Work out what the plan means for a model; the model is not changed.
 
         Args:
             model: Any module, wrapped (DDP, DataParallel, torch.compile) or not.
@@ -206,7 +206,7 @@ class ResolvedPlan:
 
     @cached_property
     def lr_factors(self) -> tuple[float, ...]:
-        """What each stage multiplies every learning rate with."""
+        """The factor of each stage on every learning rate."""
         factors = [1.0]
         for stage in self.timed:
             factors.append(factors[-1] if stage.lr_factor is None else stage.lr_factor)
@@ -282,14 +282,14 @@ class ResolvedPlan:
                 parts = f"{always}, {self.rotation}" if always else f"only {self.rotation}"
             rows.append((str(index), when, f"{count:,}", f"{count / max(total, 1):.1%}", parts))
         by_name = ", ".join(self.model_map.head_by_name)
-        told = f"\nThe head, found by its names: {by_name}." if by_name else ""
+        told = f"\nThe head, found by names: {by_name}." if by_name else ""
         return "\n".join([as_table(rows), *([self.rotation.schedule] if self.rotation else [])]) + told
 
 
 def resolve(
     plan: FreezePlan, model: "nn.Module", *, others_train: bool = False, rates: Iterable[Selection] = ()
 ) -> ResolvedPlan:
-    """Hold `plan` against `model`; see `FreezePlan.resolve`.
+    """Work out what `plan` means for `model`; see `FreezePlan.resolve`.
 
     With `others_train`, something beside the model has parameters that train, so that all of the model may be frozen.
     `rates` are selections that have learning rates of their own: rows that they name become members, too.

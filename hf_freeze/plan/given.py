@@ -1,4 +1,4 @@
-"""The one reader of what a plan may be given as."""
+"""Read a plan in any of the forms in which it may be given."""
 
 import os
 from collections.abc import Mapping

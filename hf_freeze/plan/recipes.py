@@ -12,7 +12,7 @@ from hf_freeze.plan.stages import BottomUp, Rotate, Settled, Stage, TopDown
 from hf_freeze.selection.language import Selection
 
 HEAD_FACTOR = 10.0
-"""How much faster than pretrained weights a new head learns."""
+"""How many times faster a new head learns than pretrained weights."""
 
 
 def linear_probe() -> FreezePlan:
@@ -115,14 +115,14 @@ def auto_freeze(
 def rotate(
     layers: int = 2, every: int = 20, *, seed: int = 0, order: str = "random", always: Selection | None = "head"
 ) -> FreezePlan:
-    """Train `layers` layers at a time, and others every `every` steps (LISA, Pan et al., 2024; BAdam, Luo et al.).
+    """Train `layers` layers at a time, others after each `every` steps (LISA, Pan et al., 2024; BAdam, Luo et al.).
 
     The optimizer keeps the state of what trains alone: a layer whose turn comes again starts fresh. The options are
     those of `Rotate`.
 
     Args:
         layers: How many layers train at a time.
-        every: After so many optimizer steps it is the turn of others.
+        every: After how many optimizer steps it is the turn of others.
         seed: What the random order follows.
         order: "random", "ascending" (from the bottom up) or "descending".
         always: What trains throughout; None for nothing but the layers.

@@ -15,7 +15,7 @@ from hf_freeze.selection.model_map import ModelMap
 logger = logging.getLogger(__name__)
 
 _SHOWN = 4
-"""How many periods are shown of a cycle."""
+"""How many periods of a cycle are shown."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Rotation:
 
     @property
     def schedule(self) -> str:
-        """Say in a line which layers train when, from the start of a run on."""
+        """Say in one line which layers train when."""
         every, length = self.rule.every, self.periods_per_cycle
         steps = [f"{period * every} {self.layers_of(self.names(period))}" for period in range(min(length, _SHOWN))]
         if length > _SHOWN:

@@ -24,9 +24,9 @@ class Plateau:
 
     Args:
         metric: The name of a metric that evaluation logs, with its prefix `eval_` or without.
-        patience: So many evaluations in a row without an improvement end the wait.
+        patience: How many evaluations in a row without an improvement end the wait.
         min_delta: An improvement is a change by more than this.
-        max_epochs: So many epochs end the wait at the latest.
+        max_epochs: The wait ends after this many epochs at the latest.
         greater_is_better: The direction. None infers it as the Trainer does: a metric whose name ends in "loss" falls.
         restore_best: Put the weights back to the best ones of the stage that ends, before the next begins.
 
@@ -62,24 +62,24 @@ class Plateau:
 
 
 FRESH_STEPS = 10
-"""So many first steps say nothing of whether layers settle: Adam's are longer, until momentum averages gradients."""
+"""The number of first steps that do not count: Adam's are longer until momentum averages gradients."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settled:
     """The moment when what a stage freezes hardly moves any more.
 
-    Over each window of steps, the distance is taken that these weights have moved, over the sum of their learning
-    rates: a schedule that decays makes all weights move less, and settles nothing. They have settled when it falls to
-    `threshold` of the most in any window so far. Windows do not count while the rate rises, as in a warmup, nor in the
-    first ten steps of training. Layer by layer from below is the way of AutoFreeze (Liu et al., 2021,
-    arXiv 2102.01386). That ranks layers by the change of their gradient norm and always freezes some; this waits, and
-    freezes nothing where all layers go on as before.
+    For each window of steps, the distance that these weights have moved is divided by the sum of their learning rates:
+    under a decaying schedule all weights move less, and that is no settling. They have settled when the quotient falls
+    to `threshold` of its highest in any window so far. Windows do not count while the rate rises, as in a warmup, nor
+    in the first ten steps of training. Layer by layer from below is the way of AutoFreeze (Liu et al., 2021, arXiv
+    2102.01386). That ranks layers by the change of their gradient norm and always freezes some; this waits, and freezes
+    nothing where all layers go on as before.
 
     Args:
-        threshold: The part of the most, between 0 and 1. A smaller one freezes later.
+        threshold: The share of the highest quotient, between 0 and 1. A smaller one freezes later.
         window: How long a window is: a number of steps (1 or more), or a fraction of the run (below 1).
-        patience: So many windows in a row below the threshold.
+        patience: How many windows in a row must be below the threshold.
 
     Raises:
         PlanError: For a value of another type or out of range.
@@ -116,8 +116,8 @@ class Stage:
     """From its time on, `unfreeze` trains and `freeze` no longer does; what both pick is frozen.
 
     Args:
-        epoch: It starts after so many epochs; 0.5 is half of one. Give exactly one of the five times.
-        step: It starts after so many optimizer steps: step=500 makes the 501st its first.
+        epoch: It starts after this many epochs; 0.5 is half of one. Give exactly one of the five times.
+        step: It starts after this many optimizer steps: step=500 makes the 501st its first.
         fraction: It starts after this part of the run, between 0 and 1.
         plateau: It starts when a metric has stopped improving.
         settled: It starts when what it freezes has settled.
@@ -244,7 +244,7 @@ class BottomUp:
 
     Args:
         settled: When a layer has settled.
-        keep: So many layers at the top always train.
+        keep: How many layers at the top always train.
     """
 
     settled: Settled = field(default_factory=Settled)
@@ -260,7 +260,7 @@ _ORDERS = ("random", "ascending", "descending")
 
 @dataclass(frozen=True, kw_only=True)
 class Rotate:
-    """Train a few layers at a time, and others every so many steps, with optimizer state of those alone.
+    """Train a few layers at a time, others after every few steps, and keep optimizer state only for those that train.
 
     It is a plan's only stage: what the plan trains from the start trains throughout, beside the layers whose turn it
     is. Every layer comes once in a cycle; in random order, each cycle has an order of its own. (LISA, Pan et al., 2024;
@@ -268,7 +268,7 @@ class Rotate:
 
     Args:
         layers: How many layers train at a time.
-        every: After so many optimizer steps it is the turn of others.
+        every: After how many optimizer steps it is the turn of others.
         seed: What the random order follows, with the number of the cycle.
         order: "random", "ascending" (from the bottom up) or "descending".
     """
@@ -306,7 +306,7 @@ def _whole_steps(steps: float) -> int:
 
 
 AnyStage: TypeAlias = Stage | TopDown | BottomUp | Rotate
-"""What may stand among the stages of a plan."""
+"""What the stages of a plan may consist of."""
 
 
 def stage_from_dict(values: Mapping[str, Any]) -> AnyStage:

@@ -1,4 +1,4 @@
-"""Plain text for people: parts of a model in few words, rows in columns."""
+"""Text for logs and tables: parts of a model in few words, rows in columns."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -25,7 +25,7 @@ def stack_prefixes(model_map: ModelMap) -> list[str]:
 
 
 def describe_parts(names: Collection[str], model_map: ModelMap) -> str:
-    """Name the parts that these canonical names make up: whole ones plainly, others with their share."""
+    """Name the parts that these canonical names make up; of a part that is not whole, say how much of it."""
     labels = part_labels(model_map)
     members: dict[str, list[str]] = {}
     for name, label in labels.items():

@@ -49,7 +49,7 @@ class Timeline:
         return begins
 
     def shifted(self, begins: Sequence[int], *, stage: int, step: int, fired: Mapping[int, int]) -> str | None:
-        """Say which stages have another time than in an interrupted run; None when all have the same.
+        """Say which stages begin at another time than in an interrupted run; None when none does.
 
         That run was in `stage` after `step` steps, and its stages began after `begins`.
         """

@@ -16,9 +16,9 @@ _T = TypeVar("_T")
 
 
 def cut_at(model_map: ModelMap, selections: Iterable[Selection | None]) -> ModelMap:
-    """Return a map whose members are fine enough for the rows that these selections name.
+    """Return a map in which the rows that these selections name are members of their own.
 
-    Where none does, it is the map that was given. Raises `SelectionError` for rows that there are not.
+    Where none is named, it is the map that was given. Raises `SelectionError` for rows that do not exist.
     """
     given = (selection for selection in selections if selection is not None)
     terms = (term for selection in given for entry in parse(selection) for term in entry.terms)

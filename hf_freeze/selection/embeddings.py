@@ -42,7 +42,7 @@ def _is_embedding(path: str, module: nn.Module) -> bool:
 def word_embeddings(model: nn.Module) -> list[torch.Tensor]:
     """Return the matrices with one row per token, as the models of transformers inside name them.
 
-    Where there is none of these, any table that is looked up may be one. Several mean that it cannot be told.
+    Without one, any embedding table may be it. Several mean that it cannot be told which.
     """
     inner = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     tables = map(_input_embeddings, inner) if inner else model.modules()
@@ -55,7 +55,7 @@ def word_embeddings(model: nn.Module) -> list[torch.Tensor]:
 def _input_embeddings(model: PreTrainedModel) -> nn.Module | None:
     try:
         return model.get_input_embeddings()
-    except (NotImplementedError, AttributeError):  # a model of images says so in either way
+    except (NotImplementedError, AttributeError):  # models of images raise either
         return None
 
 

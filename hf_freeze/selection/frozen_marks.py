@@ -56,7 +56,7 @@ def mark_rows(matrix: torch.Tensor, trained: torch.Tensor) -> None:
 
 
 def warn_of_copies(model: nn.Module, name: str, *, are_frozen: bool) -> None:
-    """Warn whenever the owner of a matrix of which rows are frozen is copied or pickled, or no longer do so."""
+    """Warn whenever the owner of a matrix with frozen rows is copied or pickled; with `are_frozen=False`, no longer."""
     owner = model.get_submodule(name.rpartition(".")[0])
     if are_frozen:
         owner.__dict__[_COPIED] = _ToldOfCopies(name)
@@ -83,7 +83,7 @@ class _ToldOfCopies:
 
 
 def trained_rows(parameter: torch.Tensor) -> torch.Tensor | None:
-    """Return which rows train, one truth value a row; None where they were not told apart since it has as many."""
+    """Return which rows train, one truth value each; None without marks, or where the matrix was resized since."""
     trained: torch.Tensor | None = _ROWS.get(parameter)
     if trained is None or len(trained) != len(parameter):
         return None

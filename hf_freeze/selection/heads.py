@@ -86,7 +86,7 @@ def _heads_inside(model: nn.Module) -> Iterator[str]:
 
 
 def _beyond(base_classes: tuple[type[PreTrainedModel], ...], model: PreTrainedModel) -> Iterator[str]:
-    """Return what `T5ForConditionalGeneration` has and `T5Model` has not; look into whole models inside instead."""
+    """Return what `T5ForConditionalGeneration` has and `T5Model` does not; look into whole models inside instead."""
     names = _top_level(model)
     known: set[str] = set()
     if base_classes:

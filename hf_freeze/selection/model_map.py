@@ -68,7 +68,7 @@ class ModelMap:
         return found
 
     def in_whole_runs(self, names: frozenset[str]) -> frozenset[str]:
-        """Join rows that lie side by side: into how many members rates cut them is not what trains."""
+        """Join neighbouring rows: what trains does not depend on how many members rates cut them into."""
         if not self.rows:
             return names
         runs = joined(self.rows[name] for name in names & self.rows.keys())

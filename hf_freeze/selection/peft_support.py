@@ -89,7 +89,7 @@ def _added(model: nn.Module, *, only_active: bool) -> Iterator[str]:
 
 
 def _attributes(owner: nn.Module) -> Iterator[str]:
-    """Return what PEFT put on a module of its own, beside the layer or the model that it wraps."""
+    """Return the attributes that PEFT added to a module, beside the layer or model that it wraps."""
     if isinstance(owner, PeftModel):
         yield from ("prompt_encoder",) if hasattr(owner, "prompt_encoder") else ()
         return

@@ -62,8 +62,8 @@ def pieces(rows: Collection[Rows], *, count: int) -> list[Rows]:
 def row_ranges(text: str, matrix: str, indices: Sequence[int | slice], *, count: int) -> list[Rows]:
     """Return the runs of rows, none twice, that indices mean of a matrix of `count` rows.
 
-    Python reads over what lies outside; here that is a `SelectionError`, as nothing else would tell that the tokens
-    whose rows should train were never added.
+    Python ignores what lies outside; here that is a `SelectionError`, as nothing else would show that the tokens whose
+    rows should train were never added.
     """
     return joined(_one_range(text, matrix, index, count) for index in indices)
 

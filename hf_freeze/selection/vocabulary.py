@@ -117,7 +117,7 @@ def is_inside(stack: LayerStack, pattern: re.Pattern[str], words: Vocabulary) ->
 
 
 def no_match(entry: str, term: str, words: Vocabulary) -> str:
-    """Say that a term of an entry matches nothing, and what the model has instead."""
+    """Say that a term of an entry matches nothing, and name what the model has instead."""
     where = repr(entry) if entry == term else f"{entry!r}: {term!r}"
     if not words.spellings:
         return f"{where} matches nothing: the model has no parameters."

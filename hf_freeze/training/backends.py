@@ -33,7 +33,7 @@ def find_wrappers(model: nn.Module) -> list[DistributedDataParallel]:
 
 
 def rebuild_ddp_reducers(wrappers: Sequence[DistributedDataParallel]) -> None:
-    """Let the wrappers know that the `requires_grad` of their parameters changed.
+    """Rebuild the reducers of wrappers after `requires_grad` of their parameters changed.
 
     DistributedDataParallel reduces only the gradients of parameters that required one when its reducer was built:
     what is unfrozen later drifts apart silently. Its own pickling protocol builds the reducer anew, in place.

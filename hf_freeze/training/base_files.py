@@ -1,4 +1,4 @@
-"""What the files of a base hold, held against a model that was loaded from them."""
+"""Compare a model with the files that it was loaded from."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,12 +16,11 @@ from hf_freeze.training.digests import as_words
 
 
 def same_in_files(own: Mapping[str, torch.Tensor], name: str, commit: str | None) -> tuple[dict[str, bool], str | None]:
-    """Tell of each tensor that a folder or a model of the hub's cache holds whether it holds it with these bits.
+    """Tell for each tensor in a folder, or in a model of the hub's cache, whether it is there bit by bit as it is here.
 
-    What it holds under another name is left out. Of a matrix that is longer than in the files, its first rows, as many
-    as these hold, are told of under a name of their own. The second value is the commit of the hub in which most are
-    the same, of those in the cache unless `commit` is known. {} where the files are not known, as in a cache of another
-    place.
+    Tensors under another name are left out. Of a matrix that is longer here than in the files, the rows that both have
+    are compared, under a name of their own. The second value is the commit of the hub in which most tensors are the
+    same, among those in the cache unless `commit` is known. {} where the files are not found, as with another cache.
     """
     best: dict[str, bool] = {}
     for folder in _folders(name, commit):
@@ -94,7 +93,7 @@ def _keys(path: Path) -> list[str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], torch.Tensor]]]:
-    """Yield the names in a file, and what reads one of them."""
+    """Yield the names in a file, and a function that reads one of them."""
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             yield [*file.keys()], file.get_tensor

@@ -20,9 +20,9 @@ _BASES: "WeakKeyDictionary[nn.Module, Base]" = WeakKeyDictionary()
 
 
 def base_of(model: nn.Module, known: Mapping[str, int] | None = None) -> Base:
-    """Return the base of a model: what it was when it was first asked for, or what `load_trained` found it to be.
+    """Return the base of a model: what the model was at the first call, or what `load_trained` found it to be.
 
-    A second Trainer over a model so sees what the first one trained. `known` as for `typed_digests`.
+    In this way a second Trainer over a model sees what the first one trained. `known` as for `typed_digests`.
     """
     model = unwrap(model)
     if model not in _BASES:
@@ -131,5 +131,5 @@ def _held(
 
 
 def _is_packed(tensor: torch.Tensor) -> bool:
-    """Tell what a quantizer makes of the weights that it loads; nothing else has parameters of whole numbers."""
+    """Tell whether a quantizer packed these weights; nothing else has parameters of whole numbers."""
     return isinstance(tensor, nn.Parameter) and not tensor.is_floating_point()

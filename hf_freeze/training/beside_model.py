@@ -1,8 +1,8 @@
 """The weights that train beside the model, such as the classifier of a loss.
 
-They stand in the optimizer, and no Trainer saves them: a resumed run would go on with fresh ones and the old moments.
-Nor does DistributedDataParallel, which wraps the model, know of them: each process would train its own. And the Trainer
-clears the gradients of the model alone: theirs would add up over the run, and be lost when it is resumed.
+The optimizer holds them, but no Trainer saves them: a resumed run would go on with fresh ones and the old moments. Nor
+does DistributedDataParallel, which wraps the model, know them: each process would train its own. And the Trainer clears
+the gradients of the model alone: theirs would add up over the run, and be lost when it is resumed.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ BESIDE_NAME = "beside_model.safetensors"
 
 
 def share_beside(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[torch.Tensor]:
-    """Give every process the main one's values of what the optimizer holds beside the model, and return that."""
+    """Copy what the optimizer holds beside the model from the main process to all others, and return it."""
     beside = [*_beside(optimizer, model).values()]
     for parameter in beside if dist.is_initialized() else []:
         dist.broadcast(parameter.data, src=0)
@@ -83,7 +83,7 @@ def load_beside(optimizer: torch.optim.Optimizer, model: nn.Module, folder: Path
 
 
 def _beside(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
-    """By place: a loss has no names that the optimizer knows."""
+    """Return what the optimizer holds beside the model, by position: the optimizer knows no names of a loss."""
     of_model = {id(parameter) for parameter in unwrap(model).parameters()}
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     others = [parameter for parameter in held if id(whole_of(parameter)) not in of_model]

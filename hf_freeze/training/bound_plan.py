@@ -1,4 +1,4 @@
-"""A plan bound to the one model that it was held against."""
+"""A plan bound to the one model that it was resolved for."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ class BoundPlan:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Canonical name -> member, as it is now: FSDP, DeepSpeed and users put others in the place of some tensors."""
+        """Canonical name -> member, as it is now: FSDP, DeepSpeed and users replace some tensors."""
         named, cuts = dict(self.model.named_parameters()), self.resolved.model_map.cuts
         names = [[rows.name for rows in cuts[name]] if name in cuts else [name] for name in named]
         return members(named, chain.from_iterable(names)) if cuts else named
 
     @property
     def ever_trainable(self) -> dict[str, nn.Parameter]:
-        """Those of the parameters that train in some stage."""
+        """The members that train in some stage."""
         return {name: tensor for name, tensor in self.parameters.items() if name in self.resolved.ever_trainable}
 
     def fits(self, plan: FreezePlan, model: nn.Module, *, rates: Iterable[Selection] = ()) -> bool:
@@ -44,6 +44,6 @@ class BoundPlan:
 def bind(
     plan: FreezePlan, model: nn.Module, *, others_train: bool = False, rates: Iterable[Selection] = ()
 ) -> BoundPlan:
-    """Hold `plan` against `model`, as `resolve` does."""
+    """Resolve `plan` for `model`, and keep both together."""
     rates = (*rates,)
     return BoundPlan(resolve(plan, model, others_train=others_train, rates=rates), unwrap(model), rates)

@@ -40,7 +40,7 @@ _LABELS = ("labels", "label", "label_ids")
 
 
 class CachedFeaturesTrainerMixin(_Base):
-    """Tells rows by what the model is given, and answers for the frozen prefix where their features are stored."""
+    """Recognises rows by what the model is given, and answers for the frozen prefix where their features are stored."""
 
     model: Any  # the Trainer's own annotation admits None, which it never is after construction
     _settings: FreezeArguments
@@ -85,7 +85,7 @@ class CachedFeaturesTrainerMixin(_Base):
             return super().prediction_step(model, inputs, *args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Count as the Trainer does; on stored features, the parameters of the model once a stage."""
+        """Count as the Trainer does; on stored features, count the parameters of the model once per stage."""
         if self._cache is None or not self._cache.kept or not hasattr(self.model, "num_parameters"):
             return super().floating_point_ops(inputs)
         with replaced(self.model, num_parameters=self._count_parameters):
@@ -131,7 +131,7 @@ class CachedFeaturesTrainerMixin(_Base):
             self._known = KnownParameters(self.model_wrapped)
 
     def _waits_for_a_frozen_part(self) -> bool:
-        """Tell whether everything trains in this stage, and something will be frozen in a later one."""
+        """Tell whether everything trains in this stage, but something will be frozen in a later one."""
         resolved, stage = self._freezing.required_bound.resolved, self._freezing.stage
         everything = frozenset(resolved.model_map.parts)
         return stage is not None and resolved.stages[stage] == everything and resolved.stages[-1] != everything

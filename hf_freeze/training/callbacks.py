@@ -27,7 +27,7 @@ from hf_freeze.training.train_calls import running_trainer, train_call, while_tr
 class FreezeCallback(RunEvents, metaclass=ABCMeta):
     """Freeze by a plan inside any Trainer: `Trainer(..., callbacks=[FreezeCallback(plan)])`.
 
-    The plan is held against the model when the Trainer is built, so that a mistake shows at once, before the first
+    The plan is resolved for the model when the Trainer is built, so that a mistake shows at once, before the first
     step.
 
     Args:
@@ -68,15 +68,15 @@ class FreezeCallback(RunEvents, metaclass=ABCMeta):
         self._random_states = RandomStatesCallback()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies and pickles are of what was declared: they have neither the model nor the run.
+        # Copies and pickles keep what was declared, but neither the model nor the run.
         declared = PlannedTraining(self.plan, self.settings, key=type(self).__name__)
         return {**vars(self), "_training": declared}
 
     def state(self) -> dict[str, Any]:
         """Return what the Trainer writes into `trainer_state.json`: how to build this callback again.
 
-        It is asked for too when `train()` begins, before the Trainer loads an optimizer's state: where that is of other
-        groups, torch says only that their number differs.
+        The Trainer also asks for it when `train()` begins, before it loads an optimizer's state. A checkpoint of
+        another plan is refused then: torch would only say that the number of groups differs.
         """
         if self._training.run is None:
             self._look_at_checkpoint()
@@ -146,7 +146,7 @@ class FreezeCallback(RunEvents, metaclass=ABCMeta):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Let go of the model; under PEFT, load what the best checkpoint has beside the adapter."""
+        """Release the model; under PEFT, load what the best checkpoint has beside the adapter."""
         self._random_states.keep_no_longer()
         super().on_train_end(args, state, control, **kwargs)
 
@@ -161,7 +161,7 @@ def _one_plan(plan: PlanLike | None, *, freeze: Selection | None, trainable: Sel
 
 
 def _put_first(callback: FreezeCallback, *, last: TrainerCallback) -> None:
-    """Let `callback` be called before the trackers of `report_to`, which would not see what it adds to the logs.
+    """Call `callback` before the trackers of `report_to`, which would otherwise not see what it adds to the logs.
 
     The Trainer puts them before the callbacks of the user, and hands callbacks neither itself nor its handler.
     """

@@ -36,7 +36,7 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dic
 
 
 def write_checked(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file as `write_tensors` does, with digests by which `read_checked` knows it again."""
+    """Write a safetensors file as `write_tensors` does, with digests that `read_checked` verifies."""
     write_tensors(tensors, path, {"digests": json.dumps(digests(tensors))})
 
 
@@ -126,6 +126,6 @@ def _lines(state: Mapping[str, Any]) -> list[str]:
 def folder_of(args: TrainingArguments, state: TrainerState) -> Path:
     """Return the folder of the checkpoint that the Trainer wrote, or would write, at this step."""
     folder, name = Path(str(args.output_dir)), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-    # A trial of a hyperparameter search has a folder of its own, whose name callbacks are not told.
+    # A trial of a hyperparameter search has a folder of its own, but callbacks are not told its name.
     of_trials = folder.glob(f"*/{name}") if state.is_hyper_param_search else ()
     return max(of_trials, key=lambda written: written.stat().st_mtime, default=folder / name)

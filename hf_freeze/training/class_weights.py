@@ -15,7 +15,7 @@ from hf_freeze.training.label_counts import count_classes
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What weighs how much in the loss, by the number of the label.
+    """The weight of each label in the loss, by its number.
 
     Attributes:
         classes: The weight of each class.
@@ -44,7 +44,7 @@ class LossWeights:
 
 
 def resolve_weights(given: FreezeArguments, model: nn.Module, *, counted: Sequence[float] | None) -> LossWeights | None:
-    """Hold declared weights against the labels of a model; None where none are declared.
+    """Check declared weights against the labels of a model; None where none are declared.
 
     `counted` are the weights that "balanced" stands for; None while the labels have not been counted.
 

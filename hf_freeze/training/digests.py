@@ -49,7 +49,7 @@ def typed_digests(tensors: Mapping[str, torch.Tensor], known: Mapping[str, int] 
 
 
 def over_shards(values: torch.Tensor, tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Add up over the ranks what each computed of its shards, so that all go by the same numbers."""
+    """Add up what each rank computed for its shards, so that all ranks go by the same numbers."""
     if any(map(is_sharded, tensors)):
         dist.all_reduce(values)
     return values

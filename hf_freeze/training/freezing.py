@@ -33,7 +33,7 @@ def freeze(model: nn.Module, selection: Selection = "all") -> list[str]:
     Of rows of a matrix that still trains, such as `"embeddings[:30522]"`, the gradient is 0, and an optimizer that
     holds the matrix leaves them as they are; one over `param_groups(model, ...)` has moments for the other rows alone.
     `requires_grad_(True)` does not let these rows train again, `unfreeze` does. Copies and pickles of the model do not
-    know of them: freeze them there anew, and shard a model (`fully_shard`) only whole.
+    know about them: freeze them there again, and shard a model (`fully_shard`) only as a whole.
 
     Args:
         model: Any module, wrapped (DDP, DataParallel, torch.compile) or not.
@@ -167,7 +167,7 @@ def _rows_that_train(matrix: nn.Parameter) -> torch.Tensor:
 
 
 def _truth(matrix: nn.Parameter, rows: Iterable[Rows]) -> torch.Tensor:
-    """Return one truth value a row: whether it is among these."""
+    """Return one truth value per row: whether it is among these."""
     chosen = torch.zeros(matrix.shape[0], dtype=torch.bool)
     for one in rows:
         chosen[one.start : one.stop] = True
@@ -188,7 +188,7 @@ def _rows_by_matrix(
 
 
 def hold_requires_grad(parameters: Iterable[tuple[nn.Parameter, bool]]) -> None:
-    """Set `requires_grad` back where it is another than held here; a gradient that came meanwhile is dropped."""
+    """Set `requires_grad` back to what is given here; a gradient that came meanwhile is dropped."""
     for parameter, trainable in parameters:
         if parameter.requires_grad is not trainable:
             parameter.requires_grad_(trainable)
@@ -290,7 +290,7 @@ class _HeldTrain:
         return self.model
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy or a pickle of the model gets what was there before; its class's own train(), as it has no state yet.
+        # A copy or pickle of the model gets what was there before: its class's own train(), as it has no state yet.
         return (getattr, (self.model, "train")) if self.own is None else (itemgetter(0), ((self.own,),))
 
 
@@ -322,7 +322,7 @@ def _set_mode(modules: Iterable[nn.Module], mode: bool) -> None:
 
 
 def release_eval(model: nn.Module, is_over: Callable[[], bool] | None = None) -> None:
-    """Undo `hold_eval`, where `is_over` is given that with it only: the `train()` from before applies again."""
+    """Undo `hold_eval`, with `is_over` only the call that was given it: the `train()` from before applies again."""
     model = unwrap(model)
     override = model.__dict__.get("train")
     if not isinstance(override, _HeldTrain) or is_over not in (None, override.is_over):

@@ -23,7 +23,7 @@ def is_logged(args: TrainingArguments, state: TrainerState, *, steps_per_epoch: 
 
 
 def parameters_by_group(optimizer: torch.optim.Optimizer, bound: BoundPlan) -> dict[str, list[torch.Tensor]]:
-    """Return name of a group -> the model's parameters in it; parts that differ in weight decay count as one."""
+    """Return group name -> the model's parameters in it; parts that differ only in weight decay count as one."""
     ours = {id(parameter) for parameter in bound.parameters.values()}
     groups: dict[str, list[torch.Tensor]] = {}
     for index, group in enumerate(optimizer.param_groups):
@@ -38,7 +38,7 @@ def norms_by_group(groups: Mapping[str, Iterable[torch.Tensor]]) -> dict[str, fl
     if not gradients:
         return {}
     first = gradients[0][1].device
-    # All are asked for before the first is read: reading one waits for the device.
+    # All are started before the first is read, because reading one waits for the device.
     norms = torch.stack([_norm(gradient).to(first, torch.float32) for _, gradient in gradients]).tolist()
     found: dict[str, list[float]] = {}
     for (name, _), norm in zip(gradients, norms, strict=True):

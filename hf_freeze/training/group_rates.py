@@ -22,7 +22,7 @@ GroupLRs: TypeAlias = Mapping[str, float | Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class BaseOptions:
-    """What a group has that nothing else is said of."""
+    """The rate and the weight decay of parameters for which nothing else is declared."""
 
     learning_rate: float
     weight_decay: float

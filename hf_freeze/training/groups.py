@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 _PLAN = "freeze_plan"
 _NO_PLAN = ""
-"""Under which key a group holds the fingerprint of the plan that `param_groups` was given."""
+"""The key under which a group holds the fingerprint of the plan given to `param_groups`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +75,8 @@ def param_groups(
         weight_decay: The weight decay; 0 without it and without `args`.
         plan: What `FreezeCallback` takes as a plan. Without it, what requires a gradient now is what trains.
         group_lrs: Maps a selection to a learning rate or to options (`lr`, `weight_decay`, ...).
-        layer_lr_decay: What `group_lrs` gives no rate has the learning rate times this factor to the power of its
-            depth: 0 for the head and what follows the layers, 1 for the top layer, one more per layer below,
+        layer_lr_decay: Parameters without a rate from `group_lrs` have the learning rate times this factor to the power
+            of their depth: 0 for the head and what follows the layers, 1 for the top layer, one more per layer below,
             embeddings last. (Discriminative rates of Howard and Ruder, 2018, in the layer-wise form of ELECTRA and
             BEiT.)
         optimizer_cls: The class that takes the groups. As optimizers ignore options that they do not know, an option
@@ -152,7 +152,7 @@ def group_specs(
     group_lrs: GroupLRs,
     layer_lr_decay: float,
 ) -> list[GroupSpec]:
-    """Put every ever trainable tensor into exactly one group of one rung, one weight decay and one set of stages."""
+    """Put every tensor that ever trains into exactly one group: of one rung, one weight decay and one set of stages."""
     rungs = rungs_of(resolved, base, group_lrs, layer_lr_decay)
     by_key = _divided(resolved, rungs, frozenset(decayed))
     layers = [] if resolved.rotation is None else [*resolved.rotation.layers]
@@ -267,7 +267,7 @@ def with_parameters(specs: Sequence[GroupSpec], model: nn.Module) -> list[dict[s
 
 
 def warn_of_unused_rates(optimizer: torch.optim.Optimizer, plan: FreezePlan) -> None:
-    """Warn where the optimizer was built by somebody who knew nothing of the plan's learning rates."""
+    """Warn where the optimizer was built without the plan's learning rates."""
     has_rates = plan.lr_factors or plan.lr_spread != 1
     if has_rates and not any("name" in group for group in optimizer.param_groups):
         logger.warning(
@@ -280,9 +280,10 @@ def warn_of_unused_rates(optimizer: torch.optim.Optimizer, plan: FreezePlan) -> 
 
 
 def refuse_left_out(optimizer: torch.optim.Optimizer, bound: BoundPlan) -> None:
-    """Raise `PlanError` for another model than before, of which the optimizer lacks what the plan trains.
+    """Raise `PlanError` where the model was replaced, so that the optimizer lacks parameters that the plan trains.
 
-    A callback is not asked between `model_init` and the optimizer, which holds only what requires a gradient then.
+    Callbacks are not called between `model_init` and the creation of the optimizer, which then holds only what requires
+    a gradient.
     """
     held = {id(parameter) for members in group_members(optimizer) for parameter in members}
     left_out = {name: parameter for name, parameter in bound.ever_trainable.items() if id(parameter) not in held}

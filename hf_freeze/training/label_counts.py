@@ -1,4 +1,4 @@
-"""How many rows of a data set have each class: read from where labels lie, and held against what reaches the model."""
+"""Count the rows of each class: read from the column of labels, and checked against what reaches the model."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ from hf_freeze.errors import PlanError
 from hf_freeze.label_columns import IGNORED_LABEL, label_values, values_in
 
 _ROWS_HELD = 8
-"""Rows of which a column of labels must say what the collator makes of them."""
+"""In how many rows a column of labels must agree with what the collator makes."""
 
 
 def count_classes(

@@ -1,4 +1,4 @@
-"""Put what trained back into the base that it belongs to, after a check of both: all of it, or nothing."""
+"""Load what trained into the base that it belongs to, all of it or nothing, after a check of both."""
 
 import os
 from collections.abc import Mapping, Sequence

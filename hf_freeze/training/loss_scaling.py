@@ -99,14 +99,14 @@ class ScaledLossTrainerMixin(_Base):
     _window_count: torch.Tensor | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; what the loss does with the count is looked at anew, as the model may be another."""
+        """Train, after forgetting what the loss does with the count, as the model may be another."""
         self._count_is_ignored = None
         return super().train(*args, **kwargs)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Step as the Trainer does, with each micro-batch weighted by its labels where the loss is a mean of them."""
+        """Step as the Trainer does; where the loss is a mean over labels, weight each micro-batch by their number."""
         share = self._share_of_window(inputs, num_items_in_batch)
         if share is None:
             return super().training_step(model, inputs, num_items_in_batch)

@@ -20,7 +20,7 @@ else:
 
 
 class LossWindowTrainerMixin(_Base):
-    """Logs, after a resume, the mean loss that the uninterrupted run would have logged.
+    """Logs after a resume the mean loss that the uninterrupted run would have logged.
 
     So for other losses that are noted in a step (`_note_loss`), which are logged beside it in the same way.
     """
@@ -75,7 +75,7 @@ class LossWindowTrainerMixin(_Base):
         return losses
 
     def _begin_loss_window(self, saved: Mapping[str, Any]) -> None:
-        """Begin at nought, or with what an interrupted run saved; comes right after the Trainer begins its own."""
+        """Begin at 0, or with what an interrupted run saved; called right after the Trainer begins its own."""
         self._losses_since_logged.begin(self._globalstep_last_logged)
         self._others_since_logged.clear()
         if not saved or saved["step"] != self.state.global_step:
@@ -90,7 +90,7 @@ class LossWindowTrainerMixin(_Base):
         self._total_loss_scalar -= sum(saved["losses"]) / len(saved["losses"])
 
     def _own_of(self, losses: Sequence[float]) -> float:
-        """Return the loss of this process among those of all; their mean where there were more or fewer."""
+        """Return the loss of this process among those of all; their mean where the number of processes changed."""
         own = self.accelerator.process_index if len(losses) == self.accelerator.num_processes else None
         return sum(losses) / len(losses) if own is None else losses[own]
 
@@ -121,5 +121,5 @@ class _LossWindow:
         return wide + carried if carried else loss
 
     def begin(self, logged: int, total: float = 0.0) -> None:
-        """Begin anew at step `logged`, or go on with the `total` of a run that was interrupted."""
+        """Begin again at step `logged`, with the `total` of a run that was interrupted, if there is one."""
         self.logged, self.total, self.carried = logged, total, total

@@ -1,4 +1,4 @@
-"""From a folder that holds only what trained, the whole model: in memory, or in a folder for `from_pretrained`."""
+"""Rebuild the whole model from a folder that holds only what trained: in memory, or for `from_pretrained`."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def merge_trained(
 
 
 def can_be_merged(model_class: str) -> bool:
-    """Tell whether models of this class, given with its module, are loaded by a name."""
+    """Tell whether models of this class, given as module.class, can be loaded by name."""
     return model_class.partition(".")[0] in _LIBRARIES
 
 
@@ -197,7 +197,7 @@ def _tokens_of(config: PretrainedConfig, of_base: PretrainedConfig) -> tuple[int
 
 @contextmanager
 def _without_load_report() -> Iterator[None]:
-    """Leave out that the head is new: what trained comes next."""
+    """Silence the report that the head is new: what trained is loaded next."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:

@@ -1,6 +1,6 @@
 """The evaluation that a checkpoint lacks: at the end of an epoch, `save_strategy="steps"` saves before it.
 
-The run that was interrupted evaluated there, and plateaus, the best metric and a scheduler may go by what it found.
+The interrupted run evaluated there, and plateaus, the best metric and a scheduler may depend on the result.
 """
 
 import logging

@@ -1,7 +1,7 @@
-"""The training of one Trainer under a plan: what was declared, what it means for the model, and the run that goes on.
+"""The training of one Trainer under a plan: what was declared, what it means for the model, and the current run.
 
-`FreezeCallback` and `FreezeTrainer` tell it what happens, each in the way of its kind of Trainer. What it keeps in a
-checkpoint, beside the Trainer's own files:
+`FreezeCallback` and `FreezeTrainer` report to it what happens, each in its own way. What it keeps in a checkpoint,
+beside the Trainer's own files:
 
 | file | what | written by | read by |
 |---|---|---|---|
@@ -45,11 +45,11 @@ from hf_freeze.training.whole import lost_random_states
 logger = logging.getLogger(__name__)
 
 STATE_KEY = "FreezeCallback"
-"""Under which name `trainer_state.json` holds the state of a training."""
+"""The name under which `trainer_state.json` holds the state of a training."""
 
 
 class PlannedTraining:
-    """Owns what there is to know of one Trainer's training under a plan.
+    """Owns everything about one Trainer's training under a plan.
 
     Declare a plan, `bind` it to the model whenever that may be another one, `begin` a run, say what happens in it, and
     `end` it.
@@ -57,7 +57,7 @@ class PlannedTraining:
     Args:
         plan: What was declared.
         settings: How to carry it out.
-        key: Under which name `trainer_state.json` holds the state.
+        key: The name under which `trainer_state.json` holds the state.
     """
 
     def __init__(self, plan: FreezePlan, settings: FreezeSettings | None = None, *, key: str = STATE_KEY) -> None:
@@ -92,14 +92,14 @@ class PlannedTraining:
     def declare(
         self, plan: FreezePlan, settings: FreezeSettings, *, ignores_plan_change: bool, rates: Iterable[Selection] = ()
     ) -> None:
-        """Go by this plan and these settings from the next `bind` on; `rates` are what has rates of its own."""
+        """Use this plan and these settings from the next `bind` on; `rates` are selections with rates of their own."""
         self.plan, self.settings, self.ignores_plan_change = plan, settings, ignores_plan_change
         self._rates_of = (*rates,)
 
     # The model
 
     def bind(self, args: TrainingArguments, model: nn.Module, *, optimizer: object = None) -> BoundPlan:
-        """Hold the plan against `model`, unless that is done, and check that the set-up can honour it.
+        """Resolve the plan for `model`, unless that is done, and check that the set-up can honour it.
 
         For the moments when the model may be another one than before, or its embeddings may have been resized. Rows
         that the groups of an `optimizer` hold by themselves have rates of their own.
@@ -118,12 +118,12 @@ class PlannedTraining:
         return self.bound
 
     def unbind(self, *, others_train: bool) -> None:
-        """Hold the plan anew at the next `bind`: in the model, or beside it, something else trains now than before."""
+        """Resolve the plan again at the next `bind`: other parameters train now, in the model or beside it."""
         self.bound, self.others_train = None, others_train
 
     @property
     def required_bound(self) -> BoundPlan:
-        """The plan and its model, which there is from the constructor of a Trainer on."""
+        """The plan bound to its model; there is one from the constructor of a Trainer on."""
         assert self.bound is not None
         return self.bound
 
@@ -151,7 +151,7 @@ class PlannedTraining:
             optimizer: The optimizer that steps the model.
             resumed: What `resumed_run` returned.
             batches: The loader of the training set; its length gives the steps of an epoch.
-            is_running: Whether the run still goes on: nobody tells when an exception ends it.
+            is_running: Whether the run still goes on: no event says that an exception ended it.
         """
         bound = self.required_bound
         self.steps_per_epoch = _steps_per_epoch(args, batches)
@@ -209,7 +209,7 @@ class PlannedTraining:
         return run
 
     def micro_batch_ends(self) -> None:
-        """Take back what the computation of a loss let train."""
+        """Freeze again what the computation of a loss made trainable."""
         if self._run:
             self._run.hold_adapters()
 
@@ -250,7 +250,7 @@ class PlannedTraining:
 
     @property
     def run(self) -> FreezeRun | None:
-        """The run that goes on; an exception ends one without an event."""
+        """The current run; an exception ends one without an event."""
         if self._run and self._run.is_over():
             self.end()
         return self._run
@@ -290,7 +290,8 @@ class PlannedTraining:
         }
 
     def planned_now(self) -> list[frozenset[str]]:
-        """Return sets of names, one of which should be what requires gradients now; none before a model is known.
+        """Return sets of names, one of which should be exactly what requires gradients now; none before a model is
+        known.
 
         Between runs that is the set of any stage, or of all: what trains later stays trainable for the optimizer.
         """
@@ -302,7 +303,7 @@ class PlannedTraining:
     # The checkpoint
 
     def state(self) -> dict[str, Any]:
-        """Return what `trainer_state.json` keeps: how to declare the same again, and where the run is."""
+        """Return what `trainer_state.json` keeps: what was declared, and where the run is."""
         run = self.run
         saved = {
             "fingerprint": self.bound.resolved.fingerprint if self.bound else "",

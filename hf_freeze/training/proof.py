@@ -22,10 +22,10 @@ _STEPS_THAT_MAY_BE_SKIPPED = 7
 
 
 class FreezeProof:
-    """Watches one `train()` call over one model.
+    """Watches one `train()` call on one model.
 
-    `watch` when what is trainable was set, `before_step` before and `after_step` after an optimizer step,
-    `verify` whenever the frozen part must be what it was, `conclude` at the end. The weights are read in full only at
+    Call `watch` once it is set what trains, `before_step` and `after_step` around each optimizer step, `verify`
+    whenever the frozen part must be what it was, and `conclude` at the end. The weights are read in full only at
     `watch` and `verify`; in between, only what has not yet been seen to move, at steps 1, 2, 4, 8, ...
     """
 
@@ -47,9 +47,9 @@ class FreezeProof:
         self._steps = 0
 
     def watch(self, optimizer: torch.optim.Optimizer, trainable: Collection[str]) -> None:
-        """Remember what is frozen now, and start to wait for what is trainable to move.
+        """Remember the frozen weights, and begin to wait for the trainable ones to move.
 
-        After the first time it comes right after `verify`, which has read what stays frozen.
+        From the second time on it must follow right after `verify`, which has read what stays frozen.
         """
         self._optimizer = optimizer
         self._trainable = trainable
@@ -94,8 +94,9 @@ class FreezeProof:
         named = self._bound.parameters
         now = digests(self._frozen_tensors(named), merge_zeros=uses_master_weights(self._optimizer))
         moved = [name for name, digest in self.frozen.items() if now.get(name, digest) != digest]
-        # First, as all processes must take part: one that raised before would leave the others waiting for it.
-        # Of buffers, that they moved: nobody but DistributedDataParallel makes them equal while they train.
+        # This comes first, because all processes must take part: one that raised earlier would leave the others
+        # waiting. For buffers only whether they moved: except under DistributedDataParallel, nothing keeps them equal
+        # in training.
         differing = _differing_replicas(named, {name: name in moved for name in self.frozen if name not in named})
         self._refuse_left_out(named)
         self._cross_off(named)
@@ -151,7 +152,7 @@ class FreezeProof:
             logger.warning("%s did not change: %s.", _listing(names), why)
 
     def _units(self) -> dict[str, set[str]]:
-        """Return what must change at least in part: head, layers and plan entries, as far as they were trainable."""
+        """Return what must change at least in part: head, layers and entries of the plan, as far as they train."""
         tried = self._moved | self._unmoved.keys()
         units: dict[str, set[str]] = {repr(entry): set(names) for entry, names in self._bound.resolved.declared.items()}
         for name, label in part_labels(self._bound.resolved.model_map).items():
@@ -252,7 +253,7 @@ def _has_gradient(parameter: torch.Tensor) -> torch.Tensor:
 def _steps_visibly(parameter: torch.Tensor, rate: float) -> torch.Tensor:
     """Count the elements that a step of either kind would change: by the rate times the gradient, or by the rate.
 
-    SGD steps by the one, Adam about by the other; where rounding swallows either, to stand still is no fault.
+    SGD steps by the one, Adam about by the other; where rounding swallows both, standing still is not a fault.
     """
     value, gradient = local(parameter), local(_gradient(parameter))
     seen = (value - rate * gradient != value) & (value - rate * gradient.sign() != value)

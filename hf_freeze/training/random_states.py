@@ -21,7 +21,7 @@ else:
 
 
 class RandomStatesTrainerMixin(_Base):
-    """Keeps random states while `train()` evaluates, predicts or saves; outside of `train()` they move as ever."""
+    """Keeps random states while `train()` evaluates, predicts or saves; outside of `train()` they move as usual."""
 
     _is_training = False
 
@@ -42,7 +42,7 @@ class RandomStatesTrainerMixin(_Base):
         return self._unmoved(super()._evaluate, *args, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        # Called after every step; to note the random states takes a while beside a step on cached features.
+        # Called after every step; noting the random states is slow compared with a step on cached features.
         if self.control.should_log or self.control.should_evaluate or self.control.should_save:
             self._unmoved(super()._maybe_log_save_evaluate, *args, **kwargs)
         else:
@@ -56,7 +56,7 @@ class RandomStatesTrainerMixin(_Base):
 
 
 class RandomStatesCallback(TrainerCallback):
-    """Does what a callback can of that inside any other Trainer: for the evaluations and saves of its own loop.
+    """Does the same inside any other Trainer, as far as a callback can: for the evaluations and saves of its own loop.
 
     It must come last: what other callbacks draw at the end of a step is part of the run, and there is no event between
     them and the evaluation.
@@ -70,14 +70,14 @@ class RandomStatesCallback(TrainerCallback):
         return RandomStatesCallback, ()  # a copy notes its own
 
     def keep_no_longer(self) -> None:
-        """Let what comes next move the random states."""
+        """Let the random states move from here on."""
         self._put_back = None
 
     def _note(self, *args: Any, **kwargs: Any) -> None:
         self._put_back = random_states()
 
     def _restore(self, *args: Any, **kwargs: Any) -> None:
-        if self._put_back and self._is_running():  # an exception may have ended the run, which nobody is told of
+        if self._put_back and self._is_running():  # an exception may have ended the run, which no event reports
             self._put_back()
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Gradient checkpointing where what comes in is frozen."""
+"""Gradient checkpointing where the first layers are frozen."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,12 +12,12 @@ from hf_freeze.features.frontier import without_input_gradients
 
 
 def stop_backward_at_lowest_trainable(model: nn.Module) -> Callable[[], None]:
-    """Let the gradient begin at the first layer that trains, whatever is recomputed; return what undoes it.
+    """Stop the backward pass at the first layer that trains, under gradient checkpointing too; return what undoes it.
 
-    Transformers and PEFT make embeddings require a gradient for the sake of reentrant checkpointing, which gives none
-    to a layer none of whose inputs requires one. The backward pass then goes through all layers, frozen ones too, and
-    keeps what they computed. Here the input of a recomputed layer that trains requires a gradient instead, where
-    checkpointing is reentrant; nothing needs to otherwise.
+    Under reentrant checkpointing a layer gets no gradient unless one of its inputs requires one, so transformers and
+    PEFT make embeddings require one. The backward pass then goes through all layers, frozen ones too, and keeps what
+    they computed. Here the input of the recomputed layer that trains requires a gradient instead, where checkpointing
+    is reentrant; otherwise nothing needs to.
     """
     undo = ExitStack()
     undo.enter_context(without_input_gradients(model))

@@ -34,7 +34,7 @@ from hf_freeze.selection.language import quoted
 from hf_freeze.selection.rows import rows_named
 
 _CUT: Any = WeakTensorKeyDictionary()
-"""Each matrix some of whose rows train, or have been asked for by name -> its `_CutMatrix`."""
+"""Matrix of which some rows train, or have been asked for by name -> its `_CutMatrix`."""
 
 Run = tuple[int, int]
 """The rows from the first number to before the second."""
@@ -67,13 +67,13 @@ def runs(chosen: torch.Tensor) -> list[Run]:
 
 
 def members_held(parameter: torch.Tensor) -> list[torch.Tensor]:
-    """Return what an optimizer steps that holds a parameter: itself, and members of it."""
+    """Return what an optimizer that holds a parameter steps: the parameter itself, and members of it."""
     cut = _CUT.get(parameter)
     return [parameter] if cut is None else [parameter, *cut.members]
 
 
 def rows_in(optimizer: Any, model: nn.Module) -> list[str]:
-    """Return, as selections, the rows of matrices of a model that an optimizer holds by themselves."""
+    """Return, as selections, the rows of a model's matrices that an optimizer holds on their own."""
     held = {id(one) for group in getattr(optimizer, "param_groups", ()) for one in group["params"]}
     named = {name: cut for name, p in model.named_parameters() if (cut := _CUT.get(p)) is not None} if held else {}
     return [f"{quoted(name)}[{start}:{stop}]" for name, cut in named.items() for start, stop in cut.runs_among(held)]
@@ -140,7 +140,7 @@ class _CutMatrix:
         self._link(matrix)
 
     def after_step(self, held: Iterable[torch.Tensor], *, holds_all: bool) -> None:
-        """Let go of the gradients that were stepped: what zeroes an optimizer's knows nothing of the matrix."""
+        """Drop the gradients that were stepped: the optimizer's `zero_grad` does not know the matrix."""
         for member in self._members.values() if holds_all else held:
             member.grad = None
         if all(member.grad is None for member in self._members.values()):
@@ -172,7 +172,7 @@ class _CutMatrix:
         return bool(self.trained[slice(*run)].all())
 
     def _share(self, matrix: torch.Tensor) -> None:
-        """Let members be where the matrix is now: `model.to(device)` puts other memory in its place."""
+        """Move members to where the matrix is now: `model.to(device)` gives it other memory."""
         for run, member in self._members.items():
             rows = matrix.detach()[slice(*run)]
             if _address(rows) != _address(member):
@@ -229,7 +229,7 @@ def _cut(matrix: nn.Parameter) -> _CutMatrix:
 
 
 def _known(matrix: torch.Tensor) -> _CutMatrix | None:
-    """Return what is known of the rows of a matrix, and forget it where `resize_token_embeddings` made them others."""
+    """Return what is known about the rows of a matrix; forget it once `resize_token_embeddings` has replaced them."""
     known: _CutMatrix | None = _CUT.get(matrix)
     if known is not None and known.shape != matrix.shape:
         known.let_go()
@@ -239,7 +239,7 @@ def _known(matrix: torch.Tensor) -> _CutMatrix | None:
 
 
 def _address(tensor: torch.Tensor) -> tuple[object, ...] | None:
-    """Tell where the values lie; None where there are none."""
+    """Return the address of the values; None where there are none."""
     if tensor.is_meta or type(tensor.data) is not torch.Tensor:
         return None
     return tensor.data_ptr(), tensor.device, tensor.dtype
@@ -247,7 +247,7 @@ def _address(tensor: torch.Tensor) -> tuple[object, ...] | None:
 
 @cache
 def _watch_optimizers() -> None:
-    """From the first matrix on, look at every optimizer as it steps; it may hold one, or members of one."""
+    """Watch every optimizer step from now on: any optimizer may hold a cut matrix, or members of one."""
     kept: WeakKeyDictionary[Optimizer, list[Any]] = WeakKeyDictionary()
 
     def before(optimizer: Optimizer, *_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Let an optimizer that holds a matrix, as a plain Trainer's does, step the rows of it that train, and no others.
+"""Let an optimizer that holds a whole matrix, as a plain Trainer's does, step only those of its rows that train.
 
 While a run goes on, members of the matrix stand in its place: one for each run of rows that ever trains, with moments
 of these alone. In `state_dict()`, and so in checkpoints, the matrix has its one place as before. It holds the state of
@@ -23,7 +23,8 @@ from hf_freeze.training.backends import inner_optimizer
 from hf_freeze.training.bound_plan import BoundPlan
 
 _BETWEEN_RUNS: WeakKeyDictionary[Optimizer, dict[str, Any]] = WeakKeyDictionary()
-"""What optimizers have of the rows of matrices, by name, for the next run: one without a plan could not read it."""
+"""The state of optimizers for rows of matrices, by name, kept for the next run: one without a plan could not read
+it."""
 
 
 def step_rows_alone(optimizer: object, bound: BoundPlan) -> Callable[[], None]:

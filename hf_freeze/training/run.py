@@ -1,4 +1,4 @@
-"""One `train()` call under a plan: which stage it is in, and everything that must know when that changes."""
+"""One `train()` call under a plan: which stage it is in, and everything that follows when the stage changes."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -168,14 +168,14 @@ class FreezeRun:
         }
 
     def hold_adapters(self) -> None:
-        """Freeze what PEFT let train: it does so with all of an adapter that was off for a while, as for a reference.
+        """Freeze what PEFT made trainable: it does so with a whole adapter that was switched off for a while.
 
-        For the moments before a forward pass and before the optimizer steps.
+        Call it before a forward pass and before the optimizer steps.
         """
         hold_requires_grad(self._adapters)
 
     def before_optimizer_step(self) -> dict[str, float]:
-        """Return what to log of the step that the optimizer is about to make: the rate of every group that trains."""
+        """Return what to log about the next step of the optimizer: the rate of every group that trains."""
         self.hold_adapters()
         if self._proof:
             self._proof.before_step(self._optimizer)
@@ -188,7 +188,7 @@ class FreezeRun:
         if self._proof:
             self._proof.after_step()
 
-    # What these two were called at first.
+    # The earlier names of these two.
     optimizer_steps, optimizer_stepped = before_optimizer_step, after_optimizer_step
 
     @property
@@ -251,7 +251,7 @@ class FreezeRun:
             self._proof.verify()
 
     def conclude(self, *, is_verified: bool = False) -> None:
-        """Let go of the model, and raise `FreezeViolation` when the run did not do what the plan says.
+        """Release the model, and raise `FreezeViolation` when the run did not do what the plan says.
 
         Give `is_verified` where `verify` was called after the last step and other weights may have been loaded since.
         """
@@ -280,15 +280,15 @@ class FreezeRun:
             )
 
     def undo_at_end(self, undo: Callable[[], object]) -> None:
-        """Call `undo` when the run lets go of the model."""
+        """Call `undo` when the run releases the model."""
         self._on_the_model.callback(undo)
 
     def is_over(self) -> bool:
-        """Tell whether the run broke off; it then lets go of the model."""
+        """Tell whether the run broke off; if so, release the model."""
         return self._is_over()
 
     def end(self) -> None:
-        """Let go of the model and the optimizer. Doing it twice changes nothing."""
+        """Release the model and the optimizer. Doing it twice changes nothing."""
         self._on_the_model.close()
         self._gate.restore()
         self._proof = None
@@ -345,7 +345,7 @@ class FreezeRun:
         self.state.stage = stage
 
     def _refuse_missing_metrics(self) -> None:
-        """Hold every plateau of the plan against what was evaluated since the last step, over all data sets."""
+        """Check that the evaluations since the last step, of all sets, had the metrics of the plan's plateaus."""
         # A callback may evaluate a set of its own, under another prefix than the Trainer's.
         if any(name.startswith("eval_") for name in self._logged):
             for plateau in filter(None, (stage.plateau for stage in self.resolved.timed)):
@@ -369,7 +369,7 @@ def _is_over(run: "ref[FreezeRun]") -> bool:
 
 
 def _from_main_process(watch: PlateauWatch) -> PlateauWatch:
-    """Make every process go by what the main process saw."""
+    """Return the watch of the main process on every process."""
     shared: list[PlateauWatch] = [watch]
     broadcast_object_list(shared)
     return shared[0]

@@ -1,4 +1,4 @@
-"""The events of a Trainer, as every kind of Trainer has them, passed on to the training under a plan."""
+"""Passes on to the training under a plan those events that every kind of Trainer has."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from hf_freeze.training.train_calls import running_trainer
 
 
 class RunEvents(TrainerCallback, ExportableState):
-    """Tells `PlannedTraining` what happens in a run; how one begins differs from one kind of Trainer to the other."""
+    """Reports to `PlannedTraining` what happens in a run; subclasses say how one begins in their kind of Trainer."""
 
     def __init__(self, training: PlannedTraining) -> None:
         self._training = training
@@ -81,20 +81,20 @@ class RunEvents(TrainerCallback, ExportableState):
         self._training.require_optimizer(self._optimizer_now(event))
 
     def _optimizer_now(self, event: Mapping[str, Any]) -> object:
-        """Ask the Trainer itself: its events go on with the optimizer that there was at first."""
+        """Return the optimizer that the Trainer has now: its events go on handing over the first one."""
         trainer = running_trainer(self)
         return event["optimizer"] if trainer is None else trainer.optimizer
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take back what the computation of the loss let train."""
+        """Freeze again what the computation of the loss made trainable."""
         self._training.micro_batch_ends()
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Prove that frozen weights stood still while the weights are still those of the run."""
+        """Prove that frozen weights did not change, while the weights are still those of the run."""
         if args.load_best_model_at_end:
             self._training.verify()
 
@@ -137,7 +137,7 @@ class RunEvents(TrainerCallback, ExportableState):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Let go of the model; under PEFT, load what the best checkpoint has beside the adapter."""
+        """Release the model; under PEFT, load what the best checkpoint has beside the adapter."""
         self._training.end()
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._training.load_thawed(kwargs["model"], state.best_model_checkpoint)

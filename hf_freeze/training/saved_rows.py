@@ -1,7 +1,7 @@
-"""In checkpoints of what trained, rows of a matrix that trained stand alone: its other rows are those of the base.
+"""In checkpoints of what trained, a matrix is stored as the rows that trained; its other rows are in the base.
 
-The base describes such a matrix run by run. One that was made longer than it is in the base's files, for tokens that
-were added, is described as far as the files go; the rows beyond are in every checkpoint.
+The base describes such a matrix run by run. A matrix that is longer than in the base's files, because tokens were
+added, is described as far as the files go; the rows beyond are in every checkpoint.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -27,7 +27,7 @@ def require_readable(state: Any, folder: str | Path) -> None:
 
 
 def require_known_stages(saved: Mapping[str, Any], *, stages: int, folder: str | Path) -> None:
-    """Raise `FreezeError` for a stage that the plan, of stages 0 to `stages`, has not."""
+    """Raise `FreezeError` for a stage that the plan, which has stages 0 to `stages`, does not have."""
     run = saved["run"]
     watched = [run["watch"]["stage"]] if run["watch"] else []
     named = [run["stage"], *map(int, run["fired"]), *map(int, run.get("settling", {})), *watched]

@@ -31,7 +31,7 @@ def warmup_steps(warmup: float, max_steps: int) -> int:
 def rate_factor(
     trains: Sequence[bool], begins: Sequence[int], step: int, warmup: int, factors: Sequence[float]
 ) -> float:
-    """Return what the scheduler's rate is multiplied with in the optimizer step that comes after `step` steps.
+    """Return the factor on the scheduler's rate in the optimizer step that comes after `step` steps.
 
     `trains[i]` says whether the group trains in stage i, which begins after `begins[i]` steps. In step k = 1, 2, ... of
     its unfreezing the group has k / `warmup` of the rate. What trains from the start has the scheduler's ramp alone.
@@ -103,7 +103,7 @@ class RateGate:
         return {shown: rates[name] for shown, name in joined_names(rates).items()}
 
     def restore(self) -> None:
-        """Put the scheduler's rates back, but where a new scheduler has set others since."""
+        """Put the scheduler's rates back, except where a new scheduler has set others since."""
         for group, (scheduled, gated) in zip(self._optimizer.param_groups, self._applied, strict=False):
             group.update({option: value for option, value in scheduled.items() if group[option] == gated[option]})
         self._applied = []

@@ -1,4 +1,4 @@
-"""Have layers settled? Watches how far weights move for their learning rate, and what that is of the most so far."""
+"""Have layers settled? Watches how far weights move relative to their learning rate, as a share of the most so far."""
 
 import base64
 import logging
@@ -21,7 +21,7 @@ from hf_freeze.training.schedule import names_by_group
 logger = logging.getLogger(__name__)
 
 _SAMPLED = 1024
-"""How many weights of a stage are looked at; the distance that they move is an estimate of that of all."""
+"""How many weights of a stage are sampled; the distance that they move is an estimate of that of all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class SettlingWatch:
 
 
 class SettlingMonitor:
-    """Watches what every stage freezes that waits for it to settle."""
+    """Watches, for each stage that waits for layers to settle, the weights that it will freeze."""
 
     def __init__(self, bound: BoundPlan, optimizer: torch.optim.Optimizer, *, max_steps: int) -> None:
         self._bound = bound
@@ -126,7 +126,7 @@ class SettlingMonitor:
         return stage in watches and watches[stage].below >= self._settled[stage].patience
 
     def reason(self, watches: Mapping[int, SettlingWatch], stage: int) -> str:
-        """Say in words why this stage begins."""
+        """Say why this stage begins."""
         settled, watch = self._settled[stage], watches[stage]
         return (
             f"{describe_parts(self._names[stage], self._bound.resolved.model_map)} settled: over the last "
@@ -186,7 +186,7 @@ def refuse_settling(resolved: ResolvedPlan, what: str) -> None:
 
 
 def _distance(watch: SettlingWatch, now: torch.Tensor | None) -> float | None:
-    """Return how far the weights moved for their learning rate; None where the window does not count."""
+    """Return how far the weights moved relative to their learning rate; None where the window does not count."""
     before = watch.sample
     if before is None or now is None or len(before) != len(now) or not watch.rate:
         return None

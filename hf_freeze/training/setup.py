@@ -1,4 +1,4 @@
-"""Refuse, before anything is written or trained, what could not honour a plan."""
+"""Refuse set-ups that could not honour a plan, before anything is written or trained."""
 
 import logging
 import os
@@ -55,7 +55,7 @@ def require_module(model: object) -> None:
 
 
 def check_arguments(args: TrainingArguments) -> None:
-    """Raise `UnsupportedSetupError` for what no plan on any model can be honoured with."""
+    """Raise `UnsupportedSetupError` for arguments with which no plan on any model can be honoured."""
     _check_optimizer(args)
     _check_fsdp(args)
 

@@ -1,4 +1,4 @@
-"""What is trainable in a model, part by part: the proof that freezing did something."""
+"""What is trainable in a model, part by part, to see that freezing did something."""
 
 from collections import Counter
 from collections.abc import Sequence

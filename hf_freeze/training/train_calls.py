@@ -25,7 +25,7 @@ def while_training(callback: TrainerCallback) -> Callable[[], bool]:
     mine, me = ref(call["self"]), ref(callback)
 
     def is_running() -> bool:
-        # Nothing that the call made would tell: a traceback that somebody keeps keeps all of it alive.
+        # No object made by the call would show it: a traceback that somebody keeps also keeps all of them alive.
         found = next((call["self"] for call in _train_calls_in(thread) if call["self"] is mine()), None)
         return found is not None and any(one is me() for one in found.callback_handler.callbacks)
 

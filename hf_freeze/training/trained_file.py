@@ -100,7 +100,7 @@ def read_trained(folder: str | os.PathLike[str]) -> Trained:
 
 
 def refuse_changed_config(folder: str | os.PathLike[str]) -> None:
-    """Raise `FreezeError` where the configuration is not the one that was saved: another model would be built from it.
+    """Raise `FreezeError` where the configuration is not the one that was saved: it would build another model.
 
     Earlier versions did not note which one that was.
     """
@@ -124,7 +124,7 @@ def holds_trained_only(folder: str | os.PathLike[str]) -> bool:
 
 
 def refuse_loading(folder: str | os.PathLike[str]) -> None:
-    """Let `from_pretrained` on this folder fail with what to do, where it would begin with fresh weights in silence."""
+    """Make `from_pretrained` on this folder fail and say what to do; it would silently begin with fresh weights."""
     index = Path(folder) / SAFE_WEIGHTS_INDEX_NAME
     write_text(index, json.dumps({"metadata": {"total_size": 0}, "weight_map": {"-": _NOT_WHOLE}}))
 

@@ -1,4 +1,4 @@
-"""`save_trained_only`: where the Trainer writes and reads weights, those that trained and no others."""
+"""`save_trained_only`: the Trainer writes and reads only the weights that trained."""
 
 import functools
 import logging
@@ -95,7 +95,7 @@ class TrainedOnlyTrainerMixin(_Base):
             self._what_trained().begin(self._trains_first, known=run.frozen_digests)
 
     def _trains_from_here(self, run: FreezeRun) -> None:
-        """Note what is about to train, before the optimizer moves it."""
+        """Note which parameters are about to train, before the optimizer moves them."""
         if self._saves_trained_only:
             self._what_trained().add(run.resolved.model_map.every_alias(run.trains))
 
@@ -260,7 +260,7 @@ def refuse_split_checkpoints(settings: FreezeArguments, args: TrainingArguments,
 
 
 def _clear(folder: Path) -> None:
-    """Take out whole weights of an earlier run, which would be read first, before anything new is written."""
+    """Delete whole weights of an earlier run, which would be read first, before anything new is written."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME):
         (folder / name).unlink(missing_ok=True)
@@ -273,7 +273,7 @@ def _is_plain(value: Any) -> bool:
 
 @contextmanager
 def _weights_left_out(model: nn.Module, folder: Path) -> Iterator[None]:
-    """Let every transformers model inside save all but its weights, and take away what other modules wrote."""
+    """Make every transformers model inside save all but its weights; delete the weights that other modules wrote."""
     model = unwrap(model)
     with ExitStack() as stack:
         for inner in transformers_models(model).values():

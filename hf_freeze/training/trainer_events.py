@@ -18,7 +18,7 @@ class FollowsRun(Protocol):
     optimizer: Any
 
     def _bind(self) -> object:
-        """Hold the plan against the model that trains next."""
+        """Resolve the plan for the model that trains next."""
 
     def _run_begins(self, run: FreezeRun, state: TrainerState) -> None:
         """Follow a run that has just begun, perhaps from a checkpoint."""

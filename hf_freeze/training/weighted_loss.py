@@ -177,7 +177,7 @@ def logits_in(outputs: Any) -> torch.Tensor:
 
 
 def divided(total: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Divide; where nothing weighs anything, the loss is 0 and teaches nothing."""
+    """Divide; where all weights are 0, so is the loss."""
     weight = weight.to(total)
     return total / weight.clamp_min(torch.finfo(total.dtype).tiny)
 

@@ -75,7 +75,7 @@ class WeightedLossTrainerMixin(ScaledLossTrainerMixin):
         return self._counted_of[1]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; the loss is held against the model's own anew, as the model may be another."""
+        """Train, after forgetting that the loss was checked against the model's own, as the model may be another."""
         self._declare_weights()
         if self.weighted_loss and self.is_world_process_zero():
             logger.warning("The loss is the %s. %s", self.weighted_loss, SHIFTED)
@@ -226,7 +226,7 @@ def _labels_in(batch: Any) -> torch.Tensor:
 
 
 def refuse_unfit_weights(given: FreezeArguments, args: Any, model: nn.Module, compute_loss_func: Any) -> None:
-    """Refuse weights that need no look at the data to be refused."""
+    """Refuse weights that can be refused without looking at the data."""
     if resolve_weights(given, model, counted=None) is not None:
         _refuse_other_loss(compute_loss_func, args)
 

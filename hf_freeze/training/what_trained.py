@@ -1,4 +1,4 @@
-"""Which tensors of a model have trained so far, whatever trains at the moment."""
+"""Which tensors of a model have trained so far, whether or not they train now."""
 
 from collections.abc import Collection, Iterable, Mapping, Set
 from pathlib import Path
@@ -32,7 +32,7 @@ class WhatTrained:
         self._rows = frozenset(rows)
 
     def begin(self, names: Set[str], *, known: Mapping[str, int]) -> None:
-        """Note what trains from the start, and what is not as in the base any more.
+        """Note what trains from the start, and what already differs from the base.
 
         Any buffer may begin to move at any time: the values of all are kept. `known` as for `typed_digests`.
         """
@@ -51,7 +51,7 @@ class WhatTrained:
         self._names |= new
 
     def tensors(self, *, also: Set[str], frozen_is_proved: bool) -> dict[str, torch.Tensor]:
-        """Return all that trained, and whatever else is not as in the base: statistics, or what the base lacks.
+        """Return everything that trained, and whatever else differs from the base: statistics, or what the base lacks.
 
         Parameters `also` train from the start. Where it is proved that the frozen ones are what they were at `begin`,
         they are not read again.

@@ -238,9 +238,9 @@ def _missing_shards(index: Path) -> Iterator[str]:
 
 
 def _unreadable(path: Path) -> str | None:
-    """Look at the frame of weights only: reading all of them would take as long as loading them.
+    """Look only at the header of weights: reading all of them would take as long as loading them.
 
-    States, of the optimizer say, are read through: torch looks at no checksum when it loads them.
+    States, such as the optimizer's, are read in full: torch checks no checksums when it loads them.
     """
     try:
         if path.suffix == ".safetensors":
