@@ -28,6 +28,7 @@ from hf_freeze.selection.model_map import unwrap
 from hf_freeze.training import checkpoint, thawed_base
 from hf_freeze.training.beside_model import average_gradients, clear_gradients, load_beside, save_beside, share_beside
 from hf_freeze.training.bound_plan import BoundPlan, bind
+from hf_freeze.training.epoch_order import EpochOrder, resumed_order
 from hf_freeze.training.grad_norms import before_clipping, is_logged, norms_by_group, parameters_by_group
 from hf_freeze.training.groups import warn_of_unused_rates
 from hf_freeze.training.missed_evaluation import is_missed
@@ -76,6 +77,7 @@ class PlannedTraining:
         self._groups: dict[str, str] = {}
         self._loss_window: dict[str, Any] = {}
         self._run: FreezeRun | None = None
+        self.epoch_order = EpochOrder()
         self._beside: list[torch.Tensor] = []  # what the optimizer holds that is not the model's
         self._rates: dict[str, float] = {}
         self._rates_of: tuple[Selection, ...] = ()
@@ -87,7 +89,7 @@ class PlannedTraining:
 
     def __getstate__(self) -> dict[str, Any]:
         # The run of a Trainer is not that of its copies.
-        return {**vars(self), "_run": None, "_beside": [], "_measured": {}}
+        return {**vars(self), "_run": None, "_beside": [], "_measured": {}, "epoch_order": EpochOrder()}
 
     def declare(
         self, plan: FreezePlan, settings: FreezeSettings, *, ignores_plan_change: bool, rates: Iterable[Selection] = ()
@@ -170,8 +172,10 @@ class PlannedTraining:
             warn_of_warmup(args, bound.resolved, max_steps=state.max_steps)
         if resumed is None:
             run.begin()
+            self.epoch_order = EpochOrder(batches, steps_per_epoch=self.steps_per_epoch)
         else:
             resumed.go_on(run, bound, state)
+            self.epoch_order = resumed_order(args, state, batches, resumed.saved, self.steps_per_epoch)
         self.misses_evaluation = is_missed(args, state, self.steps_per_epoch)
         # An interrupted run has seen those of its last step: what `eval_on_start` adds would count twice.
         self._counts_evaluations = self.misses_evaluation or not state.global_step
@@ -205,6 +209,7 @@ class PlannedTraining:
                 "inside the other, or a subclass whose on_train_begin does not call super().on_train_begin()."
             )
         clear_gradients(self._beside)
+        self.epoch_order.step_begins(step)
         run.step_begins(step)
         return run
 
@@ -309,6 +314,7 @@ class PlannedTraining:
             "fingerprint": self.bound.resolved.fingerprint if self.bound else "",
             "groups": self._groups,
             "loss_window": self._loss_window,
+            "epoch_order": self.epoch_order.state(),
             "run": (run.state if run else RunState()).to_dict(),
         }
         return {"args": {"plan": self.plan.to_dict(), **vars(self.settings)}, "attributes": {"saved": saved}}

@@ -53,9 +53,10 @@ class RunEvents(TrainerCallback, ExportableState):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Make the evaluation that a checkpoint lacks."""
+        """Make the evaluation that a checkpoint lacks; draw the order of the epoch as the interrupted run did."""
         if self._training.misses_evaluation:
             make_up()
+        self._training.epoch_order.epoch_begins()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

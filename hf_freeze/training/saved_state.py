@@ -10,6 +10,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from hf_freeze.errors import FreezeError
 from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.plan.stages import is_number
+from hf_freeze.training.epoch_order import is_generator_state
 from hf_freeze.training.settings import FreezeSettings
 from hf_freeze.training.settling import SettlingWatch
 from hf_freeze.training.whole import is_count
@@ -63,6 +64,8 @@ def _problems(state: Any) -> Iterator[str]:
         yield f"fingerprint is {saved.get('fingerprint')!r:.60}, not a text."
     if not isinstance(groups, dict) or not all(isinstance(digest, str) for digest in groups.values()):
         yield f"groups is {groups!r:.60}, not a digest for each group."
+    if not is_generator_state(saved.get("epoch_order")):
+        yield f"epoch_order is {saved.get('epoch_order')!r:.60}, not the state of a random generator."
     yield from _problems_of_window(saved.get("loss_window"))
     yield from _problems_of_run(saved.get("run"))
 
