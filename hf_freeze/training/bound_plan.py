@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 
 from torch import nn
 
+from hf_freeze.errors import UnsupportedSetupError
 from hf_freeze.plan.freeze_plan import FreezePlan, ResolvedPlan, resolve
 from hf_freeze.selection.cuts import sizes_of
 from hf_freeze.selection.language import Selection
 from hf_freeze.selection.model_map import unwrap
+from hf_freeze.training.backends import is_sharded
 from hf_freeze.training.row_parameters import members
 
 
@@ -33,6 +36,27 @@ class BoundPlan:
     def ever_trainable(self) -> dict[str, nn.Parameter]:
         """The members that train in some stage."""
         return {name: tensor for name, tensor in self.parameters.items() if name in self.resolved.ever_trainable}
+
+    def refuse_resized(self) -> None:
+        """Raise `UnsupportedSetupError` where a matrix has other rows now than when the plan was held against it.
+
+        An optimizer that has moments of it reads beyond the end of memory, or torch speaks of shapes.
+        """
+        for name, tensor in self._resizable:
+            before, now = self.resolved.model_map.shapes[name][0], tensor.shape[0]
+            if now != before:
+                raise UnsupportedSetupError(
+                    f"{name!r} had {before} rows at the start, and has {now} now. Resize embeddings before the "
+                    "Trainer, or the optimizer and the FreezeRun, are built."
+                )
+
+    @cached_property
+    def _resizable(self) -> list[tuple[str, nn.Parameter]]:
+        """The matrices outside of layers, which have a row for each token or class, but for those in shards."""
+        model_map = self.resolved.model_map
+        of_layers = frozenset(name for stack in model_map.stacks for layer in stack.layers for name in layer)
+        outside = ((name, p) for name, p in self.model.named_parameters() if name not in of_layers)
+        return [(name, p) for name, p in outside if p.ndim == 2 and p.is_floating_point() and not is_sharded(p)]
 
     def fits(self, plan: FreezePlan, model: nn.Module, *, rates: Iterable[Selection] = ()) -> bool:
         """Tell whether this is still that plan on that model, none of whose embeddings was resized since."""

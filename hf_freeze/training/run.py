@@ -130,6 +130,7 @@ class FreezeRun:
 
     def step_begins(self, step: int) -> None:
         """Enter the stage of the optimizer step that comes after `step` steps, and set its learning rates."""
+        self._bound.refuse_resized()
         self._refuse_missing_metrics()
         self.hold_adapters()
         if self._settling.is_needed:
@@ -176,6 +177,7 @@ class FreezeRun:
 
     def before_optimizer_step(self) -> dict[str, float]:
         """Return what to log about the next step of the optimizer: the rate of every group that trains."""
+        self._bound.refuse_resized()
         self.hold_adapters()
         if self._proof:
             self._proof.before_step(self._optimizer)

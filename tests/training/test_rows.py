@@ -33,7 +33,7 @@ from hf_freeze.training.freezing import plan_as_it_is
 from tests.forked import run_ranks
 from tests.models import SIZES, SPECIAL, seeded, tiny_bert, tiny_gpt2_lm
 from tests.reporting.test_preview_state import Held, wide_bert
-from tests.training.runs import arguments, freeze_trainer, training_logs, weights
+from tests.training.runs import AtStep, arguments, freeze_trainer, training_logs, weights
 from tests.training.scripts import rows_run
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -320,6 +320,15 @@ def test_a_matrix_that_is_resized_in_the_middle_of_a_loop_is_refused():
     matrix.data = torch.zeros(66, 16)
     with pytest.raises(UnsupportedSetupError, match="had 64 rows and now has 66"):
         step(model, optimizer)
+
+
+@pytest.mark.parametrize("event", ["on_step_begin", "on_step_end"])
+@pytest.mark.parametrize("trainable", [["head", "embeddings"], "head", ["head", "embeddings[5:8]"]], ids=str)
+def test_a_matrix_that_is_resized_while_a_trainer_trains_is_named(tmp_path, event, trainable):
+    resize = AtStep(lambda model, _: model.resize_token_embeddings(60, mean_resizing=False), event=event)
+    low = [{**row, "input_ids": [5, 6, 7, 8]} for row in ROWS]
+    with pytest.raises(UnsupportedSetupError, match=f"'{WORDS}' had 64 rows at the start, and has 60 now"):
+        run(tiny_bert(), tmp_path, rows=low, trainable=trainable, callbacks=[resize])
 
 
 def test_what_froze_rows_is_what_a_trainer_without_a_plan_goes_by(tmp_path):
