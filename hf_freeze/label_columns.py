@@ -1,4 +1,4 @@
-"""Which column of a row, or field of a batch, is the label, where a data set keeps it, and which label is left out."""
+"""Find the label: the column of a row or field of a batch, where a data set keeps it, and which value is left out."""
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The one way to write a file or a folder that is whole or not there, whenever the process ends."""
+"""Write a file or a folder so that it is whole or not there, whenever the process ends."""
 
 import os
 import shutil

@@ -317,9 +317,8 @@ class Look:
         if self.loss is not None:
             return self.loss if bool(self.loss.isfinite()) else None
         logits = self.scored.logits
-        return (
-            None if logits is None else logits.float().square().sum()
-        )  # without a label: anything that depends on all logits
+        # Without a label: anything that depends on all logits.
+        return None if logits is None else logits.float().square().sum()
 
     def _anew(self, target: torch.Tensor) -> torch.Tensor:
         """Compute the loss of a sharded model directly before its backward pass, as its hooks expect.

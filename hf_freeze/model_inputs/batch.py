@@ -1,4 +1,4 @@
-"""From a row to the batch that the model is called with, and what is wrong with the two."""
+"""Turn a row into the batch that the model is called with, or say what is wrong with either."""
 
 import inspect
 from collections.abc import Mapping

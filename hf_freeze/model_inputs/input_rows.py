@@ -1,4 +1,4 @@
-"""Which row: given, by index, at random, or made from a text."""
+"""Pick a row: the one given, by index, at random, or made from a text."""
 
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

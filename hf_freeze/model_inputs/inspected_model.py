@@ -1,4 +1,4 @@
-"""What is looked at: a model, and how the Trainer around it collates, places and scores a row."""
+"""A model, and how the Trainer around it collates a row, moves it to a device and scores it."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Hold the private names that are listed against the installed versions."""
+"""Check the listed private names against the installed versions."""
 
 import inspect
 import pkgutil

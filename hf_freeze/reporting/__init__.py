@@ -1,1 +1,1 @@
-"""SEE IT: what a plan, a run or a threshold looks like."""
+"""Commands, tables and pictures of plans, runs, thresholds and models."""

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `hf-freeze`; return its exit status."""
     options = _parser().parse_args(arguments)
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")  # do not fail because the terminal cannot show a letter
     status: int
     try:
         with redirect_stdout(sys.stderr):  # libraries write there when they are imported; ours alone is output
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _ending(error: BaseException) -> tuple[int, str]:
-    """Return the exit status of an error, and what there is to say of it."""
+    """Return the exit status of an error, and its message."""
     if isinstance(error, KeyboardInterrupt):
         return _INTERRUPTED, "interrupted."
     if isinstance(error, BrokenPipeError):
@@ -62,7 +62,7 @@ def _ending(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError):
         named = f"{error.filename!r}: " if error.filename is not None else ""
         return _NOT_RUN, f"{named}{error.strerror or error}"
-    # A model's code, its files and hf_freeze can each be the cause.
+    # The cause may be the model's code, its files or hf_freeze.
     return _NOT_RUN, (
         f"unexpected {type(error).__name__}: {error}. 'hf-freeze --traceback ...' shows where; if that is in hf_freeze "
         "itself, please report it."
@@ -70,7 +70,7 @@ def _ending(error: BaseException) -> tuple[int, str]:
 
 
 def _give_up_output() -> None:
-    """Let Python find nothing to complain of at its end where standard output takes no more."""
+    """Keep Python from complaining at exit that standard output is closed."""
     try:
         sys.stdout.flush()
     except OSError:

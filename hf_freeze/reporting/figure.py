@@ -12,7 +12,7 @@ from typing import Any
 from hf_freeze.errors import FreezeError
 
 CHOSEN = "#c1272d"
-"""The colour of what was chosen: a threshold, a depth, a block."""
+"""The colour of the choice: a threshold, a depth, a block."""
 
 
 def new_figure(caller: str, *, width: float, height: float, path: str | Path | None = None) -> Any:

@@ -103,7 +103,7 @@ def _where_one_is(name: str) -> str:
 
 @contextmanager
 def _loading(name: str, what: str, advice: str = "") -> Iterator[None]:
-    """Say in one sentence what could not be loaded, whatever the code of a model or a tokenizer raises."""
+    """Turn whatever the code of a model or tokenizer raises into one sentence on what could not be loaded."""
     try:
         yield
     except FreezeError:

@@ -1,1 +1,1 @@
-"""Ways to fine-tune a model, trained on the same rows and seeds and compared."""
+"""Compare ways to fine-tune a model, trained on the same rows and seeds."""

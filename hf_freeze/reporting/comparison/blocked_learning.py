@@ -1,4 +1,4 @@
-"""Whether what a plan freezes keeps the model from learning, or whether its rate may be the cause as well."""
+"""Tell whether what a plan freezes keeps the model from learning, or its learning rate may be the cause."""
 
 import math
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ _STILL_FALLS = 0.25
 _AS_BEFORE = 0.5
 """and by less than this share of what it fell from the first quarter to the second: at too small a rate it goes on."""
 _LARGER_RATE = 3.0
-"""A rate so many times as large as one that does well is not called too small."""
+"""A rate this many times as large as one that does well is not called too small."""
 
 _ERRORS = 3.0
 
 
 def frozen_layers_block(plans: Sequence[Sequence[Run]]) -> dict[str, str]:
-    """Return, by the name of the plan, sentences that what it freezes (or its rate) keeps the model from learning.
+    """Return, by plan, a sentence where what it freezes (or its rate) keeps the model from learning.
 
-    A plan is compared with the one with the lowest training loss among those that train more. Where one that trains no
-    more learns better, something else than what is frozen holds this one back: its rates.
+    A plan is compared with the one with the lowest training loss among those that train more. Where a plan that trains
+    no more learns better, it is not the freezing that holds this one back, but its rates.
     """
     by_loss = sorted(plans, key=lambda runs: mean(runs, Run.training_loss))
     found = {}
@@ -42,7 +42,7 @@ def _stays_far_above(frozen: Sequence[Run], less_frozen: Sequence[Run]) -> bool:
     """Tell whether the training loss has stopped far above that of a plan that trains more.
 
     Over the last quarter it is far above the other's in every seed, by more than three standard errors; it no longer
-    falls; and the validation loss is higher as well, so that the other has not just learnt by heart.
+    falls; and the validation loss is higher as well, so the other has not merely memorised the rows.
     """
     high, low = min(run.training_loss() for run in frozen), max(run.training_loss() for run in less_frozen)
     gap = mean(frozen, Run.training_loss) - mean(less_frozen, Run.training_loss)

@@ -133,7 +133,7 @@ def _check(task: Task, seeds: Sequence[int]) -> None:
 def _prepared(
     plans: Mapping[str, ContenderLike] | None, task: Task, seeds: Sequence[int], folder: Path
 ) -> tuple[dict[str, Contender], dict[str, Any]]:
-    """Check everything that can be checked before the first hour of training; return what all runs have in common."""
+    """Check everything that can be checked before any training; return what all runs have in common."""
     model, description = check_model_init(lambda: _ALL.model(task.model_init, seeds[0]))
     BinaryClassificationMetrics(positive=task.positive).prepare(model)
     contenders = fitting_contenders(plans, task, model)
@@ -154,7 +154,7 @@ class _Runs:
     show_progress: bool
 
     def make(self, seeds: Sequence[int]) -> Comparison:
-        """Make them seed by seed, so that after an interruption every plan has about as many."""
+        """Make them seed by seed, so that after an interruption every plan has about the same number."""
         runs: list[Run] = []
         failures: list[tuple[str, int, str]] = []
         # Without a terminal (disable=None) no bar, and a line for each finished run all the same.
@@ -178,7 +178,7 @@ class _Runs:
         return Comparison(runs=tuple(sorted(runs, key=lambda run: order.index(run.name))), failures=tuple(failures))
 
     def _one(self, name: str, seed: int, weights: Mapping[str, Any], bar: "tqdm[Any]") -> Run | str:
-        """Return the run, or why it broke off."""
+        """Return the run, or why it failed."""
         contender = self.contenders[name]
         key = digest({**self.settings, **contender.settings(), "name": name, "seed": seed, "weights": weights})
         path = path_of(self.folder / "runs", name, seed, key)
@@ -198,14 +198,14 @@ class _Runs:
 
 
 def _free_memory() -> None:
-    """Let go of the model of a run that broke off, which its exception held."""
+    """Release the model of a run that failed, which its exception held."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 class _Note:
-    """Shows how far a run is, twice a second."""
+    """Shows the progress of a run, twice a second."""
 
     def __init__(self, bar: "tqdm[Any]") -> None:
         self._bar = bar

@@ -122,7 +122,7 @@ def _arguments(options: argparse.Namespace) -> FreezeTrainingArguments:
 def _chosen(
     names: list[str] | None, model: Any, args: FreezeTrainingArguments, rows: int
 ) -> dict[str, ContenderLike] | None:
-    """Look names up among the ways that `compare` has; others are recipes."""
+    """Look names up among the default contenders of `compare`; others are recipes."""
     if names is None:
         return None
     known = default_contenders(model, args, train_rows=rows)
@@ -151,5 +151,5 @@ def _tokenized(parts: DatasetDict, tokenizer: Any, max_length: int) -> dict[str,
 
 
 def _longest_first(data: Dataset) -> Dataset:
-    """Let batches hold texts of like length, which leaves little to pad; for sets whose order changes nothing."""
+    """Sort by length, so that little is padded; for sets in which the order makes no difference."""
     return data.select(by_length([len(tokens) for tokens in data["input_ids"]]))

@@ -1,4 +1,4 @@
-"""What a comparison found: one table, and the sentences that the results support."""
+"""The result of a comparison: one table, and the sentences that the results support."""
 
 import json
 import math
@@ -78,7 +78,7 @@ class Comparison:
 
 
 def line_of(run: Run) -> str:
-    """Say in one line what came of a run."""
+    """Summarise a run in one line."""
     if has_diverged(run):
         return f"{run.name}, seed {run.seed}: diverged, validation loss {run.last.loss:.4f}, {run.seconds:.1f} s"
     return (
@@ -89,7 +89,7 @@ def line_of(run: Run) -> str:
 
 
 def _freezing_helps(runs: list[Run], plans: Sequence[list[Run]]) -> str | None:
-    """Hold a plan against the one with the best F1 among those that train more; without one, nothing is said."""
+    """Compare a plan with the best by F1 among those that train more; without one, say nothing."""
     less_frozen = [other for other in plans if other[0].trainable > runs[0].trainable]
     return freezing_helps(runs, max(less_frozen, key=lambda other: mean(other, f1))) if less_frozen else None
 
@@ -114,7 +114,7 @@ def _table(by_plan: dict[str, list[Run]]) -> str:
 
 
 def _of_sound_runs(what: Callable[[Run], float]) -> Callable[[list[Run]], str]:
-    """Return a cell of the table that has no figure where a run diverged."""
+    """Return a function for a cell of the table, which is empty where a run diverged."""
     return lambda runs: _NOT_TOLD if any(map(has_diverged, runs)) else _spread(list(map(what, runs)))
 
 
@@ -165,7 +165,7 @@ def _without_interval(runs: Sequence[Run]) -> list[str]:
 
 
 def _remarks(runs: Sequence[Run]) -> list[str]:
-    """Return what there is to say of thresholds: once where it is the same, with the metrics of one run."""
+    """Return the remarks on thresholds, each text once, with the metrics of one run."""
     grouped: dict[str, list[Run]] = {}
     for run in runs:
         if run.remark:
@@ -183,7 +183,7 @@ def _remark(head: str, runs: Sequence[Run], *, of: int) -> str:
 
 
 def _believable(run: Run) -> str:
-    """Return the remark without an interval that has no width."""
+    """Return the remark, without an interval if that has no width."""
     if run.interval is None or not is_perfect(run):
         return run.remark
     return run.remark.replace(f" (95 % interval {run.interval[0]:.3f} to {run.interval[1]:.3f})", "")

@@ -1,4 +1,4 @@
-"""What is compared: ways to fine-tune, each a plan, an adapter or both, with learning rates of its own.
+"""The ways to fine-tune that are compared: each a plan, an adapter or both, with learning rates of its own.
 
 All of them are read and resolved for the model before any of them is trained.
 """
@@ -37,7 +37,7 @@ _LAST_THAW = 0.6  # of the run
 class Contender:
     """One way to fine-tune, for `compare`: a plan, a PEFT configuration or both, and learning rates of its own.
 
-    What is None stays as it is in the arguments that all contenders share.
+    What is None is taken from the arguments that all contenders share.
 
     Args:
         plan: A plan in any form: a `FreezePlan`, its mapping, a recipe such as "last-layers:2", the path of a file.
@@ -151,7 +151,7 @@ def default_contenders(model: nn.Module, args: FreezeArguments, *, train_rows: i
 
 
 def _lora(model: nn.Module, rate: float, head: dict[str, float]) -> dict[str, Contender]:
-    """Low rank beside every linear module of the layers, and the head as it is; nothing where there is none."""
+    """Return LoRA on every linear module of the layers, with the head trained whole; nothing without such modules."""
     parts = map_model(model).parts
     linear = {
         path: module

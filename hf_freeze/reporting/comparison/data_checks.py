@@ -41,7 +41,7 @@ def check_sets(sets: Mapping[str, Any]) -> None:
 
 
 def check_rows(trainer: ComparedTrainer, task: Task, loaders: Mapping[str, DataLoader[Any]]) -> None:
-    """Raise `FreezeError` for what would break off a run, or make it worth nothing.
+    """Raise `FreezeError` for whatever would make a run fail or make it worthless.
 
     A loader that drops all rows, a run of no steps, labels that are not of two classes or only of one of them, and
     rows that the model cannot take.

@@ -1,7 +1,7 @@
-"""What a thing is, as JSON-able values that are the same in every process: its settings, and the code of its classes.
+"""Describe an object by its settings and the code of its classes, as JSON-able values equal in every process.
 
-Of what comes from an installed package the name and the version stand for the code. Custom code goes in as
-bytecode, with the defaults, the enclosed values, and the plain globals and functions that it names.
+For code from an installed package, its name and version are enough. Custom code goes in as bytecode, with the defaults,
+the enclosed values, and the plain globals and functions that it names.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from hf_freeze.training.digests import digests
 
 _VOLATILE = {"_name_or_path", "name_or_path", "transformers_version"}
-"""Where something was loaded from, which changes nothing of what it does."""
+"""Names of attributes that say where something was loaded from, which does not change what it does."""
 
 _DEEPEST = 4
 _PLAIN = (str, int, float, complex, bool, bytes, type(None), torch.dtype, torch.device, Enum, Path)
@@ -121,7 +121,7 @@ def _function(function: FunctionType, depth: int) -> Any:
 
 
 def _settled(read: Any, depth: int) -> Any:
-    """Return what a function finds around itself, if a setting or more code; of an object, its class by name."""
+    """Describe what a function refers to, if that is a setting or more code; of an object, the name of its class."""
     try:
         value = read()
     except ValueError:  # a cell that is still empty

@@ -1,4 +1,4 @@
-"""The model that every run of a comparison begins with: built anew each time, and by one seed the same."""
+"""The model that every run of a comparison begins with: built anew each time, and equal under the same seed."""
 
 import gc
 import weakref

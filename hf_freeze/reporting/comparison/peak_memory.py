@@ -67,6 +67,6 @@ class _Watch(threading.Thread):
 
 
 def _give_back() -> None:
-    """Return freed memory to the system: what the allocator keeps of an earlier run would hide this one's."""
+    """Return freed memory to the system: what the allocator keeps from an earlier run would hide this run's peak."""
     with suppress(OSError, AttributeError, TypeError):  # the C library of this system has no such call
         ctypes.CDLL(None).malloc_trim(0)

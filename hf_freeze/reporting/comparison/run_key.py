@@ -1,4 +1,4 @@
-"""What a run depends on, as JSON-able values: with any of it changed, it is another run."""
+"""Everything that a run depends on, as JSON-able values: if any of it changes, it is another run."""
 
 import logging
 from typing import Any
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 _NOT_OF_THE_RUN = {"output_dir", "run_name", "report_to", "disable_tqdm", "project", "log_level", "log_level_replica"}
 _NOT_OF_THE_RUN |= {"seed", "save_strategy", "save_steps", "save_total_limit", "logging_steps", "logging_strategy"}
 _NOT_OF_THE_RUN |= {"logging_first_step", "logging_nan_inf_filter", "push_to_hub"}
-"""Arguments that change nothing of what is compared, or that every run sets for itself."""
+"""Arguments that do not affect what is compared, or that every run sets for itself."""
 
 
 def shared_settings(task: Task, model: dict[str, Any], loaders: dict[str, DataLoader[Any]]) -> dict[str, Any]:

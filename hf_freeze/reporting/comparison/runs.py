@@ -1,4 +1,4 @@
-"""One finished run of a comparison: what is kept of it, under which key, in which file."""
+"""One finished run of a comparison, and the file in which it is kept under a key."""
 
 import hashlib
 import json
@@ -86,7 +86,7 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def digest(settings: Any) -> str:
-    """Digest JSON-able values: with any of them changed it is another run."""
+    """Digest JSON-able values: if any of them changes, it is another run."""
     text = json.dumps(settings, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""What all contenders are trained on and with."""
+"""What all contenders share in training: model, rows and arguments."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class ComparedTrainer(FreezeTrainer):
 
     last_outputs: tuple[Any, Any] = (None, None)
     last_tuned: ThresholdResult | None = None
-    """What the last evaluation tuned; None where it could tune nothing."""
+    """The threshold that the last evaluation tuned; None where it could not tune one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Train one contender with one seed, and keep its course and the metrics of its last evaluation."""
+"""Train one contender with one seed, and record its losses and the metrics of its last evaluation."""
 
 import copy
 import math
@@ -22,13 +22,13 @@ from hf_freeze.reporting.comparison.task import ComparedTrainer, Task
 from hf_freeze.training.arguments import FreezeTrainingArguments
 
 LOGGED = 40
-"""The training loss is noted so many times a run."""
+"""How often the training loss is noted in a run."""
 
 EVALUATED = 4
-"""Where the arguments do not evaluate, the validation set is evaluated so many times a run, and at its start."""
+"""How often a run evaluates the validation set, besides at its start, where the arguments do not evaluate."""
 
 WORK = "work"
-"""Where runs keep, below the folder of the comparison, what is gone when all are finished."""
+"""The folder, inside that of the comparison, for files that are deleted when all runs are finished."""
 
 FEATURES = "frozen_features"
 
@@ -55,7 +55,7 @@ def run_arguments(
 
 
 def train(name: str, contender: Contender, task: Task, *, seed: int, folder: Path, note: Callable[[str], None]) -> Run:
-    """Train, evaluate and test; `note` gets how far the run is."""
+    """Train, evaluate and test; `note` is called with the progress."""
     with peak_memory(task.args.device) as peak, warnings.catch_warnings():
         # What they say of the first evaluations is over by the last; of that, the run keeps it as its remark.
         warnings.simplefilter("ignore", ThresholdWarning)
@@ -71,7 +71,7 @@ def train(name: str, contender: Contender, task: Task, *, seed: int, folder: Pat
 
 
 class _Watch(TrainerCallback):
-    """Evaluates at the end of training, whatever the arguments say of when, and says how far the run is."""
+    """Evaluates at the end of training, whatever the arguments say, and reports progress."""
 
     def __init__(self, name: str, note: Callable[[str], None]) -> None:
         self._name, self._note = name, note
@@ -130,7 +130,7 @@ def _evaluation(entry: Mapping[str, Any]) -> Evaluation:
 
 
 def _remark(trainer: ComparedTrainer, last: Evaluation) -> str:
-    """Return what there is to say of the last evaluation."""
+    """Return a remark on the last evaluation, if there is one."""
     if not math.isfinite(last.loss):
         return f"it diverged: the validation loss at the end is {last.loss}"
     if trainer.last_tuned is not None:
@@ -150,7 +150,7 @@ def _at_half(trainer: ComparedTrainer, positive: int) -> tuple[int, dict[str, fl
 
 
 def _tested(trainer: ComparedTrainer, task: Task) -> dict[str, float] | None:
-    """Judge the test set; comes last, for it is an evaluation as well."""
+    """Judge the test set; this comes last, because it is an evaluation as well."""
     if task.test_dataset is None:
         return None
     with warnings.catch_warnings():

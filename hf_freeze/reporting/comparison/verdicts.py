@@ -22,7 +22,7 @@ _ONE_SIDED_2_5_PERCENT = 1.96
 
 
 def mean(runs: Sequence[Run], what: Callable[[Run], float]) -> float:
-    """Return the mean of a figure over seeds."""
+    """Return the mean over seeds."""
     return fmean(map(what, runs))
 
 
@@ -32,7 +32,7 @@ def seeds_note(runs: Sequence[Run]) -> str:
 
 
 def has_diverged(run: Run) -> bool:
-    """Tell whether a loss, or a logit at the end, is not a number. Nothing else of the run means anything then."""
+    """Tell whether a loss, or a logit at the end, is not a number. Then no other result of the run means anything."""
     return not run.at_half or not all(map(math.isfinite, (run.last.loss, *run.training_losses)))
 
 

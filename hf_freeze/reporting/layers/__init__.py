@@ -1,1 +1,1 @@
-"""Which layers are worth training: a probe at every depth."""
+"""Find the layers that are worth training."""

@@ -1,4 +1,4 @@
-"""The classes of rows, by number, whatever their labels are: numbers, bools, or texts."""
+"""The classes of rows as numbers, whether their labels are numbers, bools or texts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a head would read at every depth of a model, for all rows, from one pass over them."""
+"""The features that a head would read at every depth of a model, for all rows, from one pass over them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def find_reader(model: nn.Module, depths: Depths, source: Source, rows: Sequence
     with untouched(model):
         model.eval()
         calls = _calls(model, depths, source, rows[0])
-        # The same rows, once more than once: of one length, so that no dimension but that of the rows changes.
+        # The same rows, once repeated: of one length, so that no dimension but that of the rows changes.
         sides = [_shapes(model, depths, source, chosen, calls) for chosen in (ends, [*ends, rows[0]])]
         places = find_places(sides[0][1], sides[1][1], (sides[0][0], sides[1][0]))
         some = [rows[index] for index in np.linspace(0, len(rows) - 1, min(len(rows), _ROWS_FOR_THE_HEAD), dtype=int)]

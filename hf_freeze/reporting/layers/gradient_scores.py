@@ -1,4 +1,4 @@
-"""The relative gradient norm of each block: how much a task pulls at its weights (auto-RGN; Lee et al., 2022)."""
+"""The relative gradient norm of each block: how strongly a task changes its weights (auto-RGN; Lee et al., 2022)."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

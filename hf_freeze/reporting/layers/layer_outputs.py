@@ -1,6 +1,6 @@
-"""The layers of a model, and where the features of rows are among what they take and return.
+"""The layers of a model, and which of their inputs and outputs are the features of rows.
 
-The latter is found by trying, as architectures differ.
+The latter is found by running them, as architectures differ.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -195,7 +195,7 @@ def _probed(
 
 
 def _look_ahead(batches: LabelledBatches, source: Source, rows: _Rows, *, scoring: Scoring | None, folds: int) -> None:
-    """Raise before the long pass what a few rows, and the labels where they lie apart, show to be wrong."""
+    """Raise, before the long pass, for what a few rows, and the labels if they can be read alone, show to be wrong."""
     numbers = rows.numbers
     sample = [numbers[index] for index in np.linspace(0, len(numbers) - 1, min(len(numbers), _SAMPLE), dtype=int)]
     first = source.batch(sample).inputs()
@@ -243,7 +243,7 @@ def _refuse_no_rows(dataset: Any) -> None:
 
 
 def _fitting(labels: Labels, scoring: Scoring | None, folds: int) -> Scoring:
-    """Return the scorer for these classes. Raises `FreezeError` where they, or a scorer that was given, do not do."""
+    """Return the scorer for these classes. Raises `FreezeError` where they, or a given scorer, cannot be used."""
     labels.refuse_rare(folds)
     if scoring is None:
         return "average_precision" if len(labels.names) == 2 else "accuracy"

@@ -1,4 +1,4 @@
-"""Floating-point operations by formula: torch's table, with what it lacks or counts wrongly."""
+"""Formulas for floating-point operations: torch's, and others for what it lacks or counts wrongly."""
 
 import math
 from collections.abc import Callable, Sequence

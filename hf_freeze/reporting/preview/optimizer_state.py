@@ -42,7 +42,7 @@ def held_state(specs: Sequence[GroupSpec], model: nn.Module, args: TrainingArgum
 
 
 class _EveryNumberIsOne(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Answers `tensor.item()` with 1: the state of an optimizer is as large whatever it computes."""
+    """Answers `tensor.item()` with 1: the size of an optimizer's state does not depend on what it computes."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -78,7 +78,7 @@ def _optimizer(specs: Sequence[GroupSpec], model: nn.Module, args: TrainingArgum
 
 
 def _keep_embeddings_in_32_bits(optimizer: Any, model: nn.Module) -> None:
-    """Do what the Trainer does with the optimizers of bitsandbytes, which share one manager: in a manager apart."""
+    """Do what the Trainer does with optimizers of bitsandbytes, in a manager apart from the one that all share."""
     manager = object.__new__(type(optimizer.mng))
     manager.initialize()
     optimizer.mng = manager

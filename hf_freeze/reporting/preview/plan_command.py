@@ -1,4 +1,4 @@
-"""The shell command `hf-freeze plan`: what a plan would do to a model, before anything is computed."""
+"""The shell command `hf-freeze plan`: preview what a plan would do to a model."""
 
 import argparse
 import json

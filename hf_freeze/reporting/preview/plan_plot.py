@@ -1,4 +1,4 @@
-"""A picture of a plan: who learns how fast, when."""
+"""A picture of a plan: the learning rate of each group over the run."""
 
 import textwrap
 from collections.abc import Mapping

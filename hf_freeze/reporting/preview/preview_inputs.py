@@ -1,4 +1,4 @@
-"""What a preview is asked with, checked before anything is built or traced."""
+"""Check the arguments of `preview` before anything is built or traced."""
 
 import inspect
 from collections.abc import Mapping

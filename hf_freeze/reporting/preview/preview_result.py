@@ -1,4 +1,4 @@
-"""What a preview found: stages, their groups, and a table of both."""
+"""The result of a preview: stages, their groups, and a table of both."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field

@@ -108,7 +108,7 @@ def steps_per_epoch(args: TrainingArguments, rows: int) -> int:
 
 
 def _scheduler(args: TrainingArguments, max_steps: int) -> Callable[[int], float]:
-    """Return what the Trainer's scheduler multiplies every group's rate with."""
+    """Return the factor of the Trainer's scheduler on every group's rate, by step."""
     scheduler = trainers_scheduler(args, max_steps)
     return scheduler.lr_lambdas[0] if isinstance(scheduler, LambdaLR) else lambda step: 1.0
 

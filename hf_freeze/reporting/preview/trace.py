@@ -137,7 +137,7 @@ _FAKE_TENSORS = logging.getLogger("torch._subclasses.fake_tensor")
 
 @contextmanager
 def _quiet(logger: logging.Logger) -> Iterator[None]:
-    """Say nothing twice: what torch logs of an operation without values, it raises as well."""
+    """Silence torch's log: what it logs about an operation without values, it also raises."""
     before, logger.disabled = logger.disabled, True
     try:
         yield
