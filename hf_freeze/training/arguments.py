@@ -40,12 +40,18 @@ class FreezeArguments:
             unfrozen rises.
         frozen_eval: Keep frozen modules in eval mode.
         verify_freeze: Prove at each transition, each save and the end that the plan was kept.
+        log_grad_norms: Log `grad_norm/<group>` for every optimizer group beside `grad_norm`, before clipping.
         cache_frozen: Compute what is frozen once and store it: True, or the folder for it.
         cache_frozen_dtype: Store it as "float32", "float16" or "bfloat16" instead of the model's own type.
         cache_frozen_max_gb: Store no more than this, in GB of 1e9 bytes.
         cache_frozen_always: Store it even where the estimate says that this takes longer than it saves.
         ignore_plan_change: Resume a checkpoint of another plan, with a new optimizer.
         save_trained_only: Save only the weights that trained.
+        class_weights: Weight the loss by class: "balanced", one weight per class, or {"spam": 5.0} by name; classes
+            that are not named have weight 1.
+        pos_weight: For one logit or several labels, the weight of positives in binary cross entropy: one number, or
+            one per label as a list or by name.
+        focal_gamma: The exponent of the focal loss, such as 2.0; class weights are its alpha.
 
     Raises:
         PlanError: For a value of the wrong type or out of range; `freeze_plan()` raises it for a contradictory plan.

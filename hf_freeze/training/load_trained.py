@@ -15,16 +15,19 @@ from hf_freeze.training.trained_file import Trained, read_trained
 
 
 def load_trained(model: nn.Module, folder: str | os.PathLike[str]) -> list[str]:
-    """Load a folder that holds only what trained into its base; return the names of what was loaded.
+    """Load a folder that holds only what trained into its base.
 
     Args:
         model: The model that training began with, loaded as it was then: same class, same `dtype`, on any device. What
             trained may have any values, so a new head is fine.
         folder: What a Trainer with `save_trained_only=True` saved.
 
+    Returns:
+        The names of the tensors that were loaded.
+
     Raises:
-        FreezeError: Where the file is damaged or belongs to another model, the first tensor that differs being named.
-            The model is then as it was.
+        FreezeError: Where the file is damaged or belongs to another model; it names the first tensor that differs. The
+            model is then as it was.
     """
     trained = read_trained(folder)
     copy_into(model, trained, base_values_to_restore(model, trained, folder, base_values={}))

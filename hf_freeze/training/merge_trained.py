@@ -39,16 +39,19 @@ _NOT_OF_THE_MODEL = (
 def merge_trained(
     folder: str | os.PathLike[str], out: str | os.PathLike[str], base: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Write the whole model of a folder that holds only what trained, as the Trainer would have saved it; return `out`.
+    """Write the whole model of a folder that holds only what trained, as the Trainer would have saved it.
 
     Args:
         folder: What a Trainer with `save_trained_only=True` saved, a checkpoint or the final model.
         out: A new folder, for `from_pretrained`. Tokenizer, threshold and training arguments are copied into it.
         base: The folder or hub name of the base, where it is no longer where training found it.
 
+    Returns:
+        `out`, as a path.
+
     Raises:
-        FreezeError: Where the base is not there, or not what it was when training began, or the folder is damaged.
-            Nothing is then written.
+        FreezeError: Where `out` exists and is not an empty folder, where the base is not there, or not what it was when
+            training began, or the folder is damaged. Nothing is then written.
     """
     folder, out = Path(folder), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir()) or out.samefile(".")):

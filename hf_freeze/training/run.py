@@ -114,7 +114,13 @@ class FreezeRun:
     def begin(
         self, state: RunState | None = None, best: dict[str, torch.Tensor] | None = None, *, step: int = 0
     ) -> None:
-        """Put the model into the first stage, or into the one that an interrupted run was in after `step` steps."""
+        """Put the model into the first stage, or into the one that an interrupted run was in.
+
+        Args:
+            state: What the interrupted run's `state` was; None for a run from the start.
+            best: The best weights of its stage, where `has_best(state)` says that it kept them.
+            step: After how many optimizer steps it was interrupted.
+        """
         self.undo_at_end(step_rows_alone(self._optimizer, self._bound))
         if self.resolved.rotation is not None:
             self._period = self.resolved.rotation.period(max(step - 1, 0))

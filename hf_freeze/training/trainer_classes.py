@@ -16,14 +16,16 @@ def freezing(trainer: type[Trainer], arguments: type[TrainingArguments] | None =
     """Give a Trainer class and its arguments class a freeze plan.
 
     In one line: `FreezeSFTTrainer, FreezeSFTConfig = freezing(SFTTrainer)`.
-    The first is `class (FreezeTrainerMixin, trainer)`, the second a dataclass of `FreezeArguments` and `arguments` for
-    constructors, `HfArgumentParser` and YAML files. Either may be subclassed further. Classes that have a plan already
-    are returned as they are.
 
     Args:
         trainer: A subclass of `transformers.Trainer`.
         arguments: Its arguments class. Without it, the one that its library names like the Trainer or in the annotation
             of `args` (`SFTConfig` for `SFTTrainer`), or else `TrainingArguments`.
+
+    Returns:
+        `class (FreezeTrainerMixin, trainer)`, and a dataclass of `FreezeArguments` and `arguments` for constructors,
+        `HfArgumentParser` and YAML files. Either may be subclassed further; a class that has a plan already is
+        returned as it is.
 
     Raises:
         UnsupportedSetupError: Where `trainer` is not a Trainer, or `arguments` not a dataclass of TrainingArguments.
