@@ -116,7 +116,7 @@ class FreezeArguments:
         default=False,
         metadata={
             "help": "Compute what is frozen once, and train on its stored output: true, or the folder to keep it in "
-            "(true: frozen_features in output_dir).",
+            "(true: _frozen_features in output_dir).",
             "nargs": "?",
             "const": True,
         },

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
-_FOLDER = "frozen_features"
-"""Where features are kept in `output_dir` with `cache_frozen=True`."""
+_FOLDER = "_frozen_features"
+"""Where features are kept in `output_dir` with `cache_frozen=True`: `push_to_hub` leaves out what begins so."""
 
 TRAINING = "training"
 """What the training set is called among the sets whose features are kept."""

@@ -6,6 +6,7 @@ import multiprocessing
 import re
 import shutil
 from collections import namedtuple
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub import HfApi
+from huggingface_hub.utils import filter_repo_objects
 from torch import nn
 
 from hf_freeze import FreezeTrainer, PlanError
@@ -123,7 +126,28 @@ def test_whatever_features_depend_on_makes_other_features(tmp_path, extracted, w
 
 def test_the_folder_is_that_of_the_run_unless_one_is_given(tmp_path):
     run(BERT, tmp_path, trainable="head", cache=True)
-    assert [path.parent for path in folders(tmp_path)] == [tmp_path / "frozen_features"] * 2
+    assert [path.parent for path in folders(tmp_path)] == [tmp_path / "_frozen_features"] * 2
+
+
+def test_no_features_are_pushed_to_the_hub(tmp_path, monkeypatch):
+    """They may take gigabytes, and tell of the rows that they were computed from."""
+    pushed = []
+
+    def upload_folder(self, *, folder_path, ignore_patterns=None, **_):
+        paths = [str(path.relative_to(folder_path)) for path in Path(folder_path).rglob("*") if path.is_file()]
+        pushed.append(list(filter_repo_objects(paths, ignore_patterns=ignore_patterns)))
+        done = Future()
+        done.set_result(None)
+        return done
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **_: SimpleNamespace(repo_id=name))
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    run(
+        BERT, tmp_path, trainable="head", cache=True, push_to_hub=True, hub_model_id="me/it", save_strategy="epoch"
+    ).push_to_hub()
+    assert folders(tmp_path)
+    assert all("model.safetensors" in paths for paths in pushed)
+    assert not [path for paths in pushed for path in paths if "features" in path]
 
 
 # --- damage, interruption, disks --------------------------------------------------------------------------------------

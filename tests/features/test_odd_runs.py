@@ -376,7 +376,7 @@ def test_a_run_resumed_in_mid_epoch_ends_where_the_uninterrupted_one_does(tmp_pa
     case = Case(bert)
     run(case, tmp_path / "cached", **given)
     ends = []
-    for cache in (False, str(tmp_path / "cached" / "frozen_features")):
+    for cache in (False, str(tmp_path / "cached" / "_frozen_features")):
         trainer = run(case, tmp_path / f"{bool(cache)}", cache=cache, rows=later, max_steps=1, **given)
         trainer.args.max_steps = -1
         trainer.train(resume_from_checkpoint=str(tmp_path / "cached" / "checkpoint-2"))
