@@ -234,6 +234,8 @@ class FreezeTrainerMixin(
         return bound, specs
 
     def _run_begins(self, run: FreezeRun, state: TrainerState) -> None:
+        if self.model_init is not None:  # a search has set the arguments of its trial by now, and built the model
+            self._begin_with_weights()
         self._begin_loss_window(self._freezing.saved_loss_window(state) if state.global_step else {})
         self._track_run(run)
 

@@ -76,10 +76,15 @@ class WeightedLossTrainerMixin(ScaledLossTrainerMixin):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, after forgetting that the loss was checked against the model's own, as the model may be another."""
+        if self.model_init is None:
+            self._begin_with_weights()
+        return super().train(*args, **kwargs)
+
+    def _begin_with_weights(self) -> None:
+        """Take the weights of the run that begins, and say what its loss is."""
         self._declare_weights()
         if self.weighted_loss and self.is_world_process_zero():
             logger.warning("The loss is the %s. %s", self.weighted_loss, SHIFTED)
-        return super().train(*args, **kwargs)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], torch.Tensor | int | None]:
         """Collect the micro-batches of a window; its count is the sum of its labels' weights over all processes."""

@@ -100,6 +100,17 @@ def test_each_trial_of_a_search_is_the_run_that_it_would_be_alone(tmp_path, how,
         assert all(torch.equal(tensor, run.weights[0][name]) for name, tensor in final.items())
 
 
+def test_each_trial_of_a_search_trains_by_the_weights_of_its_loss(tmp_path) -> None:
+    """The arguments are those of the trial, and there is a model again, only once its training has begun."""
+    made, trials = searching(tmp_path / "search", "trainer", class_weights="balanced")
+    search(made, "focal_gamma", [1.0, 3.0])
+    for gamma in (1.0, 3.0):
+        alone, run = searching(tmp_path / "alone", "trainer", class_weights="balanced", focal_gamma=gamma)
+        alone.train()
+        same = [all(torch.equal(found[name], run.weights[0][name]) for name in found) for found in trials.weights]
+        assert same.count(True) == 1
+
+
 @every_way_in
 def test_the_best_weights_of_a_stage_are_saved_into_the_checkpoints_of_the_trial(tmp_path, how) -> None:
     waits = Stage(plateau=Plateau("eval_loss", patience=8, restore_best=True), unfreeze="layers[-1]")
