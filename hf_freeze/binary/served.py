@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -32,7 +33,9 @@ def logits_of(model: Any) -> Iterator[list[Any]]:
 
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
         try:
-            seen.append(take_logits(output))
+            logits = take_logits(output)
+            # A copy, since what comes next may write into it.
+            seen.append(logits.detach().clone() if isinstance(logits, torch.Tensor) else logits)
         except FreezeError:
             return  # no array of one or two dimensions, so nothing to compare the scores with
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer
@@ -117,8 +118,8 @@ class ThresholdTrainerMixin(_Base):
         head, preprocess = metrics.head, self.preprocess_logits_for_metrics
 
         def checked(logits: Any, labels: Any) -> Any:
+            served, self._served = [*self._served] or [deepcopy(logits)], ()
             given = logits if preprocess is None else preprocess(logits, labels)
-            served, self._served = [*self._served] or [logits], ()
             own = [metrics.comparable(logits) for logits in served]
             refuse_other_scores(metrics.comparable(given), own, head=head, preprocessed=preprocess is not None)
             return given

@@ -57,6 +57,7 @@ OF_ANY_HEAD = {
     "sigmoid": lambda logits, labels: logits.sigmoid(),
     "hard": lambda logits, labels: (logits > 0).long(),
     "clipped": lambda logits, labels: logits.clamp(-0.1, 0.1),
+    "written in place": lambda logits, labels: logits.sigmoid_(),
     "a tuple of others": lambda logits, labels: (logits.sigmoid(), logits),
     "labels": lambda logits, labels: labels.float(),
 }
