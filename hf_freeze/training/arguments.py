@@ -214,7 +214,10 @@ class FreezeArguments:
         if self.freeze_recipe is not None:
             if declared or stages:
                 other = [*declared, *(["unfreeze_stages"] if stages else [])]
-                raise PlanError(f"freeze_recipe={self.freeze_recipe!r} is a whole plan; drop {' and '.join(other)}.")
+                raise PlanError(
+                    f"freeze_recipe={self.freeze_recipe!r} is a whole plan; drop {' and '.join(other)}. For a plan "
+                    "that has both, give freeze_recipe the path of a plan file."
+                )
             return as_plan(self.freeze_recipe, argument="freeze_recipe")
         if not declared and not stages:
             return None

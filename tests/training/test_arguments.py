@@ -97,7 +97,9 @@ def test_one_string_is_a_selection_as_well():
 
 def test_a_recipe_names_a_whole_plan():
     assert declare(freeze_recipe="linear-probe").freeze_plan() == FreezePlan(trainable="head")
-    with pytest.raises(PlanError, match="freeze_recipe='linear-probe' is a whole plan; drop trainable"):
+    with pytest.raises(
+        PlanError, match="freeze_recipe='linear-probe' is a whole plan; drop trainable. For a plan that has both, give"
+    ):
         declare(freeze_recipe="linear-probe", trainable=["head"]).freeze_plan()
 
 
