@@ -1,4 +1,4 @@
-"""What each wrapper needs when what is trainable changes. The only file that knows of wrappers."""
+"""What DistributedDataParallel and DeepSpeed need when other parameters train, and how sharded tensors are read."""
 
 import gc
 import sys

@@ -1,4 +1,4 @@
-"""The one writer of `requires_grad` and of the eval mode of what is frozen."""
+"""Freeze and unfreeze: the one lasting writer of `requires_grad`, and of the eval mode of what is frozen."""
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -126,7 +126,7 @@ def _write(model: nn.Module, names: Collection[str], *, trainable: bool) -> list
 
 
 def _set(model: nn.Module, parameters: Mapping[str, nn.Parameter], trainable: bool) -> list[str]:
-    """Set `requires_grad` of these parameters of `model`; with `_set_rows` the only place where hf_freeze does so."""
+    """Set `requires_grad` of these parameters of `model`; with `_set_rows` the only place where that lasts."""
     rows_of = {name: trained_rows(parameter) for name, parameter in parameters.items()}
     different = [name for name, p in parameters.items() if not _is_so(p, rows_of[name], trainable)]
     (unmark_frozen if trainable else mark_frozen)(model, set(different))

@@ -187,7 +187,7 @@ class FreezeRun:
         self.hold_adapters()
         if self._proof:
             self._proof.before_step(self._optimizer)
-        self._settling.optimizer_steps(self.state.settling, stage=self.state.stage)
+        self._settling.before_optimizer_step(self.state.settling, stage=self.state.stage)
         return {f"lr/{name}": rate for name, rate in self._gate.rates().items()}
 
     def after_optimizer_step(self) -> None:

@@ -98,7 +98,7 @@ class SettlingMonitor:
         """Whether any stage waits for layers to settle."""
         return bool(self._settled)
 
-    def optimizer_steps(self, watches: dict[int, SettlingWatch], *, stage: int) -> None:
+    def before_optimizer_step(self, watches: dict[int, SettlingWatch], *, stage: int) -> None:
         """Add up the learning rates of what later stages freeze, for the step that the optimizer is about to make."""
         for index in filter(stage.__lt__, self._settled):
             if self._trains[index][stage]:

@@ -892,7 +892,7 @@ SETTLING = [
     ),
     change(
         "training/run.py",
-        "        self._settling.optimizer_steps(self.state.settling, stage=self.state.stage)\n",
+        "        self._settling.before_optimizer_step(self.state.settling, stage=self.state.stage)\n",
         "",
         "training/settled::a_stage_begins_when_its_weights_move_less_for_their_rate_than_they_did_at_most",
     ),

@@ -256,7 +256,7 @@ def test_the_distance_of_a_sample_is_an_estimate_of_that_of_all_weights() -> Non
     bound = bind(PLAN, tiny_bert(layers=3, vocab_size=5000))
     monitor, watches = SettlingMonitor(bound, sgd(bound), max_steps=STEPS), in_training()
     monitor.observe(watches, 0, stage=0)
-    monitor.optimizer_steps(watches, stage=0)
+    monitor.before_optimizer_step(watches, stage=0)
     draw, squares = torch.Generator().manual_seed(0), 0.0
     for name in FROZEN[1]:
         weights = bound.parameters[name]
@@ -320,7 +320,7 @@ def test_adams_long_first_steps_settle_nothing(rate, window) -> None:
         monitor.observe(watches, step, stage=0)
         assert not monitor.has_settled(watches, 1)
         optimizer.param_groups[0]["lr"] = rate(step)
-        monitor.optimizer_steps(watches, stage=0)
+        monitor.before_optimizer_step(watches, stage=0)
         for parameter in bound.parameters.values():
             parameter.grad = torch.randn(parameter.shape, generator=draw)
         optimizer.step()
@@ -370,7 +370,7 @@ def test_weights_that_move_less_as_the_rate_falls_alone_have_not_settled(pulls, 
     for step in range(10):
         monitor.observe(watches, step, stage=0)
         optimizer.param_groups[0]["lr"] = 0.5**step
-        monitor.optimizer_steps(watches, stage=0)
+        monitor.before_optimizer_step(watches, stage=0)
         with torch.no_grad():
             for parameter in bound.parameters.values():
                 parameter.fill_(0.0 if step == 0 else float(parameter.flatten()[0]) + 0.5**step * pulls(step))
@@ -384,7 +384,7 @@ def test_a_window_in_which_the_rate_was_0_says_nothing() -> None:
     for step, rate in enumerate((1.0, 1.0, 0.0, 0.0, 0.0)):
         monitor.observe(watches, step, stage=0)
         optimizer.param_groups[0]["lr"] = rate
-        monitor.optimizer_steps(watches, stage=0)
+        monitor.before_optimizer_step(watches, stage=0)
         with torch.no_grad():
             bound.parameters[FROZEN[1][0]].add_(rate)
     assert watches[1].farthest > 0
@@ -397,7 +397,7 @@ def test_asking_twice_for_one_step_measures_once(tmp_path) -> None:
     for step in (0, 2):
         for _ in range(2):
             monitor.observe(watches, step, stage=0)
-        monitor.optimizer_steps(watches, stage=0)
+        monitor.before_optimizer_step(watches, stage=0)
         torch.nn.init.normal_(bound.model.bert.embeddings.word_embeddings.weight)
     once = dict(watches)
     monitor.observe(watches, 2, stage=0)
