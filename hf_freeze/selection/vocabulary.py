@@ -124,11 +124,28 @@ def no_match(entry: str, term: str, words: Vocabulary) -> str:
     start = f"{where} matches none of the {len(words.spellings)} parameters."
     if term in ROLES:
         known = ", ".join(role for role in ROLES if words.roles[role])
+        if term == "head" and (ways := _tied_to_embeddings(words)):
+            return (
+                f"{start} The output weights are tied to the embeddings ({' is '.join(ways)}) and belong to those: "
+                "leave 'head' out, or select 'embeddings'. In place of a recipe that trains a head, say what trains, "
+                "such as trainable=['rest', 'layers[-2:]']."
+            )
         return f"{start} This model has {known or 'no role'}; name the parameters by a dotted path instead."
     part = term.removesuffix(".layers")
     if part != term and any(is_inside(stack, path_pattern(part), words) for stack in words.stacks):
         start += f" All layers inside {part!r} are {term + '[:]'!r}."
     return f"{start} Nearest: {', '.join(map(repr, _nearest(term, words)))}."
+
+
+def _tied_to_embeddings(words: Vocabulary) -> list[str]:
+    """Return the names of the one matrix that the model reads tokens by and, under another name, predicts them by."""
+    for name in sorted(words.roles["embeddings"]):
+        ways = sorted(words.spellings.get(name, ()))
+        # PEFT gives names in front of which it stands with and without its own.
+        apart = [way for way in ways if not any(way != other and way.endswith(f".{other}") for other in ways)]
+        if len(apart) > 1:
+            return apart
+    return []
 
 
 def _nearest(term: str, words: Vocabulary) -> list[str]:

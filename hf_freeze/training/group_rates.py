@@ -103,7 +103,9 @@ def _named_rungs(
         if twice := sorted(picked & named.keys()):
             raise PlanError(
                 f"{twice[0]!r} is matched twice by {argument}: by {named[twice[0]]!r} and by {selection!r}. "
-                f"Take it out of one, for example '{selection} & re:...' or a narrower path."
+                f"Leave it out of one, by a narrower selection or a regular expression: "
+                f"'{named[twice[0]]} & re:(?!.*{_module_of(twice[0])}).*' is {named[twice[0]]!r} without what has "
+                f"{_module_of(twice[0])!r} in its name."
             )
         named |= dict.fromkeys(picked, selection)
         options = _options(selection, value)
@@ -114,6 +116,10 @@ def _named_rungs(
             has_own_rate = "lr" in options or rung.has_own_rate
             rungs[name] = Rung(label, {**rung.options, **options}, (1, order, *place), has_own_rate)
     return rungs
+
+
+def _module_of(parameter: str) -> str:
+    return next((part for part in parameter.split(".")[-2::-1] if not part.isdecimal()), parameter)
 
 
 def _options(selection: str, value: float | Mapping[str, Any]) -> dict[str, Any]:

@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 import transformers as hf
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from hf_freeze import FreezePlan, SelectionError, UnsupportedSetupError, freeze
+from hf_freeze import FreezePlan, SelectionError, UnsupportedSetupError, freeze, recipes
 from hf_freeze.selection.language import evaluate
 from hf_freeze.selection.model_map import map_model, unwrap
 from tests.models import (
@@ -157,6 +158,22 @@ def test_equal_values_are_not_a_tie():
     first, second = (layer.output.LayerNorm for layer in model.bert.encoder.layer)
     assert torch.equal(first.weight, second.weight)
     assert pick(model, "encoder.layer.0.output.LayerNorm") == named(model, "bert.encoder.layer.0.output.LayerNorm")
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["", "peft"])
+def test_a_head_that_is_tied_to_the_embeddings_is_said_to_be(wrapped):
+    model = tiny_gpt2_lm()
+    if wrapped:
+        model = get_peft_model(model, LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
+    tied = r"tied to the embeddings \(lm_head.weight is transformer.wte.weight\).*leave 'head' out"
+    with pytest.raises(SelectionError, match=tied):
+        recipes.last_layers(1).resolve(model)
+
+
+def test_a_model_without_a_head_is_not_said_to_have_a_tied_one():
+    model = get_peft_model(tiny_bert().bert, LoraConfig(target_modules=["query"]))
+    with pytest.raises(SelectionError, match="'head' matches none of.*This model has"):
+        FreezePlan(trainable="head").resolve(model)
 
 
 def test_taking_a_tied_weight_out_under_one_name_takes_it_out_under_the_other():

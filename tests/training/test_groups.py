@@ -288,9 +288,11 @@ def test_a_rate_for_what_never_trains_is_an_error():
 
 def test_a_parameter_that_two_selections_match_is_an_error_that_names_it_and_both():
     with pytest.raises(
-        PlanError, match=r"'bert.*LayerNorm.*' is matched twice by group_lrs: by 'norms' and by 'layers'"
-    ):
-        specs(tiny_bert(), group_lrs={"norms": 1e-4, "layers": 1e-5})
+        PlanError, match=r"'bert.*LayerNorm.*' is matched twice by group_lrs: by 'layers' and by 'norms'"
+    ) as raised:
+        specs(tiny_bert(), group_lrs={"layers": 1e-5, "norms": 1e-4})
+    assert (advised := "layers & re:(?!.*LayerNorm).*") in str(raised.value)
+    assert specs(tiny_bert(), group_lrs={advised: 1e-5, "norms": 1e-4})
     assert specs(
         tiny_bert(), FreezePlan(trainable=["all", "!layers & norms"]), group_lrs={"norms": 1e-4, "layers": 1e-5}
     )
