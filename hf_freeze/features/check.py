@@ -1,13 +1,16 @@
 """Whether stored features are what the model computes now."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import set_seed
 
 from hf_freeze.features.answers import Frontier
 from hf_freeze.features.batches import Batch
+from hf_freeze.features.calls import tensors_of
 from hf_freeze.features.errors import CacheRefused
 from hf_freeze.features.extraction import Forward, captures, stored_rows
 from hf_freeze.features.frontier import DifferentiableOutputs
@@ -85,11 +88,17 @@ def reads_labels(
     given = [name for name in labels if isinstance(batch.tensors.get(name), torch.Tensor)]
     if len(given) < sum(batch.tensors.get(name) is not None for name in labels):
         return True
+    if not given:
+        return False
+    made = _MadeOf([batch.tensors[name] for name in given])
     with untouched(model), captures(model, [frontier]) as capture:
-        if captured is None:
-            set_seed(1)
-            captured = capture(forward, batch)[0]
-        for changed in (_other_values, _ignored_elsewhere) if given else ():
+        set_seed(1)
+        with made:
+            found = capture(forward, batch)[0]
+        if any(map(made.has, found.values())):  # also where it does not show in these rows
+            return True
+        captured = found if captured is None else captured
+        for changed in (_other_values, _ignored_elsewhere):
             others = {name: changed(batch.tensors[name]) for name in given}
             set_seed(1)
             try:
@@ -100,6 +109,34 @@ def reads_labels(
             if not same_shapes or any(_difference(found[column], value) > 0 for column, value in captured.items()):
                 return True
     return False
+
+
+class _MadeOf(TorchFunctionMode):
+    """Follows what torch makes of tensors, and of that, while the context lasts."""
+
+    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self._by_memory: dict[int, torch.Tensor] = {}  # kept, so that nothing else gets their memory
+        self._note(tensors)
+
+    def has(self, value: Any) -> bool:
+        """Tell whether anything in a nested value was made of them."""
+        return any(_memory(tensor) in self._by_memory for tensor in tensors_of(value))
+
+    def _note(self, value: Any) -> None:
+        self._by_memory.update((_memory(tensor), tensor) for tensor in tensors_of(value))
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if self.has((args, kwargs)):
+            self._note(args[:1] if made is None else made)  # x[...] = y returns nothing
+        return made
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
 
 
 def _other_values(labels: torch.Tensor) -> torch.Tensor:

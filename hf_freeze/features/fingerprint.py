@@ -67,15 +67,30 @@ def _of_the_features(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """Return the plain values that modules hold, such as a scale, and how attention is computed."""
+    """Return what modules hold beside weights and buffers, such as a scale, and how attention is computed."""
     found: dict[str, Any] = {}
     for name, part in module.named_modules():
         for key, value in vars(part).items():
-            if isinstance(value, bool | int | float | str | tuple) and not key.startswith("_"):
-                found[f"{name}.{key}"] = value
+            if not key.startswith("_") and (held := _plain(value)) is not None:
+                found[f"{name}.{key}"] = held
         if isinstance(config := getattr(part, "config", None), transformers.PretrainedConfig):
             found[f"{name}.attention"] = getattr(config, "_attn_implementation", None)
     return found
+
+
+def _plain(value: Any) -> Any:
+    """Return what says which number, text or tensor this is, or collection of them; None of any other object."""
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        digest = hashlib.sha256()
+        _update(digest, value)
+        return digest.hexdigest()
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    return None
 
 
 def short(parts: Mapping[str, str]) -> str:

@@ -85,7 +85,7 @@ class FeatureStore:
 
     def holds(self, keys: Keys) -> bool:
         """Tell whether all rows seem to be there; checksums are not verified."""
-        return not len(self._absent(keys, [part for part in self._numbers() if self._paths(part)[1].exists()]))
+        return not len(self._absent(keys, [part for part in self._numbers() if self._are_files(part)]))
 
     def missing(self, keys: Keys) -> list[int]:
         """Return the places in `keys` of the first of each row that is not there; delete what is damaged or left over.
@@ -169,6 +169,9 @@ class FeatureStore:
     def _paths(self, part: int) -> tuple[Path, Path]:
         return self.folder / f"part-{part:05d}.arrow", self.folder / f"part-{part:05d}.json"
 
+    def _are_files(self, part: int) -> bool:
+        return all(path.is_file() for path in self._paths(part))  # opening a pipe would wait for who writes to it
+
     def _table(self, part: int) -> pa.Table:
         return Dataset.from_file(str(self._paths(part)[0])).data.table
 
@@ -182,10 +185,10 @@ class FeatureStore:
     def _is_whole(self, part: int) -> bool:
         path, note = self._paths(part)
         try:
-            content = json.loads(note.read_text())
+            content = json.loads(note.read_text()) if self._are_files(part) else {}
             if content.pop("checksum") == _checksum(path, content):
                 return True
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass
         logger.warning("%s is damaged; its features are computed again.", path)
         self.discard([part])

@@ -102,7 +102,7 @@ def test_every_process_keeps_the_features_that_the_main_one_says():
     assert asked == [1, True, 1]  # by what is measured here, it would be those of stage 0
 
 
-@pytest.mark.parametrize("what", ["weight", "buffer", "configuration", "padding", "dtype"])
+@pytest.mark.parametrize("what", ["weight", "buffer", "configuration", "padding", "dtype", "attribute"])
 def test_whatever_features_depend_on_makes_other_features(tmp_path, extracted, what):
     keep = str(tmp_path / "kept")
     case = {"buffer": CASES["resnet"], "padding": CASES["llama"]}.get(what, BERT)
@@ -117,6 +117,8 @@ def test_whatever_features_depend_on_makes_other_features(tmp_path, extracted, w
         given["model"].config.layer_norm_eps = 1e-3
     elif what == "padding":
         case = Case(case.build, collate=Pad("left"))
+    elif what == "attribute":
+        given["model"].bert.pooler.scales = {"of a layer": [torch.ones(3)]}
     else:
         given["cache_frozen_dtype"] = "float16"
     run(case, tmp_path / "two", trainable="head", cache=keep, **given)

@@ -1,5 +1,6 @@
 """Features belong to what the model was given: which rows are told apart, found again, and never taken for others."""
 
+import os
 import random
 import re
 from functools import partial
@@ -165,6 +166,37 @@ def test_where_the_frozen_part_reads_the_labels_other_labels_make_other_features
     found = run(case, tmp_path / "two", cache=str(tmp_path / "kept"), rows=other, **given)
     assert computed == [ROWS, 1]
     assert_same(run(case, tmp_path / "plain", cache=False, rows=other, **given), found)
+
+
+class ReadsFewLabels(nn.Module):
+    """A frozen part that reads the label of a row only where its second token says so."""
+
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.out, self.how = nn.Embedding(64, 8), nn.Linear(8, 2), how
+
+    def forward(self, input_ids, attention_mask, labels):
+        read = torch.zeros_like(input_ids[:, :1])
+        if self.how == "written":
+            read[:, 0] = labels
+        else:
+            read = read + labels[:, None]
+        says_so = (input_ids == 7).any(1, keepdim=True)
+        hidden = self.body(input_ids + torch.where(says_so, read, 0)).mean(1)
+        logits = self.out(hidden)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.parametrize("how", ["written", "added"])
+def test_that_the_frozen_part_reads_labels_is_known_also_where_few_rows_show_it(tmp_path, computed, how):
+    rows = [{"input_ids": [5, 6, 8 + number % 40], "label": number % 2} for number in range(ROWS)]
+    rows[17]["input_ids"][1] = 7
+    rows += [{**rows[17], "label": 1 - rows[17]["label"]}]
+    case, given = Case(lambda: ReadsFewLabels(how)), {"trainable": "out", "eval_strategy": "no", "rows": rows}
+    found = run(case, tmp_path / "cached", **given)
+    assert computed == [ROWS + 1]
+    assert_same(run(case, tmp_path / "plain", cache=False, **given), found)
 
 
 class Bound:
@@ -413,7 +445,7 @@ def test_rows_that_are_tuples_have_features(tmp_path):
     assert_same(run(case, tmp_path / "plain", cache=False, **given), cached)
 
 
-@pytest.mark.parametrize("damage", ["letter", "note gone", "arrow gone", "foreign", "cut off"])
+@pytest.mark.parametrize("damage", ["letter", "note gone", "arrow gone", "foreign", "cut off", "nested", "pipe"])
 def test_a_damaged_file_is_computed_again(tmp_path, computed, damage):
     folder, given = tmp_path / "kept", {"trainable": "head", "eval_strategy": "no"}
     plain = run(BERT, tmp_path / "one", cache=str(folder), **given)
@@ -424,6 +456,11 @@ def test_a_damaged_file_is_computed_again(tmp_path, computed, damage):
         note.write_text('["of another version"]')
     elif damage == "cut off":
         note.write_text(note.read_text()[:40])
+    elif damage == "nested":
+        note.write_text("[" * 100_000)
+    elif damage == "pipe":  # opening it would wait for somebody who writes
+        note.unlink()
+        os.mkfifo(note)
     else:
         (note if damage == "note gone" else note.with_suffix(".arrow")).unlink()
     again = run(BERT, tmp_path / "two", cache=str(folder), **given)
