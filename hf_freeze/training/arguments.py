@@ -272,6 +272,8 @@ def _plain_stage(stage: Any) -> Any:
 def _read_bool_or_path(value: BoolOrPath) -> bool | str:
     if value is None or isinstance(value, bool):
         return bool(value)
+    if not isinstance(value, str | PathLike):
+        raise PlanError(f"cache_frozen={value!r}: give True, False, or the folder to keep features in.")
     text = fspath(value)
     return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": False}.get(
         text.lower(), text
