@@ -35,6 +35,7 @@ from hf_freeze.training.merged_groups import trains_others, with_groups
 from hf_freeze.training.model_card import ModelCardTrainerMixin
 from hf_freeze.training.planned_training import STATE_KEY, PlannedTraining
 from hf_freeze.training.random_states import RandomStatesTrainerMixin
+from hf_freeze.training.renamed_weights import RenamedWeightsTrainerMixin
 from hf_freeze.training.run import FreezeRun
 from hf_freeze.training.schedule import continue_schedule
 from hf_freeze.training.settings import FreezeSettings
@@ -56,6 +57,7 @@ class FreezeTrainerMixin(
     WeightedLossTrainerMixin,
     ThresholdTrainerMixin,
     ModelCardTrainerMixin,
+    RenamedWeightsTrainerMixin,
     TrainedOnlyTrainerMixin,
 ):
     """Adds a freeze plan to a Trainer class: `class MyTrainer(FreezeTrainerMixin, Seq2SeqTrainer): ...`.

@@ -10,7 +10,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import transformers
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -24,6 +23,7 @@ from hf_freeze.errors import FreezeError
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.selection.rows import tensors_of
 from hf_freeze.training.beside_model import BESIDE_NAME
+from hf_freeze.training.saved_names import can_be_renamed, lost_and_unknown, not_found
 from hf_freeze.training.snapshot import STAGE_BEST_NAME
 from hf_freeze.training.thawed_base import THAWED_NAME
 from hf_freeze.training.trained_file import TRAINED_NAME, refuses_loading
@@ -58,7 +58,7 @@ def require_fitting(
 ) -> None:
     """Raise `FreezeError` when the saved weights are of another model: names unknown to this one load nothing.
 
-    Nor may one of `trained` be saved by another name, which the Trainer passes over as well.
+    Nor may one of `trained` be saved by another name that `from_pretrained` cannot be asked for.
     """
     path = Path(folder) / SAFE_WEIGHTS_NAME
     if not path.exists():
@@ -83,24 +83,10 @@ def require_fitting(
 
 
 def _refuse_renamed(path: Path, saved: Collection[str], model: nn.Module, trained: Collection[str]) -> None:
-    own, needed = unwrap(model).state_dict().keys(), tensors_of(trained)
-    unknown = [name for name in saved if name not in own]
-    lost = [name for name in _not_among(saved, model) if name in needed]
-    if unknown and lost:
-        raise FreezeError(
-            f"{str(path)!r} holds no {lost[0]!r}, which trains, but {unknown[0]!r}, which this model does not know. "
-            f"transformers {transformers.__version__} saves some models by the names of the files that they were "
-            "loaded from, and resumes without what it saved so. Use a newer one, or train with save_trained_only=True, "
-            "whose checkpoints have the names of the model."
-        )
-
-
-def _not_among(saved: Collection[str], model: nn.Module) -> list[str]:
-    """Name the parameters that are saved by none of their names."""
-    aliases: dict[int, list[str]] = {}
-    for name, parameter in unwrap(model).named_parameters(remove_duplicate=False):
-        aliases.setdefault(id(parameter), []).append(name)
-    return [names[0] for names in aliases.values() if not any(name in saved for name in names)]
+    lost, unknown = lost_and_unknown(model, saved)
+    needed = tensors_of(trained).intersection(lost)
+    if unknown and needed and not can_be_renamed(model, path.parent):
+        raise FreezeError(not_found(path, min(needed), unknown[0]))
 
 
 def _step_of(folder: Path) -> int:

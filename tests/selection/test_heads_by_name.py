@@ -98,4 +98,4 @@ def test_where_nobody_can_tell_the_candidates_are_named(shape, role):
 
 def test_a_plan_says_what_it_took_for_the_head():
     resolved = FreezePlan(trainable="head").resolve(built(CLEAR["efficientnet"][0]))
-    assert str(resolved).endswith("The head, found by its names: _fc.")
+    assert str(resolved).endswith("The head, found by names: _fc.")

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
@@ -193,3 +194,4 @@ def test_a_weight_that_trains_and_was_saved_by_another_name_is_missed(saved, tmp
         return
     assert old not in made.resolved_plan.ever_trainable
     made.train(resume_from_checkpoint=str(folder))
+    assert torch.equal(made.model.get_parameter(old), tensors["of.old"])

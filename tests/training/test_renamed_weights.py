@@ -1,0 +1,69 @@
+"""Models that transformers saves by other names than their own, such as ViT, resume and load their best checkpoint."""
+
+import pytest
+import torch
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from hf_freeze import FreezeTrainer, FreezeTrainingArguments
+from tests.features.runs import images
+from tests.models import tiny_vit
+
+
+def trainer(folder, cls=FreezeTrainer, **given):
+    arguments = FreezeTrainingArguments(
+        str(folder),
+        trainable=["head", "layers[-1]"],
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        per_device_train_batch_size=4,
+        num_train_epochs=2,
+        learning_rate=1e-2,
+        save_strategy="epoch",
+        eval_strategy="epoch",
+        **given,
+    )
+    return cls(tiny_vit(), arguments, train_dataset=images(12, size=16), eval_dataset=images(8, seed=1, size=16))
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vit")
+    made = trainer(folder)
+    made.train()
+    return folder, weights(made.model)
+
+
+def test_a_run_resumes_bit_equal(uninterrupted, tmp_path):
+    folder, expected = uninterrupted
+    made = trainer(tmp_path)
+    made.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
+    assert_equal(weights(made.model), expected)
+
+
+@pytest.mark.parametrize("max_shard_size", ["5GB", "1kB"])
+def test_the_best_weights_are_loaded_at_the_end(tmp_path, monkeypatch, max_shard_size):
+    class FirstIsBest(FreezeTrainer):
+        def evaluate(self, *args, **kwargs):
+            self.seen.append(weights(self.model))
+            return {**super().evaluate(*args, **kwargs), "eval_number": len(self.seen)}
+
+        def _save(self, output_dir=None, state_dict=None):
+            self.model.save_pretrained(output_dir, max_shard_size=max_shard_size)
+
+    FirstIsBest.seen = []
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "number", "greater_is_better": False}
+    made = trainer(tmp_path, FirstIsBest, **best)
+    made.train()
+    assert made.state.best_model_checkpoint.endswith("checkpoint-3")
+    assert (tmp_path / "checkpoint-3" / SAFE_WEIGHTS_NAME).exists() is (max_shard_size == "5GB")
+    assert_equal(weights(made.model), FirstIsBest.seen[0])
