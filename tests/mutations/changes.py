@@ -980,7 +980,7 @@ SUGGESTED = [
     change(
         "reporting/layers/gradient_scores.py",
         "for name in names)) / sizes[block])",
-        "for name in members)))",
+        "for name in names)))",
         "reporting/suggest_blocks::the_score_of_a_block_is_the_norm_of_its_gradient_over_that_of_its_weights_averaged_over_batches",
     ),
     change(
