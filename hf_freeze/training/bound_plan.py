@@ -55,7 +55,8 @@ class BoundPlan:
         """The matrices outside of layers, which have a row for each token or class, but for those in shards."""
         model_map = self.resolved.model_map
         of_layers = frozenset(name for stack in model_map.stacks for layer in stack.layers for name in layer)
-        outside = ((name, p) for name, p in self.model.named_parameters() if name not in of_layers)
+        known = model_map.shapes.keys() - of_layers  # a model may have got a module since
+        outside = ((name, p) for name, p in self.model.named_parameters() if name in known)
         return [(name, p) for name, p in outside if p.ndim == 2 and p.is_floating_point() and not is_sharded(p)]
 
     def fits(self, plan: FreezePlan, model: nn.Module, *, rates: Iterable[Selection] = ()) -> bool:

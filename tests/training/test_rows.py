@@ -331,6 +331,24 @@ def test_a_matrix_that_is_resized_while_a_trainer_trains_is_named(tmp_path, even
         run(tiny_bert(), tmp_path, rows=low, trainable=trainable, callbacks=[resize])
 
 
+def test_a_module_that_came_after_the_plan_was_resolved_is_no_resized_matrix():
+    model = tiny_bert()
+    resolved = FreezePlan(trainable="head").resolve(model)
+    optimizer = torch.optim.AdamW(model.classifier.parameters(), lr=0.01)
+    before = model.classifier.weight.detach().clone()
+    model.extra = torch.nn.Linear(4, 4).requires_grad_(False)
+    run = FreezeRun(resolved, model, optimizer, settings=FreezeSettings(), max_steps=2, steps_per_epoch=None)
+    run.begin()
+    for number in range(2):
+        run.step_begins(number)
+        model(input_ids=torch.tensor([[5, 6]]), labels=torch.tensor([1])).loss.backward()
+        run.before_optimizer_step()
+        optimizer.step()
+        run.after_optimizer_step()
+    run.conclude()
+    assert not torch.equal(model.classifier.weight, before)
+
+
 def test_what_froze_rows_is_what_a_trainer_without_a_plan_goes_by(tmp_path):
     model = tiny_bert()
     freeze(model, ["all", "!head", f"!{NEW}"])
