@@ -8,6 +8,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from hf_freeze.errors import in_one_line
 from hf_freeze.features.errors import CacheRefused
 
 
@@ -61,7 +62,7 @@ def reason(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "out of memory" in str(error):
         torch.cuda.empty_cache()
         return "memory ran out while trying it out"
-    return f"trying it out failed ({type(error).__name__}: {error})"
+    return f"trying it out failed ({in_one_line(error)})"
 
 
 def _gather(value: Any) -> list[Any]:
