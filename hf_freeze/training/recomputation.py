@@ -17,17 +17,25 @@ def stop_backward_at_lowest_trainable(model: nn.Module) -> Callable[[], None]:
     Under reentrant checkpointing a layer gets no gradient unless one of its inputs requires one, so transformers and
     PEFT make embeddings require one. The backward pass then goes through all layers, frozen ones too, and keeps what
     they computed. Here the input of the recomputed layer that trains requires a gradient instead, where checkpointing
-    is reentrant; otherwise nothing needs to.
+    is reentrant; otherwise nothing needs to. For a model that calls torch's `checkpoint` by itself, embeddings go on to
+    require one: its layers cannot be told apart.
     """
     undo = ExitStack()
-    undo.enter_context(without_input_gradients(model))
-    for module in model.modules():
-        recompute = getattr(module, "_gradient_checkpointing_func", None)
-        if recompute is not None and getattr(recompute, "keywords", {}).get("use_reentrant"):
+    found = [(module, getattr(module, "_gradient_checkpointing_func", None)) for module in model.modules()]
+    by_transformers = [(module, recompute) for module, recompute in found if recompute is not None]
+    if by_transformers:
+        undo.enter_context(without_input_gradients(model))
+    for module, recompute in by_transformers:
+        if _is_reentrant(recompute):
             ours: Any = partial(_recompute, recompute, module)
             module._gradient_checkpointing_func = ours
             undo.callback(_put_back, module, ours, recompute)
     return undo.close
+
+
+def _is_reentrant(recompute: Any) -> bool:
+    """Tell whether it is; torch's `checkpoint` is, where nothing was said, as PEFT leaves it for quantised models."""
+    return getattr(recompute, "keywords", {}).get("use_reentrant") is not False
 
 
 def _put_back(module: nn.Module, ours: Any, before: Any) -> None:

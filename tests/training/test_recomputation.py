@@ -5,16 +5,19 @@ from functools import partial
 import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
+from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainingArguments
 
-from hf_freeze import FreezePlan, FreezeTrainer, FreezeTrainingArguments, Stage, freeze
+from hf_freeze import FreezeCallback, FreezePlan, FreezeTrainer, FreezeTrainingArguments, Stage, freeze
 from tests import models
 from tests.installed import since
 from tests.models import image_rows, text_rows
 from tests.nearness import assert_near
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.gradient_checkpointing\\w*. is deprecated", "ignore:None of the inputs have requires_grad"
+    "ignore:.gradient_checkpointing\\w*. is deprecated",
+    "ignore:None of the inputs have requires_grad",
+    "ignore:torch.utils.checkpoint. the use_reentrant parameter should be passed",
 )
 
 REENTRANT = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
@@ -119,5 +122,46 @@ def test_weights_become_those_of_a_run_that_recomputes_nothing(tmp_path, mode):
         )
         plan = FreezePlan(trainable=["head", "layers[-1]"], stages=[Stage(step=2, unfreeze="layers[-2]")])
         FreezeTrainer(model, args, train_dataset=text_rows(16), freeze_plan=plan).train()
+        ends.append(model.state_dict())
+    assert_near(ends[1], ends[0], rtol=1e-6, floor=0.1)
+
+
+class ByItself(torch.nn.Module):
+    """BERT with a loop over its layers of its own, which calls torch's `checkpoint`, or not."""
+
+    def __init__(self, bert, *, recomputes):
+        super().__init__()
+        self.config, self.bert, self.recomputes = bert.config, bert, recomputes
+        if recomputes:
+            bert.enable_input_require_grads()
+
+    def forward(self, input_ids, attention_mask, labels=None):
+        hidden = self.bert.bert.embeddings(input_ids=input_ids)
+        mask = (1.0 - attention_mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
+        for layer in self.bert.bert.encoder.layer:
+            hidden = checkpoint(layer, hidden, mask, use_reentrant=True) if self.recomputes else layer(hidden, mask)
+        logits = self.bert.classifier(self.bert.bert.pooler(hidden))
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def by_peft(model, *, recomputes):
+    """Leave a model as `prepare_model_for_kbit_training` of PEFT does: it says nothing of the kind of checkpointing."""
+    if recomputes:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({})
+    return model
+
+
+@pytest.mark.parametrize("set_up", [by_peft, ByItself])
+@pytest.mark.parametrize("cls", [FreezeTrainer, Trainer])
+def test_layers_above_frozen_ones_train_whoever_set_checkpointing_up(tmp_path, cls, set_up):
+    ends = []
+    for recomputes in (False, True):
+        model = models.tiny_bert(layers=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        plan = FreezePlan(trainable=["head", "re:.*encoder\\.layer\\.[23]\\..*"])
+        extra = {"freeze_plan": plan} if cls is FreezeTrainer else {"callbacks": [FreezeCallback(plan)]}
+        args = FreezeTrainingArguments if cls is FreezeTrainer else TrainingArguments
+        args = args(str(tmp_path), use_cpu=True, report_to="none", max_steps=4, save_strategy="no", seed=1)
+        cls(set_up(model, recomputes=recomputes), args, train_dataset=text_rows(16), **extra).train()
         ends.append(model.state_dict())
     assert_near(ends[1], ends[0], rtol=1e-6, floor=0.1)
