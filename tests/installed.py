@@ -1,8 +1,13 @@
-"""What an installed version cannot do, for tests to skip with the reason."""
+"""What an installed version or this machine cannot do, for tests to skip with the reason."""
 
 from importlib.metadata import version
 
 import pytest
+import torch
+
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+USE_CPU = [pytest.param(True, id="cpu"), pytest.param(False, id="cuda", marks=GPU)]
+"""For `use_cpu` of the training arguments."""
 
 
 def since(lowest: str, reason: str, package: str = "transformers") -> pytest.MarkDecorator:

@@ -19,6 +19,7 @@ from hf_freeze.selection.frozen_marks import mark_frozen, trained_rows, unmark_f
 from hf_freeze.selection.language import Selection, evaluate, quoted
 from hf_freeze.selection.model_map import map_model, unwrap
 from hf_freeze.selection.rows import Rows, rows_named, tensors_of
+from hf_freeze.training.quantised_layers import eight_bit_layers, four_bit_layers, unpack
 from hf_freeze.training.row_parameters import runs, set_rows
 
 logger = logging.getLogger(__name__)
@@ -256,8 +257,10 @@ class _HeldTrain:
         self.is_over = is_over
         modules = [*model.modules()]
         # NEFTune's hook adds its noise in train mode only; an embedding has nothing else that train mode changes.
-        self._noisy = [module for module in modules if hasattr(module, "neftune_noise_alpha")]
-        self._modes = _modes(modules, frozen, self._noisy)
+        noisy = [module for module in modules if hasattr(module, "neftune_noise_alpha")]
+        self._follow = [*noisy, *eight_bit_layers(model)]
+        self._four_bit = four_bit_layers(model)
+        self._modes = _modes(modules, frozen, {*self._follow, *self._four_bit})
 
     def __call__(self, mode: bool = True) -> nn.Module:
         if self.is_over():
@@ -268,15 +271,15 @@ class _HeldTrain:
         if self._modes is not None and isinstance(mode, bool):
             _set_mode(self._modes[0], mode)
             _set_mode(self._modes[1], False)
-            return self.model
-        self._train(mode)
-        self.hold()
-        for module in self._noisy:
-            module.training = mode
+        else:
+            self._train(mode)
+            self.hold()
+        self._set_apart(mode)
         return self.model
 
     def hold(self) -> None:
         """Put what is frozen into eval mode."""
+        unpack(self._four_bit)
         if self._modes is not None:
             _set_mode(self._modes[1], False)
         elif self.model in self.frozen:  # all of it, under a loss that trains; its own eval() would come back here
@@ -284,6 +287,11 @@ class _HeldTrain:
         else:
             for module in self.frozen:
                 module.eval()
+
+    def _set_apart(self, mode: bool) -> None:
+        for module in self._follow:
+            module.training = mode
+        _set_mode(self._four_bit, True)  # they have no other use for it than to repack when it is off
 
     def _train(self, mode: bool) -> nn.Module:
         (self.own or partial(type(self.model).train, self.model))(mode)
@@ -295,13 +303,13 @@ class _HeldTrain:
 
 
 def _modes(
-    modules: Sequence[nn.Module], frozen: Iterable[nn.Module], noisy: Iterable[nn.Module]
+    modules: Sequence[nn.Module], frozen: Iterable[nn.Module], apart: AbstractSet[nn.Module]
 ) -> tuple[list[nn.Module], list[nn.Module]] | None:
     """Return the modules that follow the mode, and those held in eval; None where a `train()` does more than that."""
     if any(map(_does_more, modules)):
         return None
-    held = {part for module in frozen for part in module.modules()}.difference(noisy)
-    return [part for part in modules if part not in held], list(held)
+    held = {part for module in frozen for part in module.modules()} - apart
+    return [part for part in modules if part not in held and part not in apart], list(held)
 
 
 _SET_THE_MODE = (nn.Module.train, nn.Module.eval, PreTrainedModel.train, PreTrainedModel.eval)
