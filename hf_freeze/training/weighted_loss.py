@@ -117,7 +117,9 @@ class WeightedLoss:
             )
         if weights.classes is not None and len(weights.classes) != classes:
             raise UnsupportedSetupError(f"There are {len(weights.classes)} class weights, but {classes} logits.")
-        _refuse_unknown(labels, classes)
+        is_first = self.last is None
+        if is_first or labels.device.type == "cpu":  # a look waits for the device, whose kernel asserts the same
+            _refuse_unknown(labels, classes)
         plain = functional.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="none")
         number = (labels != IGNORED_LABEL).to(plain)
         weight = number
@@ -154,8 +156,6 @@ class WeightedLoss:
 
 
 def _refuse_unknown(labels: torch.Tensor, classes: int) -> None:
-    if labels.device.type != "cpu":  # a look would wait for the device, whose kernel asserts the same
-        return
     unknown = labels[(labels != IGNORED_LABEL) & ((labels < 0) | (labels >= classes))]
     if unknown.numel():
         raise UnsupportedSetupError(

@@ -19,6 +19,7 @@ from hf_freeze import FreezeCallback, FreezeError, FreezeTrainer, FreezeTraining
 from hf_freeze.errors import PlanError, UnsupportedSetupError
 from hf_freeze.training.class_weights import LossWeights
 from hf_freeze.training.weighted_loss import WeightedLoss
+from tests.installed import GPU, USE_CPU
 from tests.models import SIZES, seeded, text_rows, tiny_bert, tiny_custom, tiny_gpt2_lm
 from tests.nearness import assert_near
 from tests.training.runs import arguments, freeze_trainer, training_logs, weights
@@ -120,11 +121,12 @@ def test_a_window_in_which_nothing_weighs_anything_leaves_the_weights_alone(tmp_
     assert relative_gap(weights(trainer.model), weights(bert(num_labels=3))) == 0
 
 
+@pytest.mark.parametrize("use_cpu", USE_CPU)
 @pytest.mark.parametrize("strange", [2, -1])
-def test_a_label_that_the_model_does_not_have_is_named(tmp_path, strange):
+def test_a_label_that_the_model_does_not_have_is_named(tmp_path, strange, use_cpu):
     rows = [{**row, "labels": strange if index == 7 else index % 2} for index, row in enumerate(text_rows(16))]
     with pytest.raises(UnsupportedSetupError, match=f"has the label {strange}, and the model has 2 classes"):
-        run(bert, tmp_path, 16, rows=rows)
+        run(bert, tmp_path, 16, rows=rows, use_cpu=use_cpu)
 
 
 def test_a_loss_over_several_steps_is_logged_as_their_mean(tmp_path):
@@ -595,3 +597,30 @@ def test_debug_sample_names_weights_that_are_not_applied(tmp_path):
     for trainer, said in ((forgetful, "It is the loss without weights"), (plain, "Trainer does not apply it")):
         found = debug_sample(trainer, dataset="train", index=1)["loss"]
         assert (found.status, said in found.message) == ("failed", True), found.message
+
+
+class RoundedLoss(hf.BertForSequenceClassification):
+    """Its loss has the precision of bfloat16, as under autocast on a GPU, and comes out as float32."""
+
+    def forward(self, input_ids, attention_mask, labels=None):
+        outputs = super().forward(input_ids, attention_mask, labels=labels)
+        if labels is not None:
+            outputs.loss = (1.003 * outputs.loss).bfloat16().float()
+        return outputs
+
+
+def rounded():
+    return seeded(RoundedLoss, hf.BertConfig(**SIZES, num_hidden_layers=1))
+
+
+def test_a_loss_that_mixed_precision_rounded_is_still_the_plain_one(tmp_path):
+    given = {"rows": rows_for(bert), "declared": {"class_weights": CLASS_WEIGHTS}}
+    assert training_logs(run(rounded, tmp_path, 16, **given, bf16=True))
+    with pytest.raises(UnsupportedSetupError, match="and the cross entropy of its logits"):
+        run(rounded, tmp_path, 16, **given)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("use_cpu", [pytest.param(False, marks=GPU)])
+def test_weights_work_under_mixed_precision(tmp_path, precision, use_cpu):
+    assert training_logs(run(bert, tmp_path, 16, use_cpu=use_cpu, **{precision: True}))
