@@ -11,7 +11,7 @@ from hf_freeze.binary import metric_values
 from hf_freeze.binary.counts import ScoreCounts, count_scores
 from hf_freeze.binary.criterion import Criterion
 from hf_freeze.binary.label_thresholds import LabelThresholds, read_label_matrix, read_margins, take_matrix
-from hf_freeze.binary.margin import Head, ValueRange, refuse_probabilities
+from hf_freeze.binary.margin import Head, ValueRange, as_numpy, refuse_probabilities
 from hf_freeze.binary.metric_values import MetricOfCounts, metrics_at
 from hf_freeze.binary.prevalence import calls_far_from_tuned, labels_far_from_tuned
 from hf_freeze.binary.result import ThresholdResult, reasons_to_doubt, short
@@ -178,7 +178,7 @@ class MultiLabelMetrics(TunedMetrics):
 
     def _read(self, logits: Any, labels: Any) -> _LabelledRows:
         margin, seen = read_margins(logits, head=self._head)
-        margin = np.asarray(margin)
+        margin = as_numpy(margin)  # of a batch it lies on the device
         return _LabelledRows(margin, *read_label_matrix(labels, margin.shape), ranges=(seen,))
 
     def _join(self, batches: Sequence[_LabelledRows]) -> _LabelledRows:
@@ -231,7 +231,7 @@ class MultiLabelMetrics(TunedMetrics):
         """Warn when far more or fewer of these rows, which have no labels, are called positive than was expected."""
         if not self._results:
             return
-        margin = np.asarray(read_margins(logits, head=self._head)[0])
+        margin = as_numpy(read_margins(logits, head=self._head)[0])
         columns = dict(zip(self._names_of(margin.shape[1]), margin.T, strict=True))
         self._warn_of(
             "calls",

@@ -110,4 +110,6 @@ def _spread(values: torch.Tensor, layout: Layout, batch: Batch) -> torch.Tensor:
         dims = [dim for index, dim in enumerate(layout.dims) if index != layout.rows_dim]
         where = layout.dims[layout.length_dim] if layout.length_dim is not None else dims[0]
         values = values.unsqueeze(1).expand(-1, where.at(batch.sizes), *values.shape[1:])
+        if values.device.type != "cpu":  # where dropout draws by how a tensor lies in memory
+            values = values.contiguous()
     return layout.restored(values)

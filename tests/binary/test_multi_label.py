@@ -23,6 +23,7 @@ from hf_freeze import (
 )
 from tests.binary import brute_force
 from tests.binary.conftest import WORDS
+from tests.installed import USE_CPU
 
 pytestmark = pytest.mark.filterwarnings("ignore::hf_freeze.ThresholdWarning", "ignore:.*pin_memory.*:UserWarning")
 
@@ -271,8 +272,8 @@ def trainer(folder, make_model, metrics, eval_dataset, *, trainer_class=FreezeTr
         label2id={name: i for i, name in enumerate(NAMES)},
     )  # fmt: skip
     args = TrainingArguments(
-        str(folder), use_cpu=True, report_to=[], disable_tqdm=True, max_steps=4, eval_strategy="steps", eval_steps=2,
-        per_device_eval_batch_size=16, **{"save_strategy": "no", **arguments},
+        str(folder), report_to=[], disable_tqdm=True, max_steps=4, eval_strategy="steps", eval_steps=2,
+        per_device_eval_batch_size=16, **{"use_cpu": True, "save_strategy": "no", **arguments},
     )  # fmt: skip
     extra = {} if preprocess is None else {"preprocess_logits_for_metrics": preprocess}
     return trainer_class(
@@ -329,15 +330,16 @@ def test_thresholds_are_saved_by_name_with_every_checkpoint_and_read_back(tmp_pa
     )
 
 
+@pytest.mark.parametrize("use_cpu", USE_CPU)
 @pytest.mark.parametrize("arguments", [{"batch_eval_metrics": True}, {"eval_do_concat_batches": False}])
-def test_a_plain_trainer_reports_the_same_however_it_hands_batches_over(tmp_path, make_model, arguments):
+def test_a_plain_trainer_reports_the_same_however_it_hands_batches_over(tmp_path, make_model, arguments, use_cpu):
     def reported(**given):
         metrics = MultiLabelMetrics()
         run = trainer(tmp_path, make_model, metrics, dataset(101, 1), trainer_class=Trainer, **given)
         timing = ("runtime", "per_second", "preparation_time")
         return {k: v for k, v in run.evaluate().items() if not k.endswith(timing)}
 
-    assert reported(**arguments) == pytest.approx(reported())
+    assert reported(**arguments, use_cpu=use_cpu) == pytest.approx(reported())
 
 
 def test_scores_other_than_the_models_are_refused(tmp_path, make_model):

@@ -10,6 +10,7 @@ from hf_freeze import Stage
 from hf_freeze.features import cache
 from hf_freeze.features.extraction import extract
 from tests.features.runs import CASES, Pad, kept_sets, logged, run
+from tests.installed import GPU
 from tests.nearness import assert_near
 
 # Below transformers 5.8 by another name.
@@ -39,6 +40,18 @@ def test_a_run_on_stored_features_goes_where_one_without_does(tmp_path, name, pl
     plain = run(case, tmp_path / "plain", trainable=getattr(case, plan), cache=False)
     with kept_sets() as kept:
         cached = run(case, tmp_path / "cached", trainable=getattr(case, plan))
+    assert kept == [["training", "evaluation"]]
+    assert_same(plain, cached)
+
+
+@pytest.mark.parametrize("use_cpu", [pytest.param(False, marks=GPU)])
+@pytest.mark.parametrize("name", ["electra", "roberta", "custom"])
+def test_dropout_right_behind_the_features_draws_what_it_draws_without_them(tmp_path, name, use_cpu):
+    # On a GPU that depends on how a tensor lies in memory.
+    given = {"trainable": CASES[name].probe, "use_cpu": use_cpu}
+    plain = run(CASES[name], tmp_path / "plain", **given, cache=False)
+    with kept_sets() as kept:
+        cached = run(CASES[name], tmp_path / "cached", **given)
     assert kept == [["training", "evaluation"]]
     assert_same(plain, cached)
 

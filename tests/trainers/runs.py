@@ -43,7 +43,7 @@ def trainer(kind, way, folder, *, staged=False, plan=None, settings=None, **chan
 
 
 def weights(made):
-    return {name: parameter.detach().clone() for name, parameter in made.model.named_parameters()}
+    return {name: parameter.detach().cpu().clone() for name, parameter in made.model.named_parameters()}
 
 
 def moved(before, after):

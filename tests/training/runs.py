@@ -38,9 +38,9 @@ TRAINER_ARGUMENTS = {
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Copy every parameter and buffer, tied weights once."""
+    """Copy every parameter and buffer to the CPU, tied weights once."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    return {name: tensor.detach().clone() for name, tensor in tensors}
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors}
 
 
 def moved(before: dict[str, torch.Tensor], model: nn.Module) -> set[str]:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import set_seed
 
+from tests.installed import GPU
 from tests.launch import accelerate_launch
 from tests.nearness import assert_near
 from tests.training.scripts import accelerated_fsdp_run
@@ -18,8 +19,7 @@ WRAP = ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--fsdp_transformer
 STAGE_OF_STEP = [0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
 KINDS = ("SHARDED_STATE_DICT", "FULL_STATE_DICT")
 on_gloo = [pytest.param("cpu", kind, marks=pytest.mark.distributed, id=f"gloo-{kind}") for kind in KINDS]
-no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-on_devices = [pytest.param("gpu", kind, marks=[pytest.mark.gpu, no_gpu], id=f"cuda-{kind}") for kind in KINDS]
+on_devices = [pytest.param("gpu", kind, marks=GPU, id=f"cuda-{kind}") for kind in KINDS]
 
 
 @pytest.mark.slow

@@ -3,16 +3,15 @@
 import pytest
 import torch
 
+from tests.installed import GPU
 from tests.models import tiny_bert
 from tests.nearness import assert_near
 from tests.training.staged import PLAN, STEPS, losses, trainer
 
-no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-on_gpu = [pytest.mark.gpu, no_gpu]
 SETUPS = [
     pytest.param("bf16", True, id="bf16-cpu"),
-    pytest.param("bf16", False, id="bf16-cuda", marks=on_gpu),
-    pytest.param("fp16", False, id="fp16-cuda", marks=on_gpu),
+    pytest.param("bf16", False, id="bf16-cuda", marks=GPU),
+    pytest.param("fp16", False, id="fp16-cuda", marks=GPU),
 ]
 STAGE_OF_STEP = [0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 4, 4]
 

@@ -61,7 +61,7 @@ def same(left, right) -> list[str]:
     """Name what is not bit-equal in two models."""
     one, other = left.state_dict(), right.state_dict()
     assert one.keys() == other.keys()
-    return [name for name in one if not torch.equal(one[name], other[name])]
+    return [name for name in one if not torch.equal(one[name].cpu(), other[name].cpu())]
 
 
 def refused(model, folder: Path, match: str) -> None:
