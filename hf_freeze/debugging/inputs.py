@@ -13,6 +13,7 @@ from hf_freeze.debugging.variants import has_tokens, real_tokens
 from hf_freeze.model_inputs.input_rows import Row, length_of, positions
 from hf_freeze.model_inputs.inspected_model import IDS, InspectedModel
 from hf_freeze.module_types import BATCH_NORMS, DROPOUTS
+from hf_freeze.tensor_parts import parts_of
 
 _UNKNOWN_SHARE = 0.3
 
@@ -65,10 +66,9 @@ def check_weights(model: nn.Module) -> Check:
 
 def _floating(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for path, tensor in (*model.named_parameters(), *model.named_buffers()):
-        piece: Any = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-        if piece.is_floating_point() and piece.numel() and piece.element_size() > 1:
-            is_statistic = "running" in path or isinstance(tensor, nn.Parameter)  # a mask may hold -inf on purpose
-            if is_statistic:
+        is_statistic = "running" in path or isinstance(tensor, nn.Parameter)  # a mask may hold -inf on purpose
+        for piece in parts_of(tensor) if is_statistic else ():
+            if piece.is_floating_point() and piece.numel() and piece.element_size() > 1:
                 yield path, piece.detach()
 
 

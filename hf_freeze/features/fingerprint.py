@@ -14,6 +14,7 @@ import xxhash
 from torch import nn
 
 from hf_freeze.features.answers import Frontier
+from hf_freeze.tensor_parts import parts_of
 
 _OF_THE_TASK = {
     "_name_or_path",
@@ -108,7 +109,8 @@ def _digest_weights(model: nn.Module, frontier: Frontier) -> str:
         tensors += module.named_buffers(recurse=False) if id(module) in prefix else []
         for own, tensor in tensors:
             digest.update(f"{name}.{own} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(_bytes(tensor))
+            for part in parts_of(tensor):
+                digest.update(_bytes(part))
     return digest.hexdigest()
 
 

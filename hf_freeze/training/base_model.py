@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from hf_freeze.selection.model_map import map_model, unwrap
 from hf_freeze.selection.peft_support import plain_name
 from hf_freeze.selection.rows import rows_named
+from hf_freeze.tensor_parts import parts_of
 from hf_freeze.training.base_files import same_in_files
 from hf_freeze.training.digests import typed_digests
 from hf_freeze.training.trained_file import Base
@@ -131,5 +132,6 @@ def _held(
 
 
 def _is_packed(tensor: torch.Tensor) -> bool:
-    """Tell whether a quantizer packed these weights; nothing else has parameters of whole numbers."""
-    return isinstance(tensor, nn.Parameter) and not tensor.is_floating_point()
+    """Tell whether a quantizer packed these weights: nothing else makes parameters of whole numbers, or of parts."""
+    is_wrapped = parts_of(tensor)[0] is not tensor
+    return isinstance(tensor, nn.Parameter) and (is_wrapped or not tensor.is_floating_point())

@@ -15,6 +15,7 @@ from functools import lru_cache
 import torch
 import torch.distributed as dist
 
+from hf_freeze.tensor_parts import parts_of
 from hf_freeze.training.backends import is_sharded, local
 
 _ROW = 1024
@@ -117,6 +118,9 @@ def _weights(count: int, device: torch.device) -> torch.Tensor:
 
 def as_words(tensor: torch.Tensor) -> torch.Tensor:
     """Return the bits of a tensor as 64-bit integers, without a copy where it lies so in memory."""
+    parts = parts_of(tensor)
+    if parts[0] is not tensor:
+        return torch.cat([*map(as_words, parts)])
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
     if short := -flat.numel() % 8:
         flat = torch.cat([flat, flat.new_zeros(short)])

@@ -10,6 +10,8 @@ from torch import nn
 from hf_freeze.plan.tables import as_table, part_labels
 from hf_freeze.selection.frozen_marks import trainable_size, trained_rows
 from hf_freeze.selection.model_map import map_model, unwrap
+from hf_freeze.tensor_parts import bytes_of
+from hf_freeze.training.backends import is_sharded
 from hf_freeze.training.row_parameters import Run, runs
 
 
@@ -96,13 +98,18 @@ def _row(part: str, tensors: list[torch.Tensor]) -> SummaryRow:
         parameters=sum(map(_numel, tensors)),
         trainable=sum(map(_trainable, tensors)),
         dtype=", ".join(dtypes),
-        bytes=sum(_numel(tensor) * tensor.element_size() for tensor in tensors),
+        bytes=sum(map(_bytes, tensors)),
     )
 
 
 def _numel(tensor: torch.Tensor) -> int:
     sharded: int | None = getattr(tensor, "ds_numel", None)  # DeepSpeed ZeRO-3 leaves an empty tensor in place
     return tensor.numel() if sharded is None else sharded
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    """Count all of a tensor, also where this process holds a piece of it."""
+    return _numel(tensor) * tensor.element_size() if is_sharded(tensor) else bytes_of(tensor)
 
 
 def _trainable(tensor: torch.Tensor) -> int:

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainingArguments
 
 from hf_freeze.reporting.preview.stand_in import stand_in
+from hf_freeze.tensor_parts import parts_of
 from hf_freeze.training.groups import GroupSpec, with_parameters
 from hf_freeze.training.merged_groups import with_groups
 from hf_freeze.training.row_parameters import members, whole_of
@@ -97,11 +98,9 @@ def _pieces(values: Iterable[object]) -> dict[object, int]:
     found: dict[object, int] = {}
     for value in values:
         if isinstance(value, torch.Tensor):
-            if is_traceable_wrapper_subclass(value):  # such as the quantised moments of torchao
-                found |= _pieces(getattr(value, part) for part in value.__tensor_flatten__()[0])
-            else:
-                storage = StorageWeakRef(value.untyped_storage())  # type: ignore[no-untyped-call]
-                found[storage, value.storage_offset()] = value.numel() * value.element_size()
+            for part in parts_of(value):
+                storage = StorageWeakRef(part.untyped_storage())  # type: ignore[no-untyped-call]
+                found[storage, part.storage_offset()] = part.numel() * part.element_size()
         elif isinstance(value, Mapping):
             found |= _pieces(value.values())
         else:

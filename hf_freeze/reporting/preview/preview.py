@@ -26,6 +26,7 @@ from hf_freeze.reporting.preview.stand_in import longest_text
 from hf_freeze.reporting.preview.trace import ModelTracer, StepTrace
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.selection.rows import tensors_of
+from hf_freeze.tensor_parts import bytes_of
 from hf_freeze.training.arguments import FreezeArguments
 from hf_freeze.training.bound_plan import BoundPlan, bind
 from hf_freeze.training.freezing import plan_as_it_is
@@ -224,7 +225,7 @@ def _facts(
         resolved=resolved,
         shown=shown,
         specs=specs,
-        gradients={name: p.numel() * p.element_size() for name, p in bound.parameters.items()},
+        gradients={name: bytes_of(p) for name, p in bound.parameters.items()},
         idle=idle if is_given else {},
         buffers=_buffer_bytes(bound.model, args),
         optimizer=optimizer,
