@@ -205,6 +205,16 @@ class ResolvedPlan:
         return frozenset().union(*self.names)
 
     @cached_property
+    def stages_of(self) -> Mapping[str, tuple[int, ...]]:
+        """Name -> the stages in which it trains, for what ever does; read off what changes from stage to stage."""
+        changes: dict[str, tuple[int, ...]] = {}
+        for index, (before, after) in enumerate(zip((frozenset[str](), *self.names), self.names, strict=False)):
+            for name in before ^ after:
+                changes[name] = (*changes.get(name, ()), index)
+        expanded = {when: _between(when, len(self.names)) for when in set(changes.values())}
+        return {name: expanded[when] for name, when in changes.items()}
+
+    @cached_property
     def lr_factors(self) -> tuple[float, ...]:
         """The factor of each stage on every learning rate."""
         factors = [1.0]
@@ -227,7 +237,7 @@ class ResolvedPlan:
         if self.rotation is None:
             return frozenset().union(*self.stages[: stage + 1])
         last = min(period, self.rotation.periods_per_cycle - 1)
-        return frozenset().union(*(self.trains(stage, earlier) for earlier in range(last + 1)))
+        return self.trains(stage).union(*map(self.rotation.names, range(1, last + 1)))
 
     def with_optimizer_state(self, stage: int, period: int = 0) -> frozenset[str]:
         """Return the canonical names of what the optimizer has state of after a step of this stage and period."""
@@ -284,6 +294,12 @@ class ResolvedPlan:
         by_name = ", ".join(self.model_map.head_by_name)
         told = f"\nThe head, found by names: {by_name}." if by_name else ""
         return "\n".join([as_table(rows), *([self.rotation.schedule] if self.rotation else [])]) + told
+
+
+def _between(changes: Sequence[int], end: int) -> tuple[int, ...]:
+    """Return the stages from each unfreezing to the freezing after it: (1, 3, 5) of 7 -> 1, 2, 5, 6."""
+    bounds = [*changes, end]
+    return tuple(stage for first, last in zip(bounds[::2], bounds[1::2], strict=False) for stage in range(first, last))
 
 
 def resolve(

@@ -45,8 +45,8 @@ class Rotation:
 
     def names(self, period: int) -> frozenset[str]:
         """Return the canonical names of what this period trains of the layers."""
-        chosen = self._chosen(period)
-        return frozenset(name for name, place in self.layer_of.items() if place in chosen)
+        layers = (*self.layers.values(),)
+        return frozenset[str]().union(*(layers[place] for place in self._chosen(period)))
 
     def largest(self, sizes: Mapping[str, int]) -> int:
         """Return the period of the first cycle that trains most; of several, the one that reaches the lowest layer."""

@@ -194,7 +194,7 @@ class _Key(NamedTuple):
 
 def _divided(resolved: ResolvedPlan, rungs: Mapping[str, Rung], decayed: frozenset[str]) -> dict[_Key, list[str]]:
     """Divide the names of all that ever trains into groups; `turn` is a layer of a rotation, -1 for the rest."""
-    model_map, stages_of = resolved.model_map, _stages_of_each(resolved.stages)
+    model_map, stages_of = resolved.model_map, resolved.stages_of
     turns = {} if resolved.rotation is None else resolved.rotation.layer_of
     by_key: dict[_Key, list[str]] = {}
     for name in model_map.parts:
@@ -204,22 +204,6 @@ def _divided(resolved: ResolvedPlan, rungs: Mapping[str, Rung], decayed: frozens
             key = _Key(rungs[name].order, stages, turns.get(name, -1), not decays)
             by_key.setdefault(key, []).append(name)
     return by_key
-
-
-def _stages_of_each(stages: Sequence[frozenset[str]]) -> dict[str, tuple[int, ...]]:
-    """Name -> the stages in which it trains, for what ever does; read off what changes from stage to stage."""
-    changes: dict[str, tuple[int, ...]] = {}
-    for index, (before, after) in enumerate(zip((frozenset[str](), *stages), stages, strict=False)):
-        for name in before ^ after:
-            changes[name] = (*changes.get(name, ()), index)
-    expanded = {when: _between(when, len(stages)) for when in set(changes.values())}
-    return {name: expanded[when] for name, when in changes.items()}
-
-
-def _between(changes: Sequence[int], end: int) -> tuple[int, ...]:
-    """Return the stages from each unfreezing to the freezing after it: (1, 3, 5) of 7 -> 1, 2, 5, 6."""
-    bounds = [*changes, end]
-    return tuple(stage for first, last in zip(bounds[::2], bounds[1::2], strict=False) for stage in range(first, last))
 
 
 _TORCHS_OWN = [cls for cls in vars(torch.optim).values() if inspect.isclass(cls) and cls is not torch.optim.Optimizer]

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.stages import is_number
+from hf_freeze.plan.timeline import stage_of
 from hf_freeze.training.backends import group_members, uses_master_weights
 from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.group_names import joined_names
@@ -40,11 +41,11 @@ def rate_factor(
     >>> [rate_factor([False, True], [0, 2], step, warmup=4, factors=[1.0, 0.5]) for step in range(7)]
     [0.0, 0.0, 0.125, 0.25, 0.375, 0.5, 0.5]
     """
-    stage = sum(begin <= step for begin in begins) - 1
+    stage = stage_of(begins, step)
     if not trains[stage]:
         return 0.0
     factor = factors[stage]
-    while stage and trains[stage - 1]:
+    while stage and trains[stage - 1] and step - begins[stage] + 1 < warmup:
         stage -= 1
     if stage == 0 or warmup == 0:
         return factor
@@ -119,20 +120,21 @@ def _trains_by_group(optimizer: torch.optim.Optimizer, bound: BoundPlan, warmup:
     """For every group, in which stages it trains."""
     names = {id(parameter): name for name, parameter in bound.parameters.items()}
     freezes_by_lr = uses_master_weights(optimizer)
+    stages_of, rotation = bound.resolved.stages_of, bound.resolved.rotation
     result: list[list[bool]] = []
     for index, (group, parameters) in enumerate(zip(optimizer.param_groups, group_members(optimizer), strict=True)):
         members = [names[id(parameter)] for parameter in parameters if id(parameter) in names]
-        ever = [name for name in members if name in bound.resolved.ever_trainable]
-        stages = [[name in trainable for name in ever] for trainable in bound.resolved.names]
-        rotation = bound.resolved.rotation
+        ever = [name for name in members if name in stages_of]
+        stages = {stages_of[name] for name in ever}
         takes_turns = rotation is not None and rotation.take_turns(frozenset(ever))
-        if (warmup or freezes_by_lr) and (takes_turns or any(any(stage) and not all(stage) for stage in stages)):
+        if (warmup or freezes_by_lr) and (takes_turns or len(stages) > 1):
             raise PlanError(
                 f"{'DeepSpeed' if freezes_by_lr else 'unfreeze_warmup'} needs groups that are unfrozen as a whole; "
                 f"group {group.get('name', index)!r} of the optimizer mixes parameters of several stages or periods. "
                 "Build it with hf_freeze.param_groups(model, args, plan=plan), or use FreezeTrainer."
             )
-        result.append([any(stage) or not members for stage in stages])
+        trains = frozenset[int]().union(*stages)
+        result.append([stage in trains or not members for stage in range(len(bound.resolved.stages))])
     return result
 
 

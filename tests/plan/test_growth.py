@@ -3,9 +3,12 @@
 import sys
 
 import pytest
+import torch
 
 from hf_freeze import FreezePlan, freeze, param_groups, recipes, trainable_summary
+from hf_freeze.training.bound_plan import bind
 from hf_freeze.training.freezing import plan_as_it_is
+from hf_freeze.training.schedule import RateGate
 from tests.models import tiny_bert
 from tests.training.runs import freeze_trainer
 
@@ -21,9 +24,18 @@ def path_per_layer(model):
     return FreezePlan(trainable=[f"bert.encoder.layer.{index}" for index in range(layers)]).resolve(model)
 
 
+def all_that_rotated(model):
+    return recipes.rotate(layers=1, every=1).resolve(model).trained_up_to(0, period=10**6)
+
+
 def calls(work, layers):
     """Count the calls of functions, C functions and generators that `work` makes on a model of so many layers."""
-    model, count = tiny_bert(layers=layers), 0
+    model = tiny_bert(layers=layers)
+    return counted(lambda: work(model))
+
+
+def counted(work):
+    count = 0
 
     def note(frame, event, arg):
         nonlocal count
@@ -31,7 +43,7 @@ def calls(work, layers):
 
     sys.setprofile(note)
     try:
-        work(model)
+        work()
     finally:
         sys.setprofile(None)
     return count
@@ -47,12 +59,26 @@ def calls(work, layers):
         lambda model: freeze(model, "backbone"),
         trainable_summary,
         lambda model: FreezePlan(trainable="all").resolve(model).fingerprint,
+        all_that_rotated,
     ],
-    ids=["as it is", "path per layer", "gradual", "groups", "freeze", "summary", "fingerprint"],
+    ids=["as it is", "path per layer", "gradual", "groups", "freeze", "summary", "fingerprint", "rotation"],
 )
 def test_twice_the_layers_take_at_most_about_twice_the_calls(work):
     calls(work, 2)  # what is imported or cached once
     assert calls(work, 40) < 2.3 * calls(work, 20)
+
+
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_the_rates_of_a_stage_for_each_layer_take_calls_for_each_group_not_for_each_stage_of_it(warmup):
+    def rates(layers):
+        model, plan = tiny_bert(layers=layers), recipes.gradual()
+        bound = bind(plan, model)
+        optimizer = torch.optim.SGD(param_groups(model, lr=0.1, plan=plan))
+        begins = range(len(bound.resolved.stages))
+        return counted(lambda: RateGate(optimizer, bound, warmup=warmup).apply(begins, step=begins[-1]))
+
+    rates(2)
+    assert rates(40) < 2.3 * rates(20)
 
 
 def test_a_step_without_a_plan_on_a_partly_frozen_model_walks_it_a_fixed_number_of_times(tmp_path):
