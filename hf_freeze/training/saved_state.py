@@ -74,11 +74,17 @@ def _problems_of_window(window: Any) -> Iterator[str]:
     if not isinstance(window, dict):
         yield f"loss_window is {window!r:.60}."
     elif window:
-        losses = window.get("losses")
+        losses, others = window.get("losses"), window.get("others", {})
         if not is_count(window.get("step")) or not is_count(window.get("logged")):
             yield f"loss_window has step={window.get('step')!r:.40} and logged={window.get('logged')!r:.40}."
-        if not isinstance(losses, list) or not losses or not all(isinstance(x, float | int) for x in losses):
+        if not _are_losses(losses):
             yield f"loss_window has losses={losses!r:.60}, not a number for each process."
+        if not isinstance(others, dict) or not all(map(_are_losses, others.values())):
+            yield f"loss_window has others={others!r:.60}, not a number for each process by the name of each loss."
+
+
+def _are_losses(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(loss, float | int) for loss in value)
 
 
 def _problems_of_run(run: Any) -> Iterator[str]:

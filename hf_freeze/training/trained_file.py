@@ -133,7 +133,7 @@ def refuses_loading(index: Path) -> bool:
     """Tell whether this index is one that `refuse_loading` wrote."""
     try:
         return _NOT_WHOLE in json.loads(index.read_bytes())["weight_map"].values()
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 

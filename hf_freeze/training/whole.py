@@ -159,14 +159,17 @@ def _state_problem(path: Path) -> str | None:
         return f"{path.name!r}, which is written last, is missing. Was the run killed while it saved?"
     try:
         values = json.loads(path.read_bytes())
-    except ValueError as error:
+    except OSError as error:
+        return f"{path.name!r} cannot be read ({error.strerror})."
+    except (ValueError, RecursionError) as error:
         return f"{path.name!r} is not readable as JSON ({error}). Was the run killed while it saved?"
     if not isinstance(values, dict):
         return f"{path.name!r} holds {_shown(values)}, not the fields of a TrainerState."
     if unknown := sorted(values.keys() - {field.name for field in fields(TrainerState)}):
         return f"{path.name!r} has the field {unknown[0]!r}, which this version of transformers does not know."
-    if "global_step" not in values:
-        return f"{path.name!r} has no 'global_step'."
+    # The Trainer compares the second with that of this run, and fails where there is none.
+    if lost := [name for name in ("global_step", "train_batch_size") if name not in values]:
+        return f"{path.name!r} has no {lost[0]!r}."
     for name, (kinds, what) in _FIELDS.items():
         if name not in values:
             continue
@@ -194,7 +197,7 @@ _FIELDS: dict[str, tuple[tuple[Any, ...], str]] = {
     "epoch": (_OPTIONAL, "a number"),
     "total_flos": (_NUMBER, "a number"),
     "num_input_tokens_seen": (_COUNT, "a count"),
-    "train_batch_size": ((int, None), "a count"),
+    "train_batch_size": (_COUNT, "a count"),
     "best_metric": (_OPTIONAL, "a number"),
     "best_global_step": ((int, None), "a step"),
     "best_model_checkpoint": ((str, None), "a folder"),
@@ -215,7 +218,7 @@ def _is_one_of(value: Any, kinds: tuple[Any, ...]) -> bool:
 def _missing_shards(index: Path) -> Iterator[str]:
     try:
         shards = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         yield f"{index.name!r} cannot be read ({type(error).__name__}: {error})."
         return
     for shard in sorted(shards):

@@ -25,6 +25,14 @@ def holding(name: str, content: bytes) -> Damage:
     return lambda folder: (folder / name).write_bytes(content)
 
 
+def a_folder(name: str) -> Damage:
+    def damage(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir()
+
+    return damage
+
+
 def with_field(path: str, value: Any) -> Damage:
     """Set a field of trainer_state.json; `saved.` stands for what FreezeCallback left."""
 
@@ -63,6 +71,8 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "state cut off": (cut(STATE), "trainer_state.json.*not readable as JSON"),
     "state empty": (holding(STATE, b""), "trainer_state.json.*not readable as JSON"),
     "state binary": (holding(STATE, b"\xb7\xff\x00"), "trainer_state.json.*not readable as JSON"),
+    "state nested too deep": (holding(STATE, b"[" * 10**5), "trainer_state.json.*not readable as JSON"),
+    "state a folder": (a_folder(STATE), "trainer_state.json.*cannot be read"),
     "no weights": (lost("model.safetensors"), "no file of weights"),
     "weights cut off": (cut("model.safetensors"), "model.safetensors.*cannot be read"),
     "weights cut off in the header": (cut("model.safetensors", 0.001), "model.safetensors.*cannot be read"),
@@ -77,12 +87,15 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         holding("model.safetensors.index.json", b'{"weight_map": {"a": "model-00002-of-00002.safetensors"}}'),
         "model-00002-of-00002.safetensors.*is missing",
     ),
+    "an index that is a folder": (a_folder("model.safetensors.index.json"), "index.json.*cannot be read"),
     "an index that is none": (holding("model.safetensors.index.json", b"[1]"), "index.json.*cannot be read"),
     # the Trainer's own fields
     "a list": (holding(STATE, b"[]"), "trainer_state.json.*not the fields of a TrainerState"),
     "null": (holding(STATE, b"null"), "trainer_state.json.*holds None"),
     "a field of the future": (with_field("quantum", 1), "trainer_state.json.*'quantum'"),
     "no step": (without_field("global_step"), "trainer_state.json.*no 'global_step'"),
+    "no batch size": (without_field("train_batch_size"), "trainer_state.json.*no 'train_batch_size'"),
+    "batch size null": (with_field("train_batch_size", None), "trainer_state.json.*train_batch_size=None"),
     "step as text": (with_field("global_step", "2"), "trainer_state.json.*global_step='2'"),
     "step below 0": (with_field("global_step", -1), "trainer_state.json.*global_step=-1"),
     "step NaN": (with_field("global_step", float("nan")), "trainer_state.json.*global_step=nan"),
@@ -120,6 +133,8 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "loss window as list": (with_field("saved.loss_window", [1]), "trainer_state.json.*loss_window"),
     "losses empty": (with_field("saved.loss_window.losses", []), "trainer_state.json.*losses=\\[\\]"),
     "losses as text": (with_field("saved.loss_window.losses", ["x"]), "trainer_state.json.*losses"),
+    "other losses NaN": (with_field("saved.loss_window.others", float("nan")), "trainer_state.json.*others=nan"),
+    "other losses a number": (with_field("saved.loss_window.others", {"x": 1}), "trainer_state.json.*others={'x': 1}"),
     "logged null": (with_field("saved.loss_window.logged", None), "trainer_state.json.*logged=None"),
     "run null": (with_field("saved.run", None), "trainer_state.json.*run is None"),
     "stage as text": (with_field("saved.run.stage", "1"), "trainer_state.json.*number of a stage"),
