@@ -1,8 +1,10 @@
 """`FreezeCallback`: a freeze plan for any existing Trainer."""
 
 import gc
+import os
 from abc import ABCMeta
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -19,9 +21,12 @@ from hf_freeze.training.groups import refuse_groups_of_another_plan, refuse_left
 from hf_freeze.training.loss_scaling import CountProbe
 from hf_freeze.training.planned_training import PlannedTraining
 from hf_freeze.training.random_states import RandomStatesCallback
+from hf_freeze.training.renamed_weights import load_by_any_name
 from hf_freeze.training.run_events import RunEvents
 from hf_freeze.training.settings import FreezeSettings
+from hf_freeze.training.setup import is_whole
 from hf_freeze.training.train_calls import running_trainer, train_call, while_training
+from hf_freeze.training.whole import require_whole
 
 
 class FreezeCallback(RunEvents, metaclass=ABCMeta):
@@ -83,13 +88,18 @@ class FreezeCallback(RunEvents, metaclass=ABCMeta):
         return super().state()
 
     def _look_at_checkpoint(self) -> None:
-        """Note the checkpoint that the Trainer is about to resume from; raise `PlanError` for that of another plan."""
+        """Note the checkpoint that the Trainer is about to resume from.
+
+        Raises `PlanError` for that of another plan, `FreezeError` for one that is not whole.
+        """
         call = train_call()
         if call is None or running_trainer(self) is None:
             return
         trainer, given = call["self"], call.get("resume_from_checkpoint")
-        folder = given if isinstance(given, str) and checkpoint.has_state(given) else None
+        folder = Path(given) if isinstance(given, str | os.PathLike) and checkpoint.has_state(given) else None
         self._training.resumed_from = folder
+        if folder is not None:
+            require_whole(folder, optimizer=is_whole(trainer.args))
         # A restored callback has the plan of the checkpoint; a model_init has yet to build the model.
         restored = trainer.args.restore_callback_states_from_checkpoint
         if folder is None or restored or trainer.model_init is not None:
@@ -119,6 +129,7 @@ class FreezeCallback(RunEvents, metaclass=ABCMeta):
             refuse_left_out(optimizer, bound)
         resumed = self._training.resumed_run(args, state)
         if resumed:
+            self._load_renamed(args, resumed.folder)
             self._training.load_thawed(bound.model, resumed.folder)
         is_running = while_training(self)
         batches = kwargs.get("train_dataloader")
@@ -146,9 +157,16 @@ class FreezeCallback(RunEvents, metaclass=ABCMeta):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Release the model; under PEFT, load what the best checkpoint has beside the adapter."""
+        """Release the model; load what the Trainer passed over in the best checkpoint."""
         self._random_states.keep_no_longer()
         super().on_train_end(args, state, control, **kwargs)
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._load_renamed(args, state.best_model_checkpoint)
+
+    def _load_renamed(self, args: TrainingArguments, folder: str | Path) -> None:
+        bound = self._training.bound
+        if bound is not None and is_whole(args):
+            load_by_any_name(bound.model, folder, trained=bound.resolved.ever_trainable)
 
 
 def _one_plan(plan: PlanLike | None, *, freeze: Selection | None, trainable: Selection | None) -> FreezePlan:

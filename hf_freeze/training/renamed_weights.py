@@ -46,10 +46,10 @@ class RenamedWeightsTrainerMixin(_Base):
 
     def _load_renamed(self, folder: str) -> None:
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            _load_by_any_name(self.model, folder, trained=self._freezing.required_bound.resolved.ever_trainable)
+            load_by_any_name(self.model, folder, trained=self._freezing.required_bound.resolved.ever_trainable)
 
 
-def _load_by_any_name(model: nn.Module, folder: str | os.PathLike[str], *, trained: Collection[str]) -> None:
+def load_by_any_name(model: nn.Module, folder: str | os.PathLike[str], *, trained: Collection[str]) -> None:
     """Load the weights of a checkpoint as `from_pretrained` does, where some are saved by other names.
 
     Raises `FreezeError` where `from_pretrained` does not find one of those named in `trained` either.

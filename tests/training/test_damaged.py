@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
-from hf_freeze import FreezeError, FreezePlan, FreezeTrainerMixin, Plateau, Stage
+from hf_freeze import FreezeCallback, FreezeError, FreezePlan, FreezeTrainerMixin, Plateau, Stage
 from hf_freeze.training.whole import require_whole
 from tests.models import text_rows, tiny_bert
 from tests.trainers.own_kinds import ScaleTrainer
@@ -54,6 +54,29 @@ def test_a_damaged_checkpoint_is_refused_with_what_is_wrong(saved, tmp_path, nam
     damage(folder)
     with pytest.raises(FreezeError, match=f"(?s){said}"):
         resume(folder)
+
+
+@pytest.fixture(scope="module")
+def saved_by_callback(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    with_callback(folder, **SAVING).train()
+    return folder
+
+
+def with_callback(folder, **values):
+    return trainer(folder, plan=PLAN, cls=Trainer, trainer={"callbacks": [FreezeCallback(PLAN)]}, **values)
+
+
+SEEN_BY_CALLBACK = ["step as text", "interval as text", "log of lists", "no batch size", "no optimizer", "no scheduler"]
+
+
+@pytest.mark.parametrize("name", SEEN_BY_CALLBACK)
+def test_a_callback_refuses_what_the_trainer_passes_over_or_stumbles_on(saved_by_callback, tmp_path, name) -> None:
+    folder = copied(saved_by_callback, tmp_path)
+    damage, said = DAMAGES[name]
+    damage(folder)
+    with pytest.raises(FreezeError, match=f"(?s){said}"):
+        with_callback(tmp_path, **SAVING).train(resume_from_checkpoint=True)
 
 
 def test_the_undamaged_one_resumes(saved, tmp_path) -> None:

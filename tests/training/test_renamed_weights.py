@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from hf_freeze import FreezeTrainer, FreezeTrainingArguments
+from hf_freeze import FreezeCallback, FreezeTrainer, FreezeTrainingArguments
 from tests.features.runs import images
 from tests.models import tiny_vit
+from tests.quiet import quiet_arguments
 
 
 def trainer(folder, cls=FreezeTrainer, **given):
@@ -67,3 +69,37 @@ def test_the_best_weights_are_loaded_at_the_end(tmp_path, monkeypatch, max_shard
     assert made.state.best_model_checkpoint.endswith("checkpoint-3")
     assert (tmp_path / "checkpoint-3" / SAFE_WEIGHTS_NAME).exists() is (max_shard_size == "5GB")
     assert_equal(weights(made.model), FirstIsBest.seen[0])
+
+
+def plain_trainer(folder, **given):
+    callback = FreezeCallback(trainable=["head", "layers[-1]"])
+    arguments = quiet_arguments(
+        folder,
+        cls=TrainingArguments,
+        per_device_train_batch_size=4,
+        num_train_epochs=2,
+        learning_rate=1e-2,
+        save_strategy="epoch",
+        eval_strategy="epoch",
+        **given,
+    )
+    rows, others = images(12, size=16), images(8, seed=1, size=16)
+    return Number(tiny_vit(), arguments, train_dataset=rows, eval_dataset=others, callbacks=[callback])
+
+
+class Number(Trainer):
+    """Its first evaluation is the best."""
+
+    def evaluate(self, *args, **kwargs):
+        self.seen = [*getattr(self, "seen", []), weights(self.model)]
+        return {**super().evaluate(*args, **kwargs), "eval_number": len(self.seen)}
+
+
+def test_a_callback_loads_what_the_plain_trainer_passes_over(tmp_path):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "number", "greater_is_better": False}
+    made = plain_trainer(tmp_path / "whole", **best)
+    made.train()
+    assert_equal(weights(made.model), made.seen[0])
+    resumed = plain_trainer(tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert_equal(resumed.seen[-1], made.seen[1])

@@ -1,6 +1,7 @@
 """Resuming what another kind of Trainer saved: the same plan in a callback and in a FreezeTrainer."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,7 +31,8 @@ def test_a_freeze_trainer_refuses_the_checkpoint_of_a_callback_with_the_differen
         trainer(tmp_path, **SAVING).train(resume_from_checkpoint=True)
 
 
-def test_a_callback_resumes_from_a_folder_that_is_not_in_output_dir(tmp_path) -> None:
+@pytest.mark.parametrize("given", [str, Path])
+def test_a_callback_resumes_from_a_folder_that_is_not_in_output_dir(tmp_path, given) -> None:
     waits = FreezePlan(
         trainable="head",
         stages=[Stage(plateau=Plateau("eval_loss", min_delta=9, restore_best=True), unfreeze="layers[-1]")],
@@ -40,7 +42,7 @@ def test_a_callback_resumes_from_a_folder_that_is_not_in_output_dir(tmp_path) ->
     whole.train()
     shutil.move(tmp_path / "one" / "checkpoint-3", tmp_path / "elsewhere")
     resumed = with_callback(tmp_path / "two", waits, **values)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "elsewhere"))
+    resumed.train(resume_from_checkpoint=given(tmp_path / "elsewhere"))
     after = weights_of(resumed.model)
     assert all(torch.equal(weight, after[name]) for name, weight in weights_of(whole.model).items())
 
