@@ -12,6 +12,7 @@ NAMES = (
     PrivateName(_TRAINER, "_load_best_model", "override", "the threshold of the best checkpoint is loaded with it"),
     PrivateName(_TRAINER, "_load_optimizer_and_scheduler", "override", "ignore_plan_change begins a new optimizer"),
     PrivateName(_TRAINER, "_load_callback_state", "override", "a resumed run keeps the callback of its plan"),
+    PrivateName(_TRAINER, "_load_rng_state", "attribute", "an evaluation that was missed draws what it would have"),
     PrivateName(_TRAINER, "_determine_best_metric", "attribute", "an evaluation that was missed counts once"),
     PrivateName(_TRAINER, "_save_checkpoint", "override", "frozen weights are proved unchanged before each save"),
     PrivateName(_TRAINER, "_save_rng_state", "override", "a checkpoint is whole when every process has saved"),

@@ -7,6 +7,7 @@ import logging
 
 from transformers import TrainerState, TrainingArguments
 
+from hf_freeze.no_trace import random_states_kept
 from hf_freeze.training.train_calls import train_call
 
 logger = logging.getLogger(__name__)
@@ -31,5 +32,8 @@ def make_up() -> None:
         )
         return
     trainer, trial = call["self"], call.get("trial")
-    metrics = trainer._evaluate(trial, call.get("ignore_keys_for_eval"))
+    with random_states_kept():
+        # A data set, a model or a metric may draw random numbers; the Trainer loads these only after the epoch begins.
+        trainer._load_rng_state(call.get("resume_from_checkpoint"))
+        metrics = trainer._evaluate(trial, call.get("ignore_keys_for_eval"))
     trainer._determine_best_metric(metrics=metrics, trial=trial)

@@ -98,6 +98,24 @@ def test_a_collator_that_draws_random_numbers_resumes_bit_equal_at_the_end_of_an
         assert_same_weights(whole, resumed)
 
 
+@pytest.mark.parametrize("kind", ["mixin", "callback"])
+def test_an_evaluation_that_is_made_up_for_draws_what_the_missed_one_drew(tmp_path, kind) -> None:
+    def drawn(prediction):
+        return {"drawn": float(torch.rand(()))}
+
+    def evaluations(folder, resume=None, seed=0, **values):
+        freezing = [FreezeCallback(PLAN)] if kind == "callback" else []
+        extra = {"trainer": {"compute_metrics": drawn, "callbacks": freezing}, "model": tiny_bert(layers=3, seed=seed)}
+        cls = FreezeTrainer if kind == "mixin" else Trainer
+        made = trainer(folder, cls=cls, eval_strategy="epoch", **extra, **values)
+        torch.manual_seed(seed)
+        made.train(resume_from_checkpoint=resume)
+        return [(entry["step"], entry["eval_drawn"]) for entry in made.state.log_history if "eval_drawn" in entry]
+
+    whole = evaluations(tmp_path, save_strategy="steps", save_steps=5)
+    assert evaluations(tmp_path, str(tmp_path / "checkpoint-5"), seed=1) == whole
+
+
 class StopAtLog(TrainerCallback):
     """Stops a run where random states have been noted, after a step."""
 
