@@ -76,15 +76,6 @@ def test_the_rates_of_a_stage_for_each_layer_take_calls_for_each_group_not_for_e
     assert rates(100) < 2.3 * rates(50)
 
 
-def test_what_a_rotation_trained_takes_calls_for_each_layer_not_for_each_layer_and_period():
-    def trained(layers):
-        resolved = recipes.rotate(layers=1, every=1).resolve(tiny_bert(layers=layers))
-        return counted(lambda: resolved.trained_up_to(0, period=layers))
-
-    trained(2)
-    assert trained(40) < 2.3 * trained(20)
-
-
 def test_a_step_without_a_plan_on_a_partly_frozen_model_walks_it_a_fixed_number_of_times(tmp_path):
     def step(model):
         for parameter in list(model.parameters())[::2]:
