@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerState
+from transformers.trainer import OPTIMIZER_NAME
 
+from hf_freeze.errors import FreezeError
+from hf_freeze.training.backends import inner_optimizer
 from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.run import FreezeRun
 from hf_freeze.training.run_state import RunState
@@ -26,6 +29,21 @@ class ResumedRun:
     """What `PlannedTraining.state` returned of the run, beside plan and settings."""
     plan_difference: str | None
     """How its plan or its groups differ from those of the run that goes on."""
+
+    def require_state_of(self, optimizer: object) -> None:
+        """Raise `FreezeError` where the state that was loaded into `optimizer` is of one of another kind.
+
+        torch takes it over, options and all, and its first step ends in a `KeyError`.
+        """
+        inner: Any = inner_optimizer(optimizer)
+        options = getattr(inner, "defaults", {}).keys()
+        if lacking := sorted({name for group in inner.param_groups for name in options - group.keys()}):
+            raise FreezeError(
+                f"{str(Path(self.folder) / OPTIMIZER_NAME)!r} holds the state of another optimizer than this run's "
+                f"{type(inner).__name__}, whose option {lacking[0]!r} it does not have. Resume with the optimizer that "
+                "the run was begun with; to begin a new one, delete that file and resume a FreezeTrainer with "
+                "ignore_plan_change=True."
+            )
 
     def go_on(self, run: FreezeRun, bound: BoundPlan, state: TrainerState) -> None:
         """Begin `run` where the interrupted one was; the stages of another plan begin anew."""

@@ -14,10 +14,10 @@ from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.serialization import get_crc32_options
-from transformers import TrainerState, TrainingArguments
+from transformers import PreTrainedConfig, TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from hf_freeze.errors import FreezeError
 from hf_freeze.selection.model_map import unwrap
@@ -105,6 +105,8 @@ def _defects(folder: Path, *, optimizer: bool) -> Iterator[str]:
     problem = _state_problem(folder / TRAINER_STATE_NAME)
     if problem:
         yield problem
+    if problem := _config_problem(folder / CONFIG_NAME):
+        yield problem
     weights = [path for path in folder.rglob("*") if path.suffix in _WEIGHTS]
     # FSDP, DeepSpeed and several adapters leave folders.
     in_parts = any(path.is_dir() for path in folder.iterdir())
@@ -158,7 +160,7 @@ def _state_problem(path: Path) -> str | None:
     if not path.exists():
         return f"{path.name!r}, which is written last, is missing. Was the run killed while it saved?"
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(path.read_text(encoding="utf-8"))  # the Trainer reads no other encoding
     except OSError as error:
         return f"{path.name!r} cannot be read ({error.strerror})."
     except (ValueError, RecursionError) as error:
@@ -177,6 +179,17 @@ def _state_problem(path: Path) -> str | None:
         if unlimited or not _is_one_of(values[name], kinds):
             return f"{path.name!r} has {name}={_shown(values[name])}, which is not {what}."
     return _problem_of_log(values.get("log_history") or [], path.name)
+
+
+def _config_problem(path: Path) -> str | None:
+    """Say what is wrong with a configuration, which the Trainer reads before it loads weights."""
+    if not path.exists():
+        return None
+    try:
+        PreTrainedConfig.from_json_file(path)
+    except Exception as error:  # transformers raises errors of many kinds
+        return f"{path.name!r} cannot be read ({type(error).__name__}: {error})."
+    return None
 
 
 def _problem_of_log(log: list[Any], name: str) -> str | None:
@@ -236,6 +249,8 @@ def _unreadable(path: Path) -> str | None:
             with safe_open(path, framework="pt"):
                 return None
         with zipfile.ZipFile(path) as parts:
+            if any(part.header_offset for part in parts.infolist()[:1]):  # which Python forgives, and torch does not
+                return "it does not begin with what was written"
             checked = path.suffix not in _WEIGHTS and get_crc32_options()
             damaged = parts.testzip() if checked else None
             return damaged and f"{damaged!r} inside is not what was written"

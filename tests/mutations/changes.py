@@ -155,7 +155,7 @@ TRAINING = [
     ),
     change(
         "training/schedule.py",
-        "    while stage and trains[stage - 1]:\n        stage -= 1",
+        "    while stage and trains[stage - 1] and step - begins[stage] + 1 < warmup:\n        stage -= 1",
         "",
         "training/schedule::a_ramp_goes_on_through_a_stage_in_which_the_group_still_trains",
     ),
@@ -490,6 +490,30 @@ REPORTING = [
     ),
 ]
 CHECKPOINTS = [
+    change(
+        "training/callbacks.py",
+        "            require_whole(folder, optimizer=is_whole(trainer.args))\n",
+        "            pass\n",
+        "training/damaged::a_callback_refuses_what_the_trainer_passes_over_or_stumbles_on[no optimizer]",
+    ),
+    change(
+        "training/callbacks.py",
+        "            load_by_any_name(bound.model, folder, trained=bound.resolved.ever_trainable)\n",
+        "            pass\n",
+        "training/renamed_weights::a_callback_loads_what_the_plain_trainer_passes_over",
+    ),
+    change(
+        "training/planned_training.py",
+        "            resumed.require_state_of(optimizer)\n",
+        "",
+        "training/damaged::the_state_of_another_optimizer_is_refused[sgd]",
+    ),
+    change(
+        "training/missed_evaluation.py",
+        '        trainer._load_rng_state(call.get("resume_from_checkpoint"))\n',
+        "",
+        "training/random_states::an_evaluation_that_is_made_up_for_draws_what_the_missed_one_drew[mixin]",
+    ),
     change(
         "training/whole.py",
         "    if lost := _lost_by_a_process(folder):\n",
@@ -1094,8 +1118,8 @@ ROTATION = [
     ),
     change(
         "training/schedule.py",
-        "and (takes_turns or any(",
-        "and (any(",
+        "and (takes_turns or len(stages) > 1)",
+        "and len(stages) > 1",
         "training/rotation::a_ramp_is_refused_where_groups_hold_layers_of_several_periods",
     ),
     change(

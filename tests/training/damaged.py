@@ -25,6 +25,10 @@ def holding(name: str, content: bytes) -> Damage:
     return lambda folder: (folder / name).write_bytes(content)
 
 
+def behind(name: str, content: bytes) -> Damage:
+    return lambda folder: (folder / name).write_bytes(content + (folder / name).read_bytes())
+
+
 def a_folder(name: str) -> Damage:
     def damage(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
@@ -71,15 +75,20 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "state cut off": (cut(STATE), "trainer_state.json.*not readable as JSON"),
     "state empty": (holding(STATE, b""), "trainer_state.json.*not readable as JSON"),
     "state binary": (holding(STATE, b"\xb7\xff\x00"), "trainer_state.json.*not readable as JSON"),
+    "state with a byte order mark": (behind(STATE, b"\xef\xbb\xbf"), "trainer_state.json.*not readable as JSON"),
     "state nested too deep": (holding(STATE, b"[" * 10**5), "trainer_state.json.*not readable as JSON"),
     "state a folder": (a_folder(STATE), "trainer_state.json.*cannot be read"),
     "no weights": (lost("model.safetensors"), "no file of weights"),
     "weights cut off": (cut("model.safetensors"), "model.safetensors.*cannot be read"),
     "weights cut off in the header": (cut("model.safetensors", 0.001), "model.safetensors.*cannot be read"),
     "weights empty": (holding("model.safetensors", b""), "model.safetensors.*cannot be read"),
+    "configuration empty": (holding("config.json", b""), "config.json' cannot be read"),
+    "configuration a list": (holding("config.json", b"[1]"), "config.json' cannot be read"),
+    "configuration of wrong types": (holding("config.json", b'{"id2label": 3}'), "config.json' cannot be read"),
     "no optimizer": (lost("optimizer.pt"), "optimizer.pt.*missing.*ignore_plan_change"),
     "optimizer cut off": (cut("optimizer.pt"), "optimizer.pt.*cannot be read"),
     "optimizer empty": (holding("optimizer.pt", b""), "optimizer.pt.*cannot be read"),
+    "optimizer behind three bytes": (behind("optimizer.pt", b"..."), "optimizer.pt' cannot be read"),
     "no scheduler": (lost("scheduler.pt"), "scheduler.pt.*missing"),
     "scheduler cut off": (cut("scheduler.pt"), "scheduler.pt.*cannot be read"),
     "random states cut off": (cut("rng_state.pth"), "rng_state.pth.*cannot be read"),

@@ -187,6 +187,13 @@ def test_without_an_optimizer_the_same_plan_resumes_where_that_is_asked_for(save
     assert resume(folder, ignore_plan_change=True).state.global_step == 4
 
 
+@pytest.mark.parametrize("optim", ["sgd", "adafactor"])
+def test_the_state_of_another_optimizer_is_refused(saved, tmp_path, optim) -> None:
+    folder = copied(saved, tmp_path)
+    with pytest.raises(FreezeError, match=r"optimizer\.pt' holds the state of another optimizer than this run's"):
+        resume(folder, optim=optim)
+
+
 @pytest.mark.parametrize("other", [{"hidden_size": 32}, {"num_labels": 3}], ids=str)
 def test_weights_of_another_size_are_refused(saved, tmp_path, other) -> None:
     folder = copied(saved, tmp_path)
