@@ -16,7 +16,7 @@ import hf_freeze
 PACKAGE = Path(hf_freeze.__file__).parent
 
 # room -> rooms that it may import; every room may import these
-SHARED = {"errors", "label_columns", "module_types", "no_trace", "tensor_parts", "whole_files"}
+SHARED = {"errors", "label_columns", "main_process", "module_types", "no_trace", "tensor_parts", "whole_files"}
 ARROWS = {
     "selection": set(),
     "plan": {"selection"},

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from hf_freeze.errors import FreezeError
+from hf_freeze.main_process import is_main_process
 from hf_freeze.whole_files import write_text
 
 _LARGEST_FLOAT32 = 3.4028234663852886e38
@@ -27,7 +27,7 @@ class ThresholdWarning(UserWarning):
 
 def warn_once_per_run(text: str, *, stacklevel: int = 2) -> None:
     """Warn on the first process only: all processes see the same rows, and would give the same warning."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()):
+    if is_main_process():
         warnings.warn(text, ThresholdWarning, stacklevel=stacklevel + 1)
 
 

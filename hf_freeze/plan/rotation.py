@@ -1,18 +1,18 @@
 """A rotation held against a model: which layers train in each of its periods."""
 
-import logging
 import random
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 from hf_freeze.errors import PlanError
+from hf_freeze.main_process import MainProcessLogger
 from hf_freeze.plan.stages import Rotate
 from hf_freeze.plan.tables import join_neighbours, stack_prefixes
 from hf_freeze.plan.trainable import changed
 from hf_freeze.selection.model_map import ModelMap
 
-logger = logging.getLogger(__name__)
+logger = MainProcessLogger(__name__)
 
 _SHOWN = 4
 """How many periods of a cycle are shown."""

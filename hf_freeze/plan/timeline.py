@@ -1,15 +1,15 @@
 """Which stage a step belongs to, once the length of the run is known."""
 
-import logging
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from hf_freeze.errors import PlanError
+from hf_freeze.main_process import MainProcessLogger
 from hf_freeze.plan.stages import FRESH_STEPS, Stage
 
-logger = logging.getLogger(__name__)
+logger = MainProcessLogger(__name__)
 
 
 class Timeline:

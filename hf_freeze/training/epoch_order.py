@@ -6,7 +6,6 @@ would skip, and go on with, those of another order.
 """
 
 import base64
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,9 @@ from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import SequentialSampler
 from transformers import TrainerState, TrainingArguments
 
-logger = logging.getLogger(__name__)
+from hf_freeze.main_process import MainProcessLogger
+
+logger = MainProcessLogger(__name__)
 
 
 class EpochOrder:

@@ -1,18 +1,18 @@
 """Forget the optimizer's state of weights that freeze, for plans with `forget=True` and rotations."""
 
-import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from hf_freeze.errors import UnsupportedSetupError
+from hf_freeze.main_process import MainProcessLogger
 from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.plan.tables import describe_parts
 from hf_freeze.training.backends import inner_optimizer
 from hf_freeze.training.bound_plan import BoundPlan
 
-logger = logging.getLogger(__name__)
+logger = MainProcessLogger(__name__)
 
 _GROUP_COUNTERS = ("step", "k")  # of apex; of schedulefree and prodigy
 

@@ -1,6 +1,5 @@
 """Freeze and unfreeze: the one lasting writer of `requires_grad`, and of the eval mode of what is frozen."""
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_freeze.main_process import MainProcessLogger
 from hf_freeze.plan.freeze_plan import FreezePlan
 from hf_freeze.plan.trainable import changed
 from hf_freeze.selection.cuts import cut_at
@@ -22,7 +22,7 @@ from hf_freeze.selection.rows import Rows, rows_named, tensors_of
 from hf_freeze.training.quantised_layers import eight_bit_layers, four_bit_layers, unpack
 from hf_freeze.training.row_parameters import runs, set_rows
 
-logger = logging.getLogger(__name__)
+logger = MainProcessLogger(__name__)
 
 
 def freeze(model: nn.Module, selection: Selection = "all") -> list[str]:

@@ -3,14 +3,13 @@
 The interrupted run evaluated there, and plateaus, the best metric and a scheduler may depend on the result.
 """
 
-import logging
-
 from transformers import TrainerState, TrainingArguments
 
+from hf_freeze.main_process import MainProcessLogger
 from hf_freeze.no_trace import random_states_kept
 from hf_freeze.training.train_calls import train_call
 
-logger = logging.getLogger(__name__)
+logger = MainProcessLogger(__name__)
 
 
 def is_missed(args: TrainingArguments, state: TrainerState, steps_per_epoch: int | None) -> bool:

@@ -1,12 +1,12 @@
 """Proof that training did what the plan says: frozen weights did not change, trainable ones did, replicas are equal."""
 
-import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 
 from hf_freeze.errors import FreezeViolation
+from hf_freeze.main_process import MainProcessLogger
 from hf_freeze.plan.tables import part_labels
 from hf_freeze.selection.norms import is_norm
 from hf_freeze.selection.rows import rows_named
@@ -15,7 +15,7 @@ from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.digests import digests, over_shards
 from hf_freeze.training.freezing import frozen_modules
 
-logger = logging.getLogger(__name__)
+logger = MainProcessLogger(__name__)
 
 # Optimizers may skip their first steps: RAdam makes none before its fifth, a gradient scaler none until its scale fits.
 _STEPS_THAT_MAY_BE_SKIPPED = 7

@@ -1,6 +1,5 @@
 """What an interrupted run left in its checkpoint, for the one that goes on from there."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME
 
 from hf_freeze.errors import FreezeError
+from hf_freeze.main_process import MainProcessLogger
 from hf_freeze.training.backends import inner_optimizer
 from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.run import FreezeRun
@@ -17,7 +17,7 @@ from hf_freeze.training.run_state import RunState
 from hf_freeze.training.saved_state import require_known_stages
 from hf_freeze.training.snapshot import load_snapshot
 
-logger = logging.getLogger(__name__)
+logger = MainProcessLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,6 @@ class ResumedRun:
         require_known_stages(self.saved, stages=len(bound.resolved.timed), folder=self.folder)
         before = RunState.from_dict(self.saved["run"])
         best = load_snapshot(self.folder, bound, before.stage) if run.has_best(before) else {}
-        if (shifted := run.shifted(before, state.global_step)) and state.is_world_process_zero:
+        if shifted := run.shifted(before, state.global_step):
             logger.warning(shifted)
         run.begin(before, best, step=state.global_step)

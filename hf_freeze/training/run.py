@@ -1,6 +1,5 @@
 """One `train()` call under a plan: which stage it is in, and everything that follows when the stage changes."""
 
-import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -12,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from hf_freeze.errors import UnsupportedSetupError
+from hf_freeze.main_process import MainProcessLogger
 from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.plan.plateau import PlateauWatch, metric_value, require_metric
 from hf_freeze.plan.tables import describe_parts
@@ -37,7 +37,7 @@ from hf_freeze.training.settings import FreezeSettings
 from hf_freeze.training.settling import SettlingMonitor, refuse_settling
 from hf_freeze.training.snapshot import refuse_rewind, restore_snapshot, take_snapshot
 
-logger = logging.getLogger(__name__)
+logger = MainProcessLogger(__name__)
 
 
 class FreezeRun:

@@ -1,6 +1,5 @@
 """Refuse set-ups that could not honour a plan, before anything is written or trained."""
 
-import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from hf_freeze.errors import PlanError, UnsupportedSetupError
+from hf_freeze.main_process import MainProcessLogger
 from hf_freeze.plan.freeze_plan import ResolvedPlan
 from hf_freeze.training.bound_plan import BoundPlan
 from hf_freeze.training.forgetting import refuse_forgetting
@@ -19,7 +19,7 @@ from hf_freeze.training.settling import refuse_settling
 from hf_freeze.training.snapshot import refuse_rewind
 from hf_freeze.training.thawed_base import thawed_tensors
 
-logger = logging.getLogger(__name__)
+logger = MainProcessLogger(__name__)
 
 
 def check_setup(args: TrainingArguments, bound: BoundPlan, *, log_grad_norms: bool = False) -> None:

@@ -1,7 +1,6 @@
 """`save_trained_only`: the Trainer writes and reads only the weights that trained."""
 
 import functools
-import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
 from hf_freeze.errors import FreezeError, UnsupportedSetupError
+from hf_freeze.main_process import MainProcessLogger
 from hf_freeze.selection.model_map import unwrap
 from hf_freeze.selection.peft_support import adapter_names
 from hf_freeze.training.arguments import FreezeArguments
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
-logger = logging.getLogger(__name__)
+logger = MainProcessLogger(__name__)
 
 
 class TrainedOnlyTrainerMixin(_Base):

@@ -1,6 +1,5 @@
 """`FreezeTrainer`: the Hugging Face Trainer with a freeze plan. `FreezeTrainerMixin` gives the same to any subclass."""
 
-import logging
 from collections.abc import Collection, Iterable, Mapping, Sized
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
 
 from hf_freeze.errors import FreezeError, PlanError, UnsupportedSetupError
+from hf_freeze.main_process import MainProcessLogger
 from hf_freeze.plan.freeze_plan import FreezePlan, ResolvedPlan
 from hf_freeze.plan.given import PlanLike, as_plan
 from hf_freeze.private.require import require_private
@@ -46,7 +46,7 @@ from hf_freeze.training.trainer_events import TrainerEvents
 from hf_freeze.training.weighted_training import WeightedLossTrainerMixin, refuse_unfit_weights
 from hf_freeze.training.whole import has_optimizer, require_fitting, require_whole
 
-logger = logging.getLogger(__name__)
+logger = MainProcessLogger(__name__)
 require_private()
 
 

@@ -5,7 +5,6 @@ labels over all processes. A Trainer whose `compute_loss` adds to that of its ba
 a cross entropy of its logits, would lose that part: both are refused on the first batch.
 """
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.nn import functional
 
 from hf_freeze.errors import UnsupportedSetupError
 from hf_freeze.label_columns import IGNORED_LABEL, label_columns
+from hf_freeze.main_process import MainProcessLogger
 from hf_freeze.model_inputs.inspected_model import inspect_model
 from hf_freeze.no_trace import attributes_kept, random_states_kept
 from hf_freeze.selection.model_map import unwrap
@@ -25,7 +25,7 @@ from hf_freeze.training.given_weights import BALANCED
 from hf_freeze.training.loss_scaling import ScaledLossTrainerMixin, in_eval_mode
 from hf_freeze.training.weighted_loss import SHIFTED, RowLosses, WeightedLoss, divided, logits_in
 
-logger = logging.getLogger(__name__)
+logger = MainProcessLogger(__name__)
 
 
 class WeightedLossTrainerMixin(ScaledLossTrainerMixin):
@@ -83,7 +83,7 @@ class WeightedLossTrainerMixin(ScaledLossTrainerMixin):
     def _begin_with_weights(self) -> None:
         """Take the weights of the run that begins, and say what its loss is."""
         self._declare_weights()
-        if self.weighted_loss and self.is_world_process_zero():
+        if self.weighted_loss:
             logger.warning("The loss is the %s. %s", self.weighted_loss, SHIFTED)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], torch.Tensor | int | None]:

@@ -19,7 +19,7 @@ SCRIPTS = Path(__file__).parent / "scripts"
 @pytest.fixture(scope="session")
 def ddp(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ddp")
-    run_ranks(SCRIPTS / "staged_run.py", folder)
+    (folder / "printed").write_text(run_ranks(SCRIPTS / "staged_run.py", folder))
     return folder
 
 
@@ -35,6 +35,12 @@ def seen(ddp, request) -> dict:
 
 
 every_setup = pytest.mark.parametrize("seen", staged_run.SETUPS, indirect=True)
+
+
+def test_what_happens_on_all_processes_is_logged_once(ddp) -> None:
+    printed = (ddp / "printed").read_text()
+    for said in ("Freeze plan:", "stage 1 of 4 (step 2) begins", "stage 4 of 4"):
+        assert printed.count(said) == len(staged_run.SETUPS), said
 
 
 @every_setup

@@ -6,6 +6,7 @@
 
 import gc
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -113,6 +114,8 @@ def run(
 @process_group()
 def main() -> None:
     folder = Path(sys.argv[1])
+    logging.basicConfig()
+    logging.getLogger("hf_freeze").setLevel(logging.INFO)
     seen = {}
     for name, values in SETUPS.items():
         watch = Watch()
