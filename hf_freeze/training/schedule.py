@@ -94,13 +94,19 @@ class RateGate:
             self._applied.append((scheduled, {option: group[option] for option in scheduled}))
 
     def rates(self) -> dict[str, float]:
-        """Return name -> rate of the groups that train; of a group and its part without weight decay once if equal."""
-        groups = self._optimizer.param_groups
-        rates = {
-            str(group.get("name", f"group_{index}")): float(group["lr"])
-            for index, (group, frozen) in enumerate(zip(groups, self._frozen, strict=False))
-            if not frozen
-        }
+        """Return name -> rate of the groups that train; of a group and its part without weight decay once if equal.
+
+        So of groups without names, such as the two of a plain Trainer, where they begin with one rate and train in the
+        same stages.
+        """
+        rates: dict[str, float] = {}
+        alike: dict[object, str] = {}
+        groups = zip(self._optimizer.param_groups, self._trains, self._frozen, strict=False)
+        for index, (group, trains, frozen) in enumerate(groups):
+            if not frozen:
+                rate = float(group["lr"])
+                first = alike.setdefault((rate, group.get("initial_lr"), *trains), f"group_{index}")
+                rates[str(group.get("name", first))] = rate
         return {shown: rates[name] for shown, name in joined_names(rates).items()}
 
     def restore(self) -> None:
