@@ -4,10 +4,12 @@ import logging
 
 import pytest
 import torch
-from torch.utils.data import IterableDataset, WeightedRandomSampler
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, WeightedRandomSampler
 from transformers import Trainer
 
 from hf_freeze import FreezeCallback, FreezePlan, FreezeTrainer, FreezeTrainingArguments, Stage
+from hf_freeze.training.epoch_order import EpochOrder
 from tests.models import text_rows, tiny_bert
 from tests.training.runs import moved, weights
 from tests.training.staged import arguments
@@ -73,6 +75,17 @@ def test_a_run_resumed_in_mid_epoch_draws_the_rows_that_the_uninterrupted_one_dr
 def test_a_run_whose_order_a_seed_gives_saves_no_random_state_for_it(tmp_path):
     made = run(tmp_path, "trainer")
     assert made._freezing.state()["attributes"]["saved"]["epoch_order"] is None
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("sampler", [WeightedRandomSampler(torch.ones(8), 8), SequentialSampler(range(8))], ids=type)
+def test_the_state_of_what_draws_the_order_is_saved_and_no_other(sampler, processes):
+    batches = BatchSampler(sampler, 2, drop_last=False)
+    if processes > 1:
+        batches = BatchSamplerShard(batches, num_processes=2, process_index=1)  # as accelerate divides them
+    order = EpochOrder(DataLoader(range(8), batch_sampler=batches), steps_per_epoch=4 // processes)
+    order.epoch_begins()
+    assert (order.state() is not None) is isinstance(sampler, WeightedRandomSampler)
 
 
 class Stream(IterableDataset):

@@ -389,6 +389,16 @@ def test_a_plan_brings_its_rates_and_what_is_given_beside_it_wins():
     }
 
 
+def test_what_has_a_rate_from_the_plan_keeps_it_where_others_are_given_one():
+    model = tiny_bert()
+    plan = FreezePlan(trainable=["head", "layers[-1]"], lr_factors={"layers[-1]": 0.1})
+    groups = param_groups(model, lr=1e-3, plan=plan, group_lrs={"head": 5e-3})
+    rate_of = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    top = model.bert.encoder.layer[-1].output.dense
+    assert [rate_of[id(one)] for one in (top.weight, top.bias)] == pytest.approx([1e-4, 1e-4])
+    assert rate_of[id(model.classifier.weight)] == 5e-3
+
+
 def test_a_spread_goes_from_the_head_to_the_embeddings_by_one_factor_per_layer():
     plan = FreezePlan(trainable="all", lr_spread=1000.0)
     own = rates(specs(tiny_bert(layers=2), plan))

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from hf_freeze import FreezeTrainer
+from hf_freeze.training.known_parameters import KnownParameters
 from tests.features.runs import CASES, run
 
 BERT = CASES["bert"]
@@ -120,3 +121,9 @@ def test_gradients_that_are_zeroed_in_place_stay(tmp_path):
 
     run(BERT, tmp_path, trainable="head", trainer=watching(on_optimizer_step=look))
     assert seen == [0] * 12
+
+
+def test_another_model_is_clipped_by_its_own_parameters():
+    """A Trainer may clip a second one, such as a critic, with the same method."""
+    known, other = KnownParameters(nn.Linear(2, 2)), nn.Linear(3, 3)
+    assert [*known.clipped(lambda model: model.parameters(), other)] == [other.weight, other.bias]

@@ -217,6 +217,16 @@ def test_restore_best_begins_the_stage_with_the_weights_of_the_best_evaluation(t
     assert not made.weights.rewound(5, to=5)
 
 
+def test_a_run_resumes_in_the_stage_after_the_one_that_went_back_to_its_best(tmp_path) -> None:
+    plan, saving = thaw_at(restore_best=True), {"save_strategy": "steps", "save_steps": 6}
+    whole = staged(tmp_path / "whole", "trainer", plan, measured=Measured(1, 2, 1), **saving)
+    whole.train()
+    assert stages(whole)[2:4] == [0, 1]
+    resumed = staged(tmp_path / "again", "trainer", plan, measured=Measured(1), **saving)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6"))
+    torch.testing.assert_close(weights(resumed.model), weights(whole.model), rtol=0, atol=0)
+
+
 @every_way_in
 def test_without_restore_best_the_last_weights_stay(tmp_path, how) -> None:
     made = staged(tmp_path, how, thaw_at(patience=3), measured=Measured(1, 5, 2, 3, 4))

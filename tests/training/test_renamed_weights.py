@@ -1,13 +1,17 @@
 """Models that transformers saves by other names than their own, such as ViT, resume and load their best checkpoint."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from hf_freeze import FreezeCallback, FreezeTrainer, FreezeTrainingArguments
+from hf_freeze import FreezeCallback, FreezeError, FreezeTrainer, FreezeTrainingArguments
+from hf_freeze.training.saved_names import lost_and_unknown
 from tests.features.runs import images
-from tests.models import tiny_vit
+from tests.models import tiny_gpt2_lm, tiny_vit
 from tests.quiet import quiet_arguments
 
 
@@ -50,6 +54,35 @@ def test_a_run_resumes_bit_equal(uninterrupted, tmp_path):
     made = trainer(tmp_path)
     made.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
     assert_equal(weights(made.model), expected)
+
+
+class Watched(FreezeTrainer):
+    def _load_from_checkpoint(self, *given):
+        before = torch.get_rng_state()
+        super()._load_from_checkpoint(*given)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_what_is_saved_by_no_name_keeps_its_value_where_it_is_frozen_and_is_missed_where_it_trains(
+    uninterrupted, tmp_path, layer
+):
+    folder = shutil.copytree(uninterrupted[0] / "checkpoint-3", tmp_path / "checkpoint-3")
+    saved = load_file(folder / SAFE_WEIGHTS_NAME)
+    del saved[next(name for name in saved if f".{layer}." in name and saved[name].dim() == 2)]
+    save_file(saved, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+    made = trainer(tmp_path / "again", Watched)
+    if layer == 1:
+        with pytest.raises(FreezeError, match=r"holds no '.*\.1\..*', which trains, but"):
+            made.train(resume_from_checkpoint=str(folder))
+        return
+    made.train(resume_from_checkpoint=str(folder))
+    assert_equal(weights(made.model), uninterrupted[1])
+
+
+def test_a_tied_weight_is_not_lost_where_any_of_its_names_is_saved():
+    model = tiny_gpt2_lm()
+    assert lost_and_unknown(model, model.state_dict().keys() - {"transformer.wte.weight"}) == ([], [])
 
 
 @pytest.mark.parametrize("max_shard_size", ["5GB", "1kB"])
