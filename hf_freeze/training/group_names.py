@@ -34,15 +34,24 @@ def _when(stages: Sequence[int], of: int) -> str:
     return f"in stage{'s' if len(stages) > 1 else ''} {' and '.join(spans)}"
 
 
-def joined_names(same: Mapping[str, Any]) -> dict[str, str]:
+_WHEN = re.compile(r" (from the start|from stage \d+|in stages? \d[\d -]*( and \d[\d -]*)*)$")
+
+
+def joined_names(same: Mapping[str, Any], *, whenever: bool = False) -> dict[str, str]:
     """Return name to show -> group: parts of a group that differ in weight decay alone are shown once.
+
+    With `whenever`, so are those that differ in when they train.
 
     >>> joined_names({"head": 1, "head.no_decay": 1, "rest": 1, "norms.no_decay": 1})
     {'head': 'head', 'rest': 'rest', 'norms': 'norms.no_decay'}
+    >>> joined_names({"norms from the start": 1, "norms in stages 1-2 and 4": 1, "head from stage 2": 2}, whenever=True)
+    {'norms': 'norms from the start', 'head': 'head from stage 2'}
     """
     shown: dict[str, str] = {}
     for name, value in same.items():
         plain = name.replace(NO_DECAY, "", 1).removesuffix(LOW_RANK)
+        if whenever:
+            plain = _WHEN.sub("", plain)
         if plain not in shown:
             shown[plain] = name
         elif same[shown[plain]] != value:

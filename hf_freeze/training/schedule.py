@@ -94,7 +94,8 @@ class RateGate:
             self._applied.append((scheduled, {option: group[option] for option in scheduled}))
 
     def rates(self) -> dict[str, float]:
-        """Return name -> rate of the groups that train; of a group and its part without weight decay once if equal.
+        """Return name -> rate of the groups that train; of a group and its parts once if equal: those without weight
+        decay and, without a warmup, those unfrozen later.
 
         So of groups without names, such as the two of a plain Trainer, where they begin with one rate and train in the
         same stages.
@@ -107,7 +108,9 @@ class RateGate:
                 rate = float(group["lr"])
                 first = alike.setdefault((rate, group.get("initial_lr"), *trains), f"group_{index}")
                 rates[str(group.get("name", first))] = rate
-        return {shown: rates[name] for shown, name in joined_names(rates).items()}
+        # Without a warmup, what was unfrozen later has the rate of what trains already.
+        shown = joined_names(rates, whenever=not self._warmup)
+        return {label: rates[name] for label, name in shown.items()}
 
     def restore(self) -> None:
         """Put the scheduler's rates back, except where a new scheduler has set others since."""

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Trainer
 
-from hf_freeze import FreezeCallback, FreezePlan, PlanError, Stage, param_groups
+from hf_freeze import FreezeCallback, FreezePlan, PlanError, Stage, param_groups, recipes
 from hf_freeze.plan.recipes import fine_tune
 from hf_freeze.training.schedule import rate_factor, warmup_steps
+from tests.training.runs import training_logs
 from tests.training.staged import STEPS, losses, trainer
 
 RATE = 1e-2
@@ -88,7 +89,8 @@ def test_every_group_follows_the_schedule_times_its_gate(tmp_path, name) -> None
 
 
 def test_what_is_frozen_has_no_rate_in_the_log_and_what_trains_at_a_rate_of_0_has(tmp_path) -> None:
-    made = trainer(tmp_path, plan=PLAN, lr_scheduler_type="linear", warmup_steps=2, learning_rate=RATE)
+    values = {"lr_scheduler_type": "linear", "warmup_steps": 2, "unfreeze_warmup": 2, "learning_rate": RATE}
+    made = trainer(tmp_path, plan=PLAN, **values)
     made.train()
     entries = [entry for entry in made.state.log_history if "loss" in entry]
     logged = [sorted(name for name in entry if name.startswith("lr/")) for entry in entries]
@@ -107,6 +109,16 @@ def test_a_group_and_its_part_without_decay_are_logged_once_if_their_rates_are_e
     made.train()
     expected = {"trainable": [RATE] * STEPS} | ({} if same else {"trainable.no_decay": [RATE / 2] * STEPS})
     assert rates(made) == expected
+
+
+def test_a_rate_is_logged_once_however_many_stages_unfroze_what_has_it(tmp_path) -> None:
+    made = trainer(
+        tmp_path, plan=recipes.gradual(every_epochs=0.5), unfreeze_warmup=0, group_lrs={"norms": 1e-4}, weight_decay=0.1
+    )
+    made.train()
+    logged = [[name for name in entry if name.startswith("lr/")] for entry in training_logs(made)]
+    assert logged[0] == ["lr/trainable"]
+    assert logged[-1] == ["lr/trainable", "lr/norms"]
 
 
 def test_reduce_on_plateau_lowers_every_group_and_the_gate_stays_on_top(tmp_path) -> None:
