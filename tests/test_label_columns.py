@@ -5,6 +5,7 @@ import transformers as hf
 from datasets import Dataset
 
 from hf_freeze import FreezeError, debug_sample, extract_features, suggest_layers
+from hf_freeze.label_columns import label_columns
 from hf_freeze.reporting.layers.labelled_batches import LabelledBatches
 from tests import models
 
@@ -22,6 +23,19 @@ def test_every_function_takes_the_same_columns_for_the_label(column, form):
     if column == "label_ids":
         return  # transformers' default collator itself takes lists alone there, which debug_sample reports
     assert "loss" in str(debug_sample(models.tiny_bert(), data[0], seed=0))
+
+
+def test_a_column_that_was_named_comes_before_the_models_own():
+    assert label_columns(models.tiny_bert(), given=["label_ids", "stars"])[:3] == ("label_ids", "stars", "labels")
+
+
+def test_a_number_that_forward_takes_is_no_label_column():
+    class Smoothed(hf.BertForSequenceClassification):
+        def forward(self, input_ids, labels=None, label_smoothing=0.1):
+            return super().forward(input_ids, labels=labels)
+
+    assert label_columns(Smoothed(models.tiny_bert().config))[0] == "labels"
+    assert "label_smoothing" not in label_columns(Smoothed(models.tiny_bert().config))
 
 
 def test_where_an_answer_begins_is_no_class():

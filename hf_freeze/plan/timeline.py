@@ -29,8 +29,12 @@ class Timeline:
         self._patience = [_longest_wait(stage, steps_per_epoch) for stage in stages]
         self._check_order()
         self._check_windows(max_steps)
-        if late := [stage.when for stage, start in zip(stages, self._starts, strict=True) if (start or 0) >= max_steps]:
-            logger.warning("The run ends after %d steps, before these stages start: %s.", max_steps, ", ".join(late))
+        starts = zip(stages, self._starts, strict=True)
+        self.late = [stage.when for stage, start in starts if (start or 0) >= max_steps]
+        """The times of stages after the end of the run."""
+        if self.late:
+            late = ", ".join(self.late)
+            logger.warning("The run ends after %d steps, before these stages start: %s.", max_steps, late)
 
     def begins(self, *, fired: Mapping[int, int]) -> list[int]:
         """Return after how many steps each stage begins, from stage 0 on, as far as that is known.

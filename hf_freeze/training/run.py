@@ -1,5 +1,6 @@
 """One `train()` call under a plan: which stage it is in, and everything that follows when the stage changes."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -266,12 +267,15 @@ class FreezeRun:
         proof = self._proof
         self.hold_adapters()
         self.end()
-        if never := [stage.when for stage in self.resolved.timed[self.state.stage :]]:
+        never = Counter(stage.when for stage in self.resolved.timed[self.state.stage :])
+        for told in self._timeline.late:  # at the start
+            del never[told]
+        if never:
             logger.warning(
                 "The run ended in stage %d of %d; these stages never began: %s.",
                 self.state.stage,
                 len(self.resolved.timed),
-                ", ".join(never),
+                ", ".join(f"{when} ({times} stages)" if times > 1 else when for when, times in never.items()),
             )
         if proof:
             proof.conclude(is_verified=is_verified)

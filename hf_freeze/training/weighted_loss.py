@@ -21,7 +21,7 @@ from hf_freeze.training.class_weights import LossWeights
 
 SHIFTED = (
     "Weights shift the probabilities: a label that weighs more is called more often than it occurs. A tuned threshold "
-    'takes that into account; probabilities do again with BinaryClassificationMetrics(calibrate="platt").'
+    'takes that into account; BinaryClassificationMetrics(calibrate="platt") corrects the probabilities too.'
 )
 
 

@@ -316,6 +316,14 @@ def test_the_gradient_of_loras_first_factor_is_explained():
     assert "expected before the first step" in report["gradients"].message
 
 
+def test_gradients_that_are_sparse_are_read():
+    model = tiny_bert()
+    model.bert.embeddings.word_embeddings.sparse = True
+    report = debug_sample(model, dataset=text_rows(), index=0, backward=True)
+    assert report["gradients"].status == "ok"
+    assert "trainable parameters get a gradient" in report["gradients"].message
+
+
 def test_a_parameter_without_influence_is_called_unused():
     report = debug_sample(tiny_custom(), dataset=text_rows(), backward=True, quiet=True)
     unused = {name for name, status in report.gradients.items() if status == "unused"}

@@ -94,6 +94,15 @@ def test_any_type_and_any_shape_is_digested(dtype):
     assert first == third != second
 
 
+def test_the_same_bytes_in_another_type_or_shape_are_another_row():
+    zeros = np.zeros((2, 3), np.float32)
+    values = [zeros, zeros.T, zeros.astype(np.int32), zeros.ravel()]
+    assert len({tuple(keys({"x": torch.tensor(value)[None]})[0]) for value in values}) == 4
+    first = torch.zeros(1)
+    assert len({tuple(keys({"x": first, "pictures": [value]})[0]) for value in values}) == 4
+    assert len({tuple(keys({"x": first, "picture": value})[0]) for value in values}) == 4
+
+
 def test_nan_and_empty_rows_have_digests_of_their_own():
     assert keys({"x": torch.tensor([[torch.nan], [torch.nan]])})[0] == keys({"x": torch.tensor([[torch.nan]])})[0]
     mask = torch.tensor([[0, 0], [1, 1]])

@@ -651,6 +651,24 @@ CHECKPOINTS = [
         "[optimizer.pt-in_the_frame]",
     ),
     change(
+        "training/renamed_weights.py",
+        " if name not in missing}",
+        "}",
+        "training/renamed_weights::what_is_saved_by_no_name_keeps_its_value_where_it_is_frozen_and_is_missed_where_it_trains[0]",
+    ),
+    change(
+        "training/epoch_order.py",
+        '    while (inner := getattr(batches, "batch_sampler", None)) is not None:',
+        '    if (inner := getattr(batches, "batch_sampler", None)) is not None:',
+        "training/epoch_order::the_state_of_what_draws_the_order_is_saved_and_no_other[WeightedRandomSampler-2]",
+    ),
+    change(
+        "training/run.py",
+        "watch.stage != state.stage + 1 or ",
+        "",
+        "training/plateau_stages::a_run_resumes_in_the_stage_after_the_one_that_went_back_to_its_best",
+    ),
+    change(
         "training/loss_window.py",
         "loss.to(torch.promote_types(loss.dtype, torch.float32))",
         "loss",
@@ -794,8 +812,8 @@ REPLACED = [
     ),
     change(
         "training/trainer.py",
-        "logger = logging.getLogger(__name__)\nrequire_private()\n",
-        "logger = logging.getLogger(__name__)\n",
+        "logger = MainProcessLogger(__name__)\nrequire_private()\n",
+        "logger = MainProcessLogger(__name__)\n",
         "private::importing_the_package_names_what_is_gone",
     ),
     change(
@@ -992,6 +1010,30 @@ SETTLING = [
         "    factor = factors[stage]\n",
         "    factor = 1.0\n",
         "training/schedule::fine_tune_halves_the_rates_and_spreads_them_when_everything_trains",
+    ),
+    change(
+        "training/group_rates.py",
+        "enumerate(group_lrs.items(), start=after)",
+        "enumerate(group_lrs.items())",
+        "training/groups::what_has_a_rate_from_the_plan_keeps_it_where_others_are_given_one",
+    ),
+    change(
+        "training/schedule.py",
+        "joined_names(rates, whenever=not self._warmup)",
+        "joined_names(rates)",
+        "training/schedule::a_rate_is_logged_once_however_many_stages_unfroze_what_has_it",
+    ),
+    change(
+        "training/schedule.py",
+        '(rate, group.get("initial_lr"), *trains)',
+        "(rate, *trains)",
+        "training/callback::groups_without_names_are_logged_each_where_their_rates_differ_later",
+    ),
+    change(
+        "main_process.py",
+        "return is_main_process() and super()",
+        "return super()",
+        "main_process::a_message_of_all_processes_comes_from_the_main_one[1]",
     ),
 ]
 SUGGESTED = [

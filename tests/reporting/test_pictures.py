@@ -16,6 +16,7 @@ from hf_freeze.reporting.comparison.comparison_plot import plot_comparison
 from hf_freeze.reporting.layers.layers_plot import plot_layers
 from hf_freeze.reporting.layers.suggestion import DepthScore, ProbeSuggestion
 from hf_freeze.reporting.preview.plan_plot import FROZEN, RATE_0
+from hf_freeze.reporting.preview.rates import steps_per_epoch
 from hf_freeze.reporting.threshold_plot import plot_threshold
 from hf_freeze.training.group_names import joined_names
 from tests.models import text_rows, tiny_bert
@@ -86,6 +87,15 @@ def test_the_run_is_as_long_as_the_trainer_makes_it(tmp_path, values):
     assert trainer.state.max_steps == schedule.max_steps
     begins = next(log["step"] for log in training_logs(trainer) if log["stage"] == 1) - 1
     assert begins == schedule.begins[1]
+
+
+@pytest.mark.parametrize(
+    ("processes", "drop_last", "steps"), [(1, False, 4), (1, True, 3), (2, False, 2), (2, True, 1)]
+)
+def test_an_epoch_is_counted_in_the_share_of_the_rows_that_each_of_several_gets(tmp_path, processes, drop_last, steps):
+    args = arguments(tmp_path, per_device_train_batch_size=4, dataloader_drop_last=drop_last)
+    args.__class__ = type("Many", (type(args),), {"world_size": processes})
+    assert steps_per_epoch(args, 14) == steps
 
 
 def test_the_picture_of_a_plan_has_the_rates_as_colours_and_grey_where_frozen(tmp_path):

@@ -126,3 +126,10 @@ def test_gradual_unfreezing_thaws_from_the_top_down(tmp_path) -> None:
     assert "bert.pooler.dense.weight" in made.watch.moved(3)
     assert "bert.embeddings.word_embeddings.weight" not in made.watch.moved(8)
     assert "bert.embeddings.word_embeddings.weight" in made.watch.moved(9)
+
+
+def test_stages_after_the_end_of_a_run_are_told_once(tmp_path, caplog) -> None:
+    trainer(tmp_path, plan=FreezePlan(trainable="head", stages=[Stage(step=99, unfreeze="all")])).train()
+    assert [record.getMessage() for record in caplog.records if "step 99" in record.getMessage()] == [
+        "The run ends after 12 steps, before these stages start: step 99."
+    ]
