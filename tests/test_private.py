@@ -71,6 +71,18 @@ def unlisted(tree: ast.Module, own: set[str]) -> set[str]:
     return foreign - {one.name for one in LISTED} - OF_PYTHON - NO_NAMES
 
 
+def test_a_name_that_is_looked_up_by_a_string_is_used():
+    class Reads:
+        def by_string(self):
+            return getattr(self, "_hidden", None)
+
+        @property
+        def by_comprehension(self):
+            return [one._inner for one in self]
+
+    assert {"_hidden", "_inner"} <= {*names_used(Reads)}
+
+
 def test_every_private_name_of_another_package_is_listed() -> None:
     marks = {"_parameters_frozen_by_hf_freeze", "_rows_frozen_by_hf_freeze", "_frozen_features"}
     own = {name for _, tree in trees() for name in own_names(tree)} | marks

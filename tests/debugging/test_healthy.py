@@ -1,5 +1,7 @@
 """Healthy models of many kinds: no check has anything to say, in the fast set and in the full one with a backward pass."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import transformers as hf
@@ -7,6 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from hf_freeze import FreezePlan, FreezeTrainer, FreezeTrainingArguments, Stage, debug_sample
+from hf_freeze.debugging.gradients import gradient_statuses
+from hf_freeze.debugging.variants import real_tokens
 from tests.debugging.subjects import (
     Pooled,
     arguments,
@@ -316,12 +320,18 @@ def test_the_gradient_of_loras_first_factor_is_explained():
     assert "expected before the first step" in report["gradients"].message
 
 
-def test_gradients_that_are_sparse_are_read():
-    model = tiny_bert()
-    model.bert.embeddings.word_embeddings.sparse = True
-    report = debug_sample(model, dataset=text_rows(), index=0, backward=True)
-    assert report["gradients"].status == "ok"
-    assert "trainable parameters get a gradient" in report["gradients"].message
+@pytest.mark.parametrize(("scale", "status"), [(1.0, "ok"), (0.0, "zero"), (torch.nan, "not finite")])
+def test_gradients_that_are_sparse_are_read(scale, status):
+    words = nn.Embedding(64, 4, sparse=True)
+    loss = words(torch.tensor([5, 6, 5])).sum() * scale
+    assert gradient_statuses(loss, words) == {"weight": status}
+
+
+@pytest.mark.parametrize(("eos", "ends_in_padding"), [(2, False), (1, True)])
+def test_the_end_of_a_text_is_no_padding_where_one_token_is_both(eos, ends_in_padding):
+    inspected = SimpleNamespace(tokenizer=None, config=SimpleNamespace(pad_token_id=2, eos_token_id=eos))
+    kept = real_tokens(inspected, {"input_ids": torch.tensor([[5, 6, 2]])})
+    assert kept.tolist() == [True, True, not ends_in_padding]
 
 
 def test_a_parameter_without_influence_is_called_unused():

@@ -14,7 +14,7 @@ from torch import nn
 
 from hf_freeze import FreezeTrainer, FreezeTrainingArguments, PlanError
 from hf_freeze.features import cache
-from hf_freeze.features.row_digests import digest_rows, keys_of, read_as
+from hf_freeze.features.row_digests import digest_rows, keys_of, padded_in_front, read_as
 from tests import models
 from tests.features.runs import CASES, ROWS, Case, Pad, kept_sets, logged, pairs, run, texts
 from tests.features.test_exactness import assert_same
@@ -110,11 +110,33 @@ def test_nan_and_empty_rows_have_digests_of_their_own():
     assert keys({"x": torch.empty(2, 0)})
 
 
+def test_a_row_that_is_masked_whole_is_the_same_in_a_wider_batch():
+    def batch(width, filling):
+        mask = torch.tensor([[0] * width, [1] * width])
+        return {"input_ids": torch.tensor([[filling] * width, [5] * width]), "attention_mask": mask}
+
+    assert keys(batch(2, 0))[0] == keys(batch(3, 0))[0] == keys(batch(3, 9))[0]
+
+
 def test_an_input_that_is_as_long_as_the_mask_by_chance_keeps_all_its_values():
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
     one, other = ({"attention_mask": mask, "query": torch.tensor([[4, 5, last], [6, 7, 8]])} for last in (1, 2))
     other["query"][1] = 9
     assert keys(one)[0] != keys(other)[0]
+
+
+def test_what_the_encoder_masks_is_no_padding_of_the_decoder():
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    one, other = (
+        {"attention_mask": mask, "decoder_input_ids": torch.tensor([[4, 5, last], [6, 7, 8]])} for last in (1, 2)
+    )
+    assert keys(one)[0] != keys(other)[0]
+
+
+def test_a_mask_of_global_attention_tells_no_padding():
+    ids, mask = torch.tensor([[4, 5, 6], [7, 8, 9]]), torch.ones(2, 3, dtype=torch.int64)
+    batch = {"input_ids": ids, "attention_mask": mask, "global_attention_mask": torch.tensor([[0, 0, 1], [0, 0, 1]])}
+    assert padded_in_front(digest_rows(batch).numpy()) == 0
 
 
 def test_an_input_of_a_fixed_width_has_one_digest_also_where_a_batch_is_as_wide_by_chance():

@@ -413,6 +413,18 @@ FEATURES = [
         "features/read_elsewhere::where_most_batches_need_the_frozen_part_the_cache_is_given_up[more after a while]",
     ),
     change(
+        "features/row_digests.py",
+        """ or (name.startswith("decoder_") and not prefix):""",
+        ":",
+        "features/rows::what_the_encoder_masks_is_no_padding_of_the_decoder",
+    ),
+    change(
+        "features/row_digests.py",
+        'seed = _seed(f"{name} {value.dtype.str} {shape}")',
+        "seed = _seed(name)",
+        "features/rows::the_same_bytes_in_another_type_or_shape_are_another_row",
+    ),
+    change(
         "features/check.py",
         "        with untouched(model):  # a head may remember",
         "        if True:  # a head may remember",
@@ -462,6 +474,12 @@ FEATURES = [
     ),
 ]
 DEBUGGING = [
+    change(
+        "debugging/variants.py",
+        "        filled[-1] = False  # an end",
+        "        pass  # an end",
+        "debugging/healthy::the_end_of_a_text_is_no_padding_where_one_token_is_both[2-False]",
+    ),
     change(
         "debugging/outputs.py",
         'if loss_kind == "binary cross entropy of probabilities":',

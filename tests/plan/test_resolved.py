@@ -177,6 +177,11 @@ def test_parts_of_several_stacks_carry_their_path():
     assert text == "model.encoder.layers[0], model.decoder.layers[1:3]"
 
 
+def test_the_share_of_several_layers_is_that_of_each():
+    plan = FreezePlan(trainable=["head", "biases & layers[1:]"]).resolve(MODEL)
+    assert describe_parts(plan.stages[0], plan.model_map) == "head, layers[1:4] (8 of 16 tensors each)"
+
+
 def test_the_sizes_are_those_of_the_tensors():
     plan = FreezePlan(trainable="all").resolve(tiny_gpt2_lm())
     assert sum(plan.sizes.values()) == sum(parameter.numel() for parameter in tiny_gpt2_lm().parameters())

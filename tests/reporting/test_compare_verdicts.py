@@ -299,6 +299,8 @@ def test_a_low_recall_of_a_short_run_is_put_down_to_its_length():
     (said,) = [sentence for sentence in short if "short" in sentence]
     assert said.startswith("The run was short, 14 steps: 'probe', 'full' find few of the positives")
     assert "at least 50 steps" in said
+    one_of_two = Comparison(runs=[of(50), dataclasses.replace(of(14), seed=2), run("good")]).verdicts
+    assert not any("collapsed" in sentence for sentence in one_of_two)
     long = Comparison(runs=[of(50), run("good")]).verdicts
     assert any(sentence.startswith("Recall collapsed in 'probe'") for sentence in long)
     assert not any("short" in sentence for sentence in [*long, *Comparison(runs=[run()]).verdicts])
