@@ -296,8 +296,7 @@ class PlannedTraining:
         }
 
     def planned_now(self) -> list[frozenset[str]]:
-        """Return sets of names, one of which should be exactly what requires gradients now; none before a model is
-        known.
+        """Return sets of names, one of which should be what requires gradients now; none before a model is known.
 
         Between runs that is the set of any stage, or of all: what trains later stays trainable for the optimizer.
         """
