@@ -95,7 +95,7 @@ def _named_rungs(
     named: dict[str, str] = {}
     ever_trainable = frozenset().union(*resolved.stages)
     for order, (selection, value) in enumerate(group_lrs.items(), start=after):
-        picked = evaluate(selection, resolved.model_map).names.keys() & ever_trainable
+        picked = ever_trainable.intersection(evaluate(selection, resolved.model_map).names)
         if not picked:
             raise PlanError(
                 f"{argument}[{selection!r}] matches nothing that the plan ever trains. Drop it, or unfreeze it."
