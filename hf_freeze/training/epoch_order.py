@@ -67,6 +67,7 @@ def resumed_order(
             "without an interruption. Give the data set a length, or let it not end.",
             state.epoch,
         )
+    _draw_no_seed_again(batches, args.seed)
     # The Trainer skips nothing, and draws on from the random numbers of this run.
     order = None if args.ignore_data_skip else saved.get("epoch_order")
     return EpochOrder(batches, steps_per_epoch=steps_per_epoch, saved=order)
@@ -81,6 +82,14 @@ def is_generator_state(value: object) -> bool:
     except (TypeError, ValueError, RuntimeError):
         return False
     return True
+
+
+def _draw_no_seed_again(batches: Any, seed: int) -> None:
+    """Give workers that persist a seed that moves no random numbers: the interrupted run drew one when it began."""
+    while (inner := getattr(batches, "base_dataloader", None)) is not None:
+        batches = inner
+    if getattr(batches, "persistent_workers", False):
+        batches.generator = torch.Generator().manual_seed(seed)
 
 
 def _generator_of(batches: Any) -> torch.Generator | None:

@@ -20,6 +20,7 @@ BY_LENGTH = (
     if "train_sampling_strategy" in FreezeTrainingArguments.__dataclass_fields__
     else {"group_by_length": True}
 )
+PERSISTENT = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
 
 
 class Weighted:
@@ -61,8 +62,10 @@ def run(folder, way, sampler=AsItIs, *, resume=None, rows=None, **values):
         ("callback", AsItIs, BY_LENGTH),
         ("trainer", Weighted, {}),
         ("trainer", WeightedByItsOwn, {}),
+        ("trainer", AsItIs, PERSISTENT),
+        pytest.param("callback", Weighted, PERSISTENT, marks=pytest.mark.slow),
     ],
-    ids=["group_by_length", "group_by_length, callback", "weights", "a generator of its own"],
+    ids=["group_by_length", "group_by_length, callback", "weights", "a generator of its own", "workers", "both"],
 )
 def test_a_run_resumed_in_mid_epoch_draws_the_rows_that_the_uninterrupted_one_drew(tmp_path, way, sampler, values):
     whole = run(tmp_path / "whole", way, sampler, **values)
