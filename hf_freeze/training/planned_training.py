@@ -174,8 +174,7 @@ class PlannedTraining:
             run.begin()
             self.epoch_order = EpochOrder(batches, steps_per_epoch=self.steps_per_epoch)
         else:
-            resumed.require_state_of(optimizer)
-            resumed.go_on(run, bound, state)
+            resumed.go_on(run, bound, state, optimizer)
             self.epoch_order = resumed_order(args, state, batches, resumed.saved, self.steps_per_epoch)
         self.misses_evaluation = is_missed(args, state, self.steps_per_epoch)
         # An interrupted run has seen those of its last step: what `eval_on_start` adds would count twice.

@@ -30,23 +30,12 @@ class ResumedRun:
     plan_difference: str | None
     """How its plan or its groups differ from those of the run that goes on."""
 
-    def require_state_of(self, optimizer: object) -> None:
-        """Raise `FreezeError` where the state that was loaded into `optimizer` is of one of another kind.
+    def go_on(self, run: FreezeRun, bound: BoundPlan, state: TrainerState, optimizer: object) -> None:
+        """Begin `run` where the interrupted one was; the stages of another plan begin anew.
 
-        torch takes it over, options and all, and its first step ends in a `KeyError`.
+        Raises `FreezeError` where the state that was loaded into `optimizer` is of one of another kind.
         """
-        inner: Any = inner_optimizer(optimizer)
-        options = getattr(inner, "defaults", {}).keys()
-        if lacking := sorted({name for group in inner.param_groups for name in options - group.keys()}):
-            raise FreezeError(
-                f"{str(Path(self.folder) / OPTIMIZER_NAME)!r} holds the state of another optimizer than this run's "
-                f"{type(inner).__name__}, whose option {lacking[0]!r} it does not have. Resume with the optimizer that "
-                "the run was begun with; to begin a new one, delete that file and resume a FreezeTrainer with "
-                "ignore_plan_change=True."
-            )
-
-    def go_on(self, run: FreezeRun, bound: BoundPlan, state: TrainerState) -> None:
-        """Begin `run` where the interrupted one was; the stages of another plan begin anew."""
+        self._require_state_of(optimizer)
         if self.plan_difference:
             run.begin()
             return
@@ -56,3 +45,15 @@ class ResumedRun:
         if shifted := run.shifted(before, state.global_step):
             logger.warning(shifted)
         run.begin(before, best, step=state.global_step)
+
+    def _require_state_of(self, optimizer: object) -> None:
+        # torch takes it over, options and all, and the first step ends in a KeyError.
+        inner: Any = inner_optimizer(optimizer)
+        options = getattr(inner, "defaults", {}).keys()
+        if lacking := sorted({name for group in inner.param_groups for name in options - group.keys()}):
+            raise FreezeError(
+                f"{str(Path(self.folder) / OPTIMIZER_NAME)!r} holds the state of another optimizer than this run's "
+                f"{type(inner).__name__}, whose option {lacking[0]!r} it does not have. Resume with the optimizer that "
+                "the run was begun with; to begin a new one, delete that file and resume a FreezeTrainer with "
+                "ignore_plan_change=True."
+            )

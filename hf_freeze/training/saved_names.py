@@ -23,7 +23,8 @@ def lost_and_unknown(model: nn.Module, saved: Collection[str]) -> tuple[list[str
     aliases: dict[int, list[str]] = {}
     for name, parameter in unwrap(model).named_parameters(remove_duplicate=False):
         aliases.setdefault(id(parameter), []).append(name)
-    lost = [names[0] for names in aliases.values() if not any(name in saved for name in names)]
+    found = frozenset(saved)  # a file's names come as a list
+    lost = [names[0] for names in aliases.values() if found.isdisjoint(names)]
     return lost, [name for name in saved if name not in own]
 
 

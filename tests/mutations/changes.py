@@ -521,8 +521,8 @@ CHECKPOINTS = [
         "training/renamed_weights::a_callback_loads_what_the_plain_trainer_passes_over",
     ),
     change(
-        "training/planned_training.py",
-        "            resumed.require_state_of(optimizer)\n",
+        "training/resumed_run.py",
+        "        self._require_state_of(optimizer)\n",
         "",
         "training/damaged::the_state_of_another_optimizer_is_refused[sgd]",
     ),

@@ -8,6 +8,7 @@ import torch
 from hf_freeze import FreezePlan, freeze, param_groups, recipes, trainable_summary
 from hf_freeze.training.bound_plan import bind
 from hf_freeze.training.freezing import plan_as_it_is
+from hf_freeze.training.saved_names import lost_and_unknown
 from hf_freeze.training.schedule import RateGate
 from tests.models import tiny_bert
 from tests.training.runs import freeze_trainer
@@ -74,6 +75,16 @@ def test_the_rates_of_a_stage_for_each_layer_take_calls_for_each_group_not_for_e
 
     rates(2)
     assert rates(100) < 2.3 * rates(50)
+
+
+def test_names_of_weights_are_not_looked_up_in_a_list():
+    class Saved(list):
+        def __contains__(self, name):
+            raise AssertionError("this takes as long as the list is")
+
+    model = tiny_bert()
+    saved = [name for name, _ in model.named_parameters() if name != "classifier.bias"]
+    assert lost_and_unknown(model, Saved(["other", *saved])) == (["classifier.bias"], ["other"])
 
 
 def test_a_step_without_a_plan_on_a_partly_frozen_model_walks_it_a_fixed_number_of_times(tmp_path):
