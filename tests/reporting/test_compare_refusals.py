@@ -111,6 +111,18 @@ def test_labels_that_the_collator_makes_are_judged_as_the_model_gets_them(tmp_pa
     assert trained == ["probe"]
 
 
+def test_labels_that_the_collator_makes_may_be_of_one_class_in_the_few_rows_that_are_looked_at(tmp_path, trained):
+    def collate(rows):
+        return {
+            "input_ids": torch.tensor([row["input_ids"] for row in rows]),
+            "labels": torch.tensor([int(row["input_ids"][0] in (11, 12, 13)) for row in rows]),
+        }
+
+    rows = [{"input_ids": [10 + place, 5, 6]} for place in range(32)]
+    tiny_comparison(PROBE, tmp_path, data_collator=collate, train_dataset=rows, eval_dataset=rows)
+    assert trained == ["probe"]
+
+
 def test_a_model_that_is_returned_again_is_refused(tmp_path, trained):
     model = tiny_bert()
     with pytest.raises(FreezeError, match="model_init returned the same model twice"):

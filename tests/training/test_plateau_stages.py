@@ -217,6 +217,13 @@ def test_restore_best_begins_the_stage_with_the_weights_of_the_best_evaluation(t
     assert not made.weights.rewound(5, to=5)
 
 
+def test_a_metric_that_later_evaluations_lack_is_missed(tmp_path) -> None:
+    figures = iter([{"quality": 1.0}])
+    made = staged(tmp_path, "trainer", thaw_at(patience=9), measured=lambda _: next(figures, {"other": 1.0}))
+    with pytest.raises(PlanError, match="eval_quality"):
+        made.train()
+
+
 def test_a_run_resumes_in_the_stage_after_the_one_that_went_back_to_its_best(tmp_path) -> None:
     plan, saving = thaw_at(restore_best=True), {"save_strategy": "steps", "save_steps": 6}
     whole = staged(tmp_path / "whole", "trainer", plan, measured=Measured(1, 2, 1), **saving)
