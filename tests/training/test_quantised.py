@@ -8,12 +8,13 @@ from transformers import Trainer, TrainingArguments
 
 from hf_freeze import FreezeCallback, FreezePlan, FreezeTrainer, FreezeTrainingArguments, Stage, trainable_summary
 from hf_freeze.training.digests import digests
-from tests.installed import USE_CPU
+from tests.installed import USE_CPU, since
 from tests.models import text_rows, tiny_llama
 
+TORCHAO = pytest.param("torchao", marks=since("5.8", "the Trainer does not train over what torchao quantised"))
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # the packages' own
-    pytest.mark.parametrize("kind", ["4 bits", "8 bits", "torchao"]),
+    pytest.mark.parametrize("kind", ["4 bits", "8 bits", TORCHAO]),
 ]
 ADAPTERS = FreezePlan(trainable="adapters")
 

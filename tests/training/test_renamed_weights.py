@@ -72,6 +72,8 @@ def test_what_is_saved_by_no_name_keeps_its_value_where_it_is_frozen_and_is_miss
     del saved[next(name for name in saved if f".{layer}." in name and saved[name].dim() == 2)]
     save_file(saved, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
     made = trainer(tmp_path / "again", Watched)
+    if not lost_and_unknown(made.model, saved)[1]:
+        pytest.skip("this version saves ViT by the names of the model")
     if layer == 1:
         with pytest.raises(FreezeError, match=r"holds no '.*\.1\..*', which trains, but"):
             made.train(resume_from_checkpoint=str(folder))
