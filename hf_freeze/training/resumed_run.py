@@ -49,7 +49,8 @@ class ResumedRun:
     def _require_state_of(self, optimizer: object) -> None:
         # torch takes it over, options and all, and the first step ends in a KeyError.
         inner: Any = inner_optimizer(optimizer)
-        options = getattr(inner, "defaults", {}).keys()
+        # When it loads, torch adds the last to the defaults of every optimizer, and to the groups of its own alone.
+        options = getattr(inner, "defaults", {}).keys() - {"differentiable"}
         if lacking := sorted({name for group in inner.param_groups for name in options - group.keys()}):
             raise FreezeError(
                 f"{str(Path(self.folder) / OPTIMIZER_NAME)!r} holds the state of another optimizer than this run's "

@@ -509,6 +509,42 @@ REPORTING = [
 ]
 CHECKPOINTS = [
     change(
+        "training/recomputation.py",
+        '.get("use_reentrant") is not False',
+        '.get("use_reentrant")',
+        "training/recomputation::layers_above_frozen_ones_train_whoever_set_checkpointing_up[FreezeTrainer-by_peft]",
+    ),
+    change(
+        "training/recomputation.py",
+        "    if by_transformers:\n",
+        "    if True:\n",
+        "training/recomputation::layers_above_frozen_ones_train_whoever_set_checkpointing_up[Trainer-ByItself]",
+    ),
+    change(
+        "training/freezing.py",
+        "self._follow = [*noisy, *eight_bit_layers(model)]",
+        "self._follow = noisy",
+        "training/quantised::adapters_train_as_under_a_plain_trainer[mixin--cpu-8 bits]",
+    ),
+    change(
+        "training/digests.py",
+        "    if parts[0] is not tensor:\n",
+        "    if False:\n",
+        "training/quantised::adapters_train_as_under_a_plain_trainer[mixin--cpu-torchao]",
+    ),
+    change(
+        "training/weighted_training.py",
+        'rounded = self.accelerator.mixed_precision != "no"',
+        "rounded = False",
+        "training/weighted_loss::a_loss_that_mixed_precision_rounded_is_still_the_plain_one",
+    ),
+    change(
+        "training/epoch_order.py",
+        "        batches.generator = torch.Generator().manual_seed(seed)\n",
+        "        pass\n",
+        "training/epoch_order::a_run_resumed_in_mid_epoch_draws_the_rows_that_the_uninterrupted_one_drew[workers]",
+    ),
+    change(
         "training/callbacks.py",
         "            require_whole(folder, optimizer=is_whole(trainer.args))\n",
         "            pass\n",

@@ -194,6 +194,12 @@ def test_the_state_of_another_optimizer_is_refused(saved, tmp_path, optim) -> No
         resume(folder, optim=optim)
 
 
+@pytest.mark.parametrize("optim", ["sgd", "adafactor"])
+def test_the_state_of_the_same_optimizer_is_gone_on_with(tmp_path, optim) -> None:
+    trainer(tmp_path, plan=PLAN, **SAVING, optim=optim).train()
+    assert resume(tmp_path / "checkpoint-2", optim=optim).state.global_step == 4
+
+
 @pytest.mark.parametrize("other", [{"hidden_size": 32}, {"num_labels": 3}], ids=str)
 def test_weights_of_another_size_are_refused(saved, tmp_path, other) -> None:
     folder = copied(saved, tmp_path)
