@@ -67,7 +67,8 @@ def check_weights(model: nn.Module) -> Check:
 def _floating(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for path, tensor in (*model.named_parameters(), *model.named_buffers()):
         is_statistic = "running" in path or isinstance(tensor, nn.Parameter)  # a mask may hold -inf on purpose
-        for piece in parts_of(tensor) if is_statistic else ():
+        own: Any = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        for piece in parts_of(own) if is_statistic else ():
             if piece.is_floating_point() and piece.numel() and piece.element_size() > 1:
                 yield path, piece.detach()
 

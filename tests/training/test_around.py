@@ -197,12 +197,15 @@ def test_after_an_attempt_without_memory_the_plan_starts_anew(tmp_path, how, sch
 
     assert stages(made) == EPOCHS_OF_SEVEN
     scheduled = [0.01 * (1 - step / 8) if schedule == "linear" else 0.01 for step in range(8)]
-    ramp = [0, 0, 0.5 if how == "trainer" else 1, 1, 1, 1, 1, 1]
-    assert rates(made, "trainable in stages 0-1") == pytest.approx([*scheduled[:7], 0])
-    assert rates(made, "trainable from stage 1") == pytest.approx([s * r for s, r in zip(scheduled, ramp, strict=True)])
-    assert rates(made, "trainable from stage 2") == pytest.approx(
-        [0] * 7 + [scheduled[7] * (0.5 if how == "trainer" else 1)]
-    )
+    if how == "callback":
+        assert rates(made, "trainable") == pytest.approx(scheduled)
+    else:
+        ramp = [0, 0, 0.5, 1, 1, 1, 1, 1]
+        assert rates(made, "trainable in stages 0-1") == pytest.approx([*scheduled[:7], 0])
+        assert rates(made, "trainable from stage 1") == pytest.approx(
+            [s * r for s, r in zip(scheduled, ramp, strict=True)]
+        )
+        assert rates(made, "trainable from stage 2") == pytest.approx([0] * 7 + [scheduled[7] * 0.5])
     made.model.train()
     assert all(module.training for module in made.model.modules())
 
@@ -318,7 +321,7 @@ def test_tensorboard_gets_rates_stage_and_trainable_count(tmp_path, how) -> None
     (events,) = tmp_path.rglob("events.out.tfevents.*")
     written = EventAccumulator(str(events)).Reload()
     groups = {key for entry in training_logs(made) for key in entry if key.startswith("lr/")}
-    assert len(groups) > 1
+    assert groups
     for key in ("stage", "trainable_params", *groups):
         found = {event.step: event.value for event in written.Scalars(f"train/{key}")}
         expected = {entry["step"]: entry[key] for entry in training_logs(made) if key in entry}
