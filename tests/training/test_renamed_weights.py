@@ -14,6 +14,14 @@ from tests.features.runs import images
 from tests.models import tiny_gpt2_lm, tiny_vit
 from tests.quiet import quiet_arguments
 
+VALUES = {
+    "per_device_train_batch_size": 4,
+    "num_train_epochs": 2,
+    "learning_rate": 1e-2,
+    "save_strategy": "epoch",
+    "eval_strategy": "epoch",
+}
+
 
 def trainer(folder, cls=FreezeTrainer, **given):
     arguments = FreezeTrainingArguments(
@@ -22,11 +30,7 @@ def trainer(folder, cls=FreezeTrainer, **given):
         use_cpu=True,
         report_to=[],
         disable_tqdm=True,
-        per_device_train_batch_size=4,
-        num_train_epochs=2,
-        learning_rate=1e-2,
-        save_strategy="epoch",
-        eval_strategy="epoch",
+        **VALUES,
         **given,
     )
     return cls(tiny_vit(), arguments, train_dataset=images(12, size=16), eval_dataset=images(8, seed=1, size=16))
@@ -111,11 +115,7 @@ def plain_trainer(folder, **given):
     arguments = quiet_arguments(
         folder,
         cls=TrainingArguments,
-        per_device_train_batch_size=4,
-        num_train_epochs=2,
-        learning_rate=1e-2,
-        save_strategy="epoch",
-        eval_strategy="epoch",
+        **VALUES,
         **given,
     )
     rows, others = images(12, size=16), images(8, seed=1, size=16)
